@@ -1,0 +1,1 @@
+"""l2t: learning to teach with dynamic loss functions."""

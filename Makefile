@@ -1,0 +1,59 @@
+# From a bare clone: `make demo` shows a taught student, `make test` runs everything that CI runs.
+# Each step leaves a stamp when it is complete, so that an interrupted set-up goes on where it stopped and a second call does nothing twice.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+RUNS   ?= runs/demo
+JOBS   ?= 2
+
+SOURCES := pyproject.toml setup.py CMakeLists.txt MANIFEST.in README.md $(shell find l2t csrc -type f -not -name '*.so' -not -path '*/__pycache__/*')
+NATIVE  := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-long lint format bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.requirements: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --requirement requirements.txt
+	@touch $@
+
+$(VENV)/.wheel: $(VENV)/.requirements $(SOURCES)
+	@rm -rf dist/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip wheel . --disable-pip-version-check --quiet --no-deps --no-build-isolation --wheel-dir dist/wheel
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --force-reinstall dist/wheel/l2t-*.whl
+	@touch $@
+
+setup: $(VENV)/.wheel  ## .venv with everything pinned, and l2t built and installed as a wheel
+
+demo: setup  ## teach three teachers on mnist1d, compare with tuned baselines, write a page
+	$(BIN)/l2t teach mnist1d --seeds 0 1 2 --jobs $(JOBS) --out $(RUNS) --resume
+	$(BIN)/l2t compare $(RUNS) --jobs $(JOBS)
+	$(BIN)/l2t report $(RUNS)
+
+lint: setup  ## ruff, clang-format, mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(BIN)/mypy
+
+test: lint  ## lint, house rules, native and Python tests, examples in the docs
+	$(BIN)/pytest -n 2 -m "not long"
+
+test-long: setup  ## the tests that take minutes
+	$(BIN)/pytest -m long
+
+bench: setup  ## one teacher gradient against plain autograd, and the guard against three runs that diverge
+	$(BIN)/python benchmarks/teacher_gradient.py
+	$(BIN)/python benchmarks/guard.py
+
+format: $(VENV)/.requirements  ## rewrite the sources as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
+
+clean:  ## remove everything that make made, .venv included
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,400 @@
+"""The teacher: the state of a student in training -> the coefficients of its loss (docs/math.md, section 8).
+
+    state -> features -> attention over slots -> raw numbers q -> bounds -> W, b -> calibration ->
+    Coefficients(W, b, scale)
+
+The attention is that of Wu et al., "Learning to Teach with Dynamic Loss Functions" (NeurIPS 2018), section
+3.1: every slot holds one set of coefficients, and the state chooses among them. The bounds and the
+calibration are ours: without them a teacher changes the student's step size more than its loss, and its
+gradients grow without bound.
+
+Bounds. With h = tanh(q), the row of class y has the sum r_y = a0 exp(lim h_yy) and the off-diagonals r_y
+f_y rho h_yj, which are taken from the diagonal, so the row sum stays r_y. f_y = 1 / sqrt(1 + (t_y / s)^2)
+with t_y = rho sum_j h_yj and s = (1 - 1/C) / 2 keeps more than half of the row's pull on the diagonal
+whatever the raw numbers are. b_y = bs tanh(q).
+
+Calibration. The pull of a row on its true logit at uniform p is kappa_y phi'(u0_y) (W_yy - R_y / C); kappa
+makes it that of cross-entropy, 1 - 1/C: for every class, or (calibration="mean") on the average of the
+classes, which leaves the teacher one weight per class.
+
+Not here: what a state is measured on (students.py) and how a teacher learns (teach.py).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from l2t import check
+from l2t.files import read_tensors, write_json, write_tensors
+from l2t.functional import dynamic_loss
+from l2t.weight import Diagonal, Full, LowRank, Weight
+
+KINDS = ("shared", "per-class", "low-rank", "full")
+LINKS = ("sigmoid", "identity", "log-sigmoid")
+CALIBRATIONS = ("class", "mean")
+
+
+class Coefficients(NamedTuple):
+    """What a teacher sets: the tables of :func:`l2t.dynamic_loss` for C classes.
+
+    ``weight`` is a record of ``l2t.weight`` (full (C, C), diagonal (C,), low rank (C,), (C, r), (C, r)),
+    ``bias`` is (C,) or None and ``scale`` is (C,) or None.
+    """
+
+    weight: Weight | Tensor | None
+    bias: Tensor | None
+    scale: Tensor | None
+
+
+class StudentState(NamedTuple):
+    """How far a student is: floats or 0-dim tensors (shape (S,) under ``torch.vmap`` over S students).
+
+    ``progress`` runs from 0 to 1; losses are running means of cross-entropy in nats, accuracies of the
+    share of rows that are right, in [0, 1]. They are constants of the run: no gradient flows through them
+    (docs/math.md, section 5).
+    """
+
+    progress: float | Tensor
+    train_loss: float | Tensor
+    train_accuracy: float | Tensor
+    dev_loss: float | Tensor | None = None
+    dev_accuracy: float | Tensor | None = None
+
+
+class Teacher(nn.Module):
+    """Attention over slots of loss coefficients, bounded and calibrated (docs/math.md, section 8).
+
+    It starts as a loss that trains a student as cross-entropy does. Works under
+    ``torch.func.functional_call`` and ``torch.vmap`` with stacked parameters and states, in float32 and
+    float64.
+
+    Args:
+        num_classes: number of classes C, at least 2.
+        weight: what the teacher sets, which is its capacity against the dev set: ``"shared"`` (one number
+            for all classes), ``"per-class"`` (one each), ``"low-rank"`` (these and a rank-``rank`` matrix)
+            or ``"full"`` (C x C).
+        slots: number of slots K. One slot is a static loss: see :func:`static_teacher`.
+        link: ``"sigmoid"`` (the family of the paper), ``"identity"`` or ``"log-sigmoid"``. The identity
+            link has no bias, since a constant beside a loss changes nothing.
+        features: which fields of :class:`StudentState` the teacher sees.
+        rank: columns of the low-rank part.
+        calibration: ``"class"`` gives every class cross-entropy's pull at uniform p, ``"mean"`` gives it to
+            their average.
+        diagonal_start, diagonal_range: a0 and lim of the row sums a0 exp(lim tanh q). Default a0: 1 for the
+            identity link, 0.3 else, where the link is close to a line.
+        off_diagonal_scale: rho, the bound of an off-diagonal as a share of its row sum.
+        bias_range: bs, the bound of |b|.
+        spread: standard deviation of the raw numbers at the start. Not zero: slots that are all alike give
+            the attention no gradient.
+        seed: of the start values.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: for an unknown name, sizes that make no sense, and for choices that are cross-entropy
+            whatever the teacher says ("shared" with the identity link; "per-class" with it and calibration
+            "class").
+
+    Example:
+        >>> import torch, l2t
+        >>> teacher = l2t.Teacher(10, "per-class")
+        >>> state = l2t.StudentState(progress=0.5, train_loss=0.7, train_accuracy=0.8)
+        >>> teacher(state).scale.shape
+        torch.Size([10])
+        >>> logits = torch.randn(32, 10, requires_grad=True)
+        >>> teacher.loss(logits, torch.randint(10, (32,)), state).backward()
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        weight: str = "shared",
+        *,
+        slots: int = 4,
+        link: str = "sigmoid",
+        features: Sequence[str] = ("progress", "train_loss", "train_accuracy"),
+        rank: int = 4,
+        calibration: str = "class",
+        diagonal_start: float | None = None,
+        diagonal_range: float = 2.0,
+        off_diagonal_scale: float = 0.1,
+        bias_range: float = 6.0,
+        spread: float = 0.02,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        check.teacher_choice("weight", weight, KINDS)
+        check.teacher_choice("link", link, LINKS)
+        check.teacher_choice("calibration", calibration, CALIBRATIONS)
+        check.teacher_size("num_classes", num_classes, 2)
+        check.teacher_size("slots", slots, 1)
+        check.teacher_size("rank", rank, 1)
+        check.teacher_features(features, StudentState._fields, slots)
+        check.teacher_has_a_say(weight, link, calibration)
+        if diagonal_start is None:
+            diagonal_start = 1.0 if link == "identity" else 0.3
+        bounds = {
+            "diagonal_start": diagonal_start,
+            "diagonal_range": diagonal_range,
+            "off_diagonal_scale": off_diagonal_scale,
+            "bias_range": bias_range,
+            "spread": spread,
+        }
+        for name, value in bounds.items():
+            check.teacher_positive(name, value)
+        self.num_classes = num_classes
+        self.kind = weight
+        self.slots = slots
+        self.link = link
+        self.features = tuple(features)
+        self.rank = rank
+        self.calibration = calibration
+        self.diagonal_start = float(diagonal_start)
+        self.diagonal_range = float(diagonal_range)
+        self.off_diagonal_scale = float(off_diagonal_scale)
+        self.bias_range = float(bias_range)
+        self.spread = float(spread)
+
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int, std: float = 1.0) -> nn.Parameter:
+            # Drawn in float64, so that a float64 teacher is the float32 one but for rounding.
+            return nn.Parameter(
+                (std * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+            )
+
+        sizes = {
+            "shared": (1,),
+            "per-class": (num_classes,),
+            "low-rank": (num_classes,),
+            "full": (num_classes, num_classes),
+        }
+        self._make_mix(normal)
+        self.weight = normal(slots, *sizes[weight], std=spread)  # [K, 1], [K, C] or [K, C, C]
+        if weight == "low-rank":
+            # Of two factors that both start at zero neither would ever move; right starts at full size.
+            self.left = normal(slots, num_classes, rank, std=spread)
+            self.right = normal(num_classes, rank)
+        if link != "identity":
+            self.bias = normal(slots, 1 if weight == "shared" else num_classes, std=spread)
+
+    def _make_mix(self, normal: Callable[..., nn.Parameter]) -> None:
+        if self.slots > 1:
+            self.keys = normal(len(self.features), self.slots)
+
+    def _mix(self, features: Tensor) -> Tensor:
+        """Share of each slot, [K]: softmax(features . keys)."""
+        return torch.softmax(features @ self.keys, -1)
+
+    def _features(self, state: StudentState) -> Tensor:
+        """The chosen fields of ``state`` as numbers of order one, [F].
+
+        Bounded, so that no outlier owns the attention.
+        """
+        units = {  # factor and shift
+            "progress": (4.0, 2.0),
+            "loss": (2.0 / math.log(self.num_classes), 0.0),
+            "accuracy": (2.0, 1.0),
+        }
+        values = []
+        for name in self.features:
+            value = getattr(state, name)
+            check.teacher_state(name, value)
+            factor, shift = units[name.rpartition("_")[2]]
+            value = torch.as_tensor(value, dtype=self.weight.dtype, device=self.weight.device).detach()
+            values.append((factor * value - shift).clamp(-4.0, 4.0))
+        return torch.stack(values)
+
+    def forward(self, state: StudentState) -> Coefficients:
+        """Coefficients of the loss for a student in ``state``, differentiable in the teacher's parameters.
+
+        Raises:
+            ValueError: when the state lacks a feature that this teacher was made to see.
+        """
+        if self.slots > 1:
+            mix = self._mix(self._features(state))
+
+            def mixed(slots: Tensor) -> Tensor:
+                return torch.tensordot(mix, slots, 1)
+        else:
+
+            def mixed(slots: Tensor) -> Tensor:
+                return slots[0]
+
+        classes, rho = self.num_classes, self.off_diagonal_scale
+        raw = mixed(self.weight)
+        own = raw.diagonal() if self.kind == "full" else raw
+        row = self.diagonal_start * (self.diagonal_range * own.tanh()).exp()
+        row = row.expand(classes)  # [C], the row sums
+        given = torch.zeros_like(row)  # share of the row sum that the off-diagonals get
+        weight: Weight
+        if self.kind == "full":
+            off = rho * raw.tanh()
+            off = off - torch.diag(off.diagonal())  # [C, C]
+            given, shrink = self._shrink(off.sum(-1))
+            weight = Full((row * shrink)[:, None] * off + torch.diag(row * (1.0 - given)))
+        elif self.kind == "low-rank":
+            left = rho / math.sqrt(self.rank) * mixed(self.left).tanh()  # [C, r]
+            right = self.right.tanh()  # [C, r]
+            whole = left @ right.sum(0)
+            given, shrink = self._shrink(whole - (left * right).sum(-1))
+            weight = LowRank(row * (1.0 - shrink * whole), (row * shrink)[:, None] * left, right)
+        else:
+            weight = Diagonal(row)
+        start = -math.log(classes) * row  # u at uniform p
+        bias = None
+        if self.link != "identity":
+            bias = (self.bias_range * mixed(self.bias).tanh()).expand(classes)
+            start = start + bias
+        pull = _slope(self.link, start) * row * (1.0 - given - 1.0 / classes)
+        if self.calibration == "mean":
+            pull = pull.mean(-1, keepdim=True).expand(classes)
+        return Coefficients(weight, bias, (1.0 - 1.0 / classes) / pull)
+
+    def _shrink(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        """The off-diagonals' share of the row after shrinking, and the factor that shrinks them, [C] each."""
+        half = (1.0 - 1.0 / self.num_classes) / 2.0
+        factor = (1.0 + (total / half).square()).rsqrt()
+        return total * factor, factor
+
+    def loss(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        state: StudentState,
+        *,
+        sample_weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """The loss that the teacher gives a student in ``state``: all that a training loop needs.
+
+        Arguments, result and errors are those of :func:`l2t.dynamic_loss`.
+        """
+        weight, bias, scale = self(state)
+        return dynamic_loss(
+            logits,
+            target,
+            weight,
+            bias,
+            scale,
+            link=self.link,
+            sample_weight=sample_weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+        )
+
+    def config(self) -> dict[str, Any]:
+        """What it takes to make this teacher again, but for its numbers: a JSON-able dict."""
+        return {
+            "class": type(self).__name__,
+            "num_classes": self.num_classes,
+            "weight": self.kind,
+            "slots": self.slots,
+            "link": self.link,
+            "features": list(self.features),
+            "rank": self.rank,
+            "calibration": self.calibration,
+            "diagonal_start": self.diagonal_start,
+            "diagonal_range": self.diagonal_range,
+            "off_diagonal_scale": self.off_diagonal_scale,
+            "bias_range": self.bias_range,
+            "spread": self.spread,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the teacher to the file ``path`` (``*.safetensors``) or into the directory ``path``.
+
+        In a directory its name is ``teacher.safetensors``.
+
+        The settings go into the same file, so it is whole or absent; a copy of them is written beside it as
+        JSON to read.
+        """
+        file = _file(path)
+        write_tensors(file, dict(self.state_dict()), {"teacher": self.config()})
+        write_json(file.with_suffix(".json"), self.config())
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Teacher:
+        """The teacher that :meth:`save` wrote to ``path`` (a ``*.safetensors`` file or its directory).
+
+        Raises:
+            FileNotFoundError: when there is none.
+            ValueError: when the file is not a teacher of this library.
+        """
+        file = _file(path)
+        check.teacher_file_exists(file)
+        tensors, about = read_tensors(file)
+        config = dict(about.get("teacher", {}))
+        kind = _CLASSES.get(config.pop("class", ""))
+        check.teacher_file_is_one(file, kind is not None)
+        assert kind is not None  # for the type checker: the line above raised
+        teacher = kind(**config, dtype=tensors["weight"].dtype)
+        teacher.load_state_dict(tensors)
+        return teacher
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.config().items() if name != "class")
+
+
+class GateTeacher(Teacher):
+    """The scalar gate of the authors' published demo: W_t = W_0 + g(s) W_1 in place of attention over slots.
+
+    g(s) = tanh((features . w + c) / 2), and the sum is of raw numbers, bounded and calibrated as every
+    teacher's are. The authors start w, c and W_1 at zero, where all three have zero gradient for ever
+    (docs/math.md, section 7); here they do not. Arguments as for :class:`Teacher`, less ``slots``: there
+    are two.
+
+    Example:
+        >>> import l2t
+        >>> l2t.GateTeacher(10, "full")(l2t.StudentState(0.0, 2.3, 0.1)).weight.weight.shape
+        torch.Size([10, 10])
+    """
+
+    def __init__(self, num_classes: int, weight: str = "shared", *, slots: int = 2, **settings: Any) -> None:
+        check.gate_slots(slots)
+        super().__init__(num_classes, weight, slots=slots, **settings)
+
+    def _make_mix(self, normal: Callable[..., nn.Parameter]) -> None:
+        self.gate_weight = normal(len(self.features))
+        self.gate_bias = normal(1)
+
+    def _mix(self, features: Tensor) -> Tensor:
+        gate = torch.tanh((features @ self.gate_weight + self.gate_bias) / 2.0)
+        return torch.cat([torch.ones_like(gate), gate])
+
+
+def static_teacher(num_classes: int, weight: str = "shared", **settings: Any) -> Teacher:
+    """A teacher of one slot: the same loss for every state, to compare a dynamic one with.
+
+    Example:
+        >>> import l2t
+        >>> teacher = l2t.static_teacher(10, "full", link="identity")
+        >>> [name for name, _ in teacher.named_parameters()]
+        ['weight']
+    """
+    return Teacher(num_classes, weight, slots=1, **settings)
+
+
+_CLASSES: dict[str, type[Teacher]] = {"Teacher": Teacher, "GateTeacher": GateTeacher}
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path / "teacher.safetensors"
+
+
+def _slope(link: str, u: Tensor) -> Tensor:
+    """First derivative of the link (docs/math.md, section 4), exact where 1 - sigmoid(u) is not."""
+    if link == "identity":
+        return torch.ones_like(u)
+    if link == "log-sigmoid":
+        return torch.sigmoid(-u)
+    return torch.sigmoid(u) * torch.sigmoid(-u)

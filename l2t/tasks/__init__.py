@@ -1,0 +1,35 @@
+"""Tasks that can be taught out of the box: one file a task, found by name. See ``task.py`` for what a task
+is.
+
+Example:
+    >>> names()
+    ('digits', 'mnist1d')
+    >>> data = get("digits").load("pair-flip")
+    >>> data.train[0].shape, data.test[0].shape
+    (torch.Size([800, 64]), torch.Size([797, 64]))
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+
+from l2t import check
+from l2t.tasks.regimes import Draw, Regime
+from l2t.tasks.task import Data, Setting, Source, Task
+
+__all__ = ["Data", "Draw", "Regime", "Setting", "Source", "Task", "get", "names"]
+
+_HELPERS = ("regimes", "task")
+
+
+def names() -> tuple[str, ...]:
+    """Names of the tasks: every file of this folder that is not a helper is one."""
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in found if name not in _HELPERS))
+
+
+def get(name: str) -> Task:
+    """The task of that name; an unknown name raises a ValueError that lists the known ones."""
+    task: Task = import_module(f"{__name__}.{check.known('tasks', 'task', name, names())}").TASK
+    return task

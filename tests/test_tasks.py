@@ -1,0 +1,297 @@
+"""Tasks and regimes: counts, flip rates, disjointness, seeds, what stays untouched, and the sentences."""
+
+import builtins
+import random
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from l2t import tasks
+from l2t.tasks import regimes
+from l2t.tasks.task import Data, Setting, Source, Task
+
+NAMES = tasks.names()
+ALL = [(name, regime) for name in NAMES for regime in tasks.get(name).regimes]
+NOISY = [(name, regime) for name, regime in ALL if regime in ("symmetric", "pair-flip")]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@cache
+def source(name: str) -> Source:
+    return tasks.get(name).source()
+
+
+def rows(x: torch.Tensor) -> set[bytes]:
+    return {row.numpy().tobytes() for row in x}
+
+
+# ---- noise
+
+
+@pytest.mark.parametrize("make", [regimes.symmetric, regimes.pair_flip])
+@settings(deadline=None)
+@given(num_classes=st.integers(2, 30), rate=st.floats(0, 1))
+def test_a_noise_matrix_has_rows_of_probabilities(make, num_classes, rate):
+    matrix = make(num_classes, rate)
+    assert matrix.shape == (num_classes, num_classes)
+    assert matrix.dtype == torch.float64
+    assert (matrix >= 0).all()
+    torch.testing.assert_close(matrix.sum(1), torch.ones(num_classes, dtype=torch.float64))
+    torch.testing.assert_close(matrix.diagonal(), torch.full((num_classes,), 1 - rate, dtype=torch.float64))
+
+
+def test_noise_goes_where_it_should():
+    assert regimes.pair_flip(4, 1.0).argmax(1).tolist() == [1, 2, 3, 0]
+    off = regimes.symmetric(5, 0.4)[~torch.eye(5, dtype=torch.bool)]
+    torch.testing.assert_close(off, torch.full((20,), 0.1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("make", [regimes.symmetric, regimes.pair_flip])
+def test_flipped_labels_follow_the_matrix(make):
+    matrix = make(6, 0.4)
+    target = torch.arange(6).repeat_interleave(4000)
+    flipped = regimes.flip(target, matrix, generator())
+    for label in range(6):
+        seen = flipped[target == label].bincount(minlength=6).numpy()
+        possible = matrix[label].numpy() > 0
+        assert seen[~possible].sum() == 0
+        expected = 4000 * matrix[label].numpy()[possible]
+        assert stats.chisquare(seen[possible], expected).pvalue > 1e-4
+
+
+@given(seed=st.integers(0, 2**40), rate=st.sampled_from([0.0, 1.0]))
+@settings(max_examples=20, deadline=None)
+def test_certain_noise_is_certain(seed, rate):
+    target = torch.randint(0, 7, (200,), generator=generator(seed))
+    flipped = regimes.flip(target, regimes.pair_flip(7, rate), generator(seed))
+    assert flipped.tolist() == ((target + int(rate)) % 7).tolist()
+
+
+# ---- subsets
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**40), size=st.integers(1, 300), share=st.floats(0, 1))
+def test_stratified_splits_by_class(seed, size, share):
+    target = torch.randint(0, 5, (size,), generator=generator(seed))
+    count = round(share * size)
+    taken, rest = regimes.stratified(target, count, generator(seed))
+    assert len(taken) == count
+    assert sorted(taken.tolist() + rest.tolist()) == list(range(size))
+    got, all_of = target[taken].bincount(minlength=5), target.bincount(minlength=5)
+    assert ((got - all_of * count / size).abs() < 1).all()
+
+
+def test_stratified_differs_by_seed_and_repeats():
+    target = torch.arange(10).repeat(20)
+    first, again, other = (regimes.stratified(target, 50, generator(seed))[0] for seed in (3, 3, 4))
+    assert first.tolist() == again.tolist() != other.tolist()
+
+
+def test_long_tail_counts():
+    target = torch.arange(5).repeat(100)
+    kept = regimes.long_tail(target, 16.0, generator())
+    assert target[kept].bincount().tolist() == [100, 50, 25, 12, 6]  # 100 / 16 ** (c / 4)
+    assert len(set(kept.tolist())) == len(kept)
+
+
+@settings(deadline=None)
+@given(imbalance=st.floats(1, 1e6), size=st.integers(1, 50))
+def test_long_tail_never_empties_a_class(imbalance, size):
+    target = torch.arange(4).repeat(size)
+    counts = target[regimes.long_tail(target, imbalance, generator())].bincount(minlength=4).tolist()
+    assert counts[0] == size
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == max(1, round(size / imbalance))
+
+
+# ---- the tasks
+
+
+def test_there_are_the_promised_tasks_and_regimes():
+    assert set(NAMES) >= {"digits", "mnist1d"}
+    for name in NAMES:
+        assert set(tasks.get(name).regimes) == {"clean", "few", "symmetric", "pair-flip", "long-tail"}
+        assert tasks.get(name).name == name
+
+
+@pytest.mark.parametrize(("name", "regime"), ALL)
+def test_data_are_what_they_say(name, regime):
+    data = tasks.get(name).load(regime)
+    for x, y in (data.train, data.test, *([data.dev] if data.dev else [])):
+        assert x.dtype == torch.float32
+        assert y.dtype == torch.int64
+        assert len(x) == len(y)
+        assert set(y.tolist()) == set(range(data.num_classes))
+    assert abs(data.train[0].mean()) < 1e-5  # fitted on train, and on nothing else
+    assert abs(data.train[0].std() - 1) < 1e-5
+    parts = [rows(part[0]) for part in (data.train, data.test, *([data.dev] if data.dev else []))]
+    assert len(set().union(*parts)) == sum(map(len, parts)) == sum(len(part) for part in parts)
+    assert (data.noise is not None) == data.dev_is_clean == (regime in ("symmetric", "pair-flip"))
+
+
+@pytest.mark.parametrize(("name", "regime"), ALL)
+def test_every_row_keeps_its_pixels_and_only_training_labels_move(name, regime):
+    task = tasks.get(name)
+    pool, test = source(name)
+    label = {row.numpy().tobytes(): int(y) for part in (pool, test) for row, y in zip(*part, strict=True)}
+    setting = task.setting(regime)
+    draw = setting.regime.draw(pool[1], task.num_classes, generator(5))
+    data = task.load(regime, seed=5)
+    scale = pool[0][draw.train].std(), pool[0][draw.train].mean()
+    torch.testing.assert_close(data.train[0] * scale[0] + scale[1], pool[0][draw.train])
+    torch.testing.assert_close(data.test[0] * scale[0] + scale[1], test[0])
+    assert data.test[1].tolist() == test[1].tolist() == [label[row.numpy().tobytes()] for row in test[0]]
+    if data.dev:
+        assert data.dev[1].tolist() == pool[1][draw.dev].tolist()
+    flipped = (data.train[1] != pool[1][draw.train]).sum().item()
+    if data.noise is None:
+        assert flipped == 0
+    else:
+        rate = 1 - data.noise.diagonal().mean().item()
+        assert rate == pytest.approx(0.4)
+        low, high = stats.binom.interval(1 - 1e-6, len(data.train[1]), rate)
+        assert low <= flipped <= high
+
+
+@pytest.mark.parametrize(("name", "regime"), ALL)
+def test_seeds_move_the_draw_and_never_the_test_set(name, regime):
+    task = tasks.get(name)
+    first, again, other = (task.load(regime, seed) for seed in (0, 0, 1))
+    for a, b in zip(flat(first), flat(again), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(first.test[1], other.test[1])
+    unscaled = [(x - x.mean()) / x.std() for x in (first.test[0], other.test[0])]
+    torch.testing.assert_close(*unscaled, atol=1e-5, rtol=1e-5)
+    if regime == "clean":
+        assert torch.equal(first.train[0], other.train[0])
+    else:
+        assert not all(torch.equal(a, b) for a, b in zip(flat(first), flat(other), strict=True))
+
+
+def flat(data: Data) -> list[torch.Tensor]:
+    return [tensor for part in (data.train, data.test, data.dev or ()) for tensor in part]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loading_leaves_the_global_generators_alone(name):
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(1)
+    before = global_states()
+    tasks.get(name).source()  # past the cache
+    for regime in tasks.get(name).regimes:
+        tasks.get(name).load(regime)
+    assert before == global_states()
+
+
+def global_states() -> tuple[object, ...]:
+    state = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), state[1].tolist(), state[2:], torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_source_repeats_and_is_read_once(name):
+    task = tasks.get(name)
+    for a, b in zip(sum(source(name), ()), sum(task.source(), ()), strict=True):
+        assert torch.equal(a, b)
+    calls = []
+    counted = Task("t", "", task.num_classes, lambda: calls.append(0) or source(name), {}, task.settings)
+    counted.load("clean")
+    counted.load("few")
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_students_map_inputs_to_logits_and_follow_the_seed(name):
+    task = tasks.get(name)
+    x = task.load("few").train[0][:7]
+    for student in task.students:
+        make = task.student(student)
+        torch.manual_seed(3)
+        first = make()(x)
+        torch.manual_seed(3)
+        assert torch.equal(first, make()(x))
+        assert not torch.equal(first, make()(x))
+        assert first.shape == (7, task.num_classes)
+    assert task.student() is task.student(next(iter(task.students)))
+
+
+# ---- sentences
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(
+        ValueError, match=r"l2t.tasks: the task must be one of digits, mnist1d, got 'cifar'\. "
+    ):
+        tasks.get("cifar")
+    task = tasks.get("digits")
+    with pytest.raises(ValueError, match=r"regime of digits must be one of clean, few, .*, got 'dirty'"):
+        task.load("dirty")
+    with pytest.raises(ValueError, match=r"student of digits must be one of mlp, .*, got 'vit'"):
+        task.student("vit")
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: regimes.symmetric(1, 0.2), "num_classes must be 2 or more, got 1"),
+        (lambda: regimes.pair_flip(3, 1.5), r"noise rate must be in \[0, 1\], got 1.5"),
+        (lambda: regimes.symmetric(3, float("nan")), r"noise rate must be in \[0, 1\], got nan"),
+        (
+            lambda: regimes.stratified(torch.zeros(3, dtype=torch.int64), 4, generator()),
+            "between 0 and 3, got 4",
+        ),
+        (
+            lambda: regimes.long_tail(torch.zeros(3, dtype=torch.int64), 0.5, generator()),
+            "1 or more, got 0.5",
+        ),
+    ],
+)
+def test_bad_regimes_are_refused(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()
+
+
+@pytest.mark.parametrize(("name", "package"), [("digits", "scikit-learn"), ("mnist1d", "mnist1d")])
+def test_a_missing_package_is_named_with_its_command(monkeypatch, name, package):
+    real = builtins.__import__
+
+    def without(module, *args, **kwargs):
+        if module.split(".")[0] in ("sklearn", "mnist1d"):
+            raise ImportError(module)
+        return real(module, *args, **kwargs)
+
+    load = tasks.get(name).source
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(
+        ImportError, match=rf"package {package} must be installed.*pip install 'l2t\[tasks\]'"
+    ):
+        load()
+
+
+def test_a_task_of_ones_own():
+    x = torch.randn(40, 3, generator=generator())
+    y = torch.arange(40) % 2
+    task = Task(
+        name="own",
+        title="",
+        num_classes=2,
+        source=lambda: Source((x, y), (x, y)),
+        students={"linear": lambda: torch.nn.Linear(3, 2)},
+        settings={"tiny": Setting(regimes.Regime("", dev=10, samples=20, imbalance=2.0), {}, {})},
+    )
+    data = task.load("tiny")
+    assert data.dev is not None
+    assert data.train[1].bincount().tolist() == [10, 5]
+    assert len(data.dev[1]) == 10
+    assert not data.dev_is_clean  # nothing is noisy, so a dev set is nothing special
+    assert task.teacher("tiny") == {"num_classes": 2}

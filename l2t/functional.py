@@ -1,0 +1,122 @@
+"""dynamic_loss: the fused loss with trainable coefficients, called as `torch.nn.functional.cross_entropy` is.
+
+Here the shapes that users have become rows, dtypes follow PyTorch's rules, and rows are reduced. The loss itself is
+docs/math.md, section 1.
+
+Not here: arithmetic (csrc, reference.py), derivatives (autograd.py) and the sentences of errors (check.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from l2t import autograd, check
+from l2t.reference import LINKS
+from l2t.weight import Diagonal, Full, LowRank, Weight
+
+__all__ = ["dynamic_loss"]
+
+_LINKS = {name: number for number, name in enumerate(LINKS)}
+
+
+def dynamic_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Weight | Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    *,
+    link: str = "sigmoid",
+    sample_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """The dynamic loss ``-κ_y φ(Σ_j W[y, j] log softmax(logits)_j + b_y)`` of samples of class y.
+
+    The family of Wu et al., "Learning to Teach with Dynamic Loss Functions" (NeurIPS 2018), docs/math.md section 1. Shapes,
+    reductions, ``ignore_index``, empty batches and autocast are those of `torch.nn.functional.cross_entropy`, which is the
+    special case ``link="identity"`` without coefficients. It is differentiable twice, to logits, weight, bias, scale and
+    sample_weight, in reverse and forward mode; the same holds under `torch.func` and `torch.vmap`. Under `torch.compile` it
+    is differentiable once.
+
+    Args:
+        logits: unnormalised scores of C classes, shape (N, C), (N, C, d1, ..., dK) or (C,); floating point.
+        target: class of each sample, shape (N,), (N, d1, ..., dK) or (); int64 or uint8, in [0, C) or ``ignore_index``.
+        weight: the coefficients W: a `Full`, `Diagonal` or `LowRank`; a tensor of shape (C, C) is full, one of shape (C,) a
+            diagonal; None is the identity.
+        bias: b, shape (C,); None is 0.
+        scale: κ, shape (C,); None is 1.
+        link: φ: ``"sigmoid"`` (the paper's), ``"identity"`` or ``"log-sigmoid"``.
+        sample_weight: a factor for the loss of each sample, of target's shape; None is 1. A ``"mean"`` divides by the sum of
+            the factors of samples that are not ignored.
+        ignore_index: a target that takes no part: its loss and its gradients are 0, whatever its logits. It may be a class.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns:
+        the loss, 0-dimensional, or of target's shape with ``reduction="none"``.
+
+    The result has the dtype of logits; arithmetic is float64 for float64 and float32 otherwise. Coefficients and sample weights have the dtype of
+    logits or of the arithmetic. Under autocast the loss is computed and returned in float32, as cross-entropy is.
+
+    Raises:
+        ValueError: a shape, a device, a link or a reduction that does not fit.
+        TypeError: a dtype that does not fit, or a weight that is no coefficient matrix.
+        IndexError: a target that is neither a class nor ``ignore_index``.
+
+    Example:
+        >>> import torch, l2t
+        >>> logits = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3]], requires_grad=True)
+        >>> target = torch.tensor([0, 2])
+        >>> weight = l2t.Full.identity(3)
+        >>> l2t.dynamic_loss(logits, target, weight)
+        tensor(-0.3594, grad_fn=<l2t_lossBackward>)
+        >>> l2t.dynamic_loss(logits, target, link="identity")  # cross-entropy
+        tensor(0.6295, grad_fn=<l2t_lossBackward>)
+    """
+    check.loss_choice("link", link, _LINKS)
+    check.loss_choice("reduction", reduction, ("mean", "sum", "none"))
+    check.loss_tensors(logits, target)
+    check.loss_coefficients(logits, weight, bias, scale)
+    if sample_weight is not None:
+        check.loss_sample_weight(logits, target, sample_weight)
+
+    dtype = logits.dtype
+    arithmetic = torch.float64 if dtype is torch.float64 else torch.float32
+    if dtype is not arithmetic and torch.is_autocast_enabled(logits.device.type):
+        dtype = arithmetic
+
+    shape = target.shape
+    if target.dtype is torch.uint8:
+        target = target.long()
+    if logits.dim() != 2:
+        logits = logits.movedim(1, -1).reshape(target.numel(), logits.shape[1]) if logits.dim() > 1 else logits.unsqueeze(0)
+        target = target.reshape(-1)
+    tables = [
+        x if x is None or x.dtype is arithmetic else x.to(arithmetic) for x in (*_parts(weight), bias, scale)
+    ]
+    loss = autograd.rows(logits.to(arithmetic), target, *tables, _LINKS[link], ignore_index, 1)
+
+    if sample_weight is not None or reduction == "mean":
+        factor = target != ignore_index
+        if sample_weight is not None:
+            factor = torch.where(factor, sample_weight.reshape(-1).to(arithmetic), 0.0)
+            loss = loss * factor
+    if reduction == "mean":
+        loss = loss.sum() / factor.sum()
+    elif reduction == "sum":
+        loss = loss.sum()
+    else:
+        loss = loss.reshape(shape)
+    return loss.to(dtype)
+
+
+def _parts(weight: Weight | Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The tables of a coefficient matrix: its full matrix or diagonal, U and V."""
+    if weight is None or isinstance(weight, Tensor):
+        return weight, None, None
+    if isinstance(weight, LowRank):
+        return weight.diagonal, weight.left, weight.right
+    if isinstance(weight, (Full, Diagonal)):
+        return weight[0], None, None
+    raise check.loss_weight(weight)

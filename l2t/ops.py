@@ -1,0 +1,392 @@
+"""The dispatcher ops ``l2t::value``, ``grad``, ``grad_vjp`` and ``grad_jvp``: schemas, kernels, fakes, vmap rules.
+
+One op a derivative (docs/design.md, section 2). Each works on rows: logits (N, C), target (N,), coefficient tables whose
+row ``target[n]`` belongs to sample n, and returns sums over nothing: a loss for every row. A table may be a stack of G
+losses, G·C rows high; the vmap rules fold a batch into rows and, where the batch has coefficients of its own, into such
+groups, so that a vmapped loss is one native call.
+
+On the CPU the ops run csrc/; on any other device l2t.reference, with a warning. This is the only file that knows a data
+pointer or the extension.
+
+Not here: derivatives of the ops (autograd.py), shapes as users have them, and reductions (functional.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2t import check, reference
+
+try:
+    from l2t import _native
+except ImportError:  # until the core is built
+    _native = None
+
+_ROWS, _TARGET, _TABLE, _CONSTANT = "rows", "target", "table", "constant"
+
+# name -> kind of each argument and of each result: what the schemas, the fakes and the vmap rules need to know.
+_COMMON = {
+    "logits": _ROWS,
+    "target": _TARGET,
+    **dict.fromkeys(("weight", "left", "right", "bias", "scale"), _TABLE),
+    **dict.fromkeys(("link", "ignore_index", "groups"), _CONSTANT),
+}
+
+
+def _six(prefix: str) -> dict[str, str]:
+    return {
+        f"{prefix}_logits": _ROWS,
+        **{f"{prefix}_{part}": _TABLE for part in ("weight", "left", "right", "bias", "scale")},
+    }
+
+
+_STATS = {"stats": _ROWS}
+_V_LOSS = {"v_loss": _ROWS}
+_WANTED = {"wanted": _CONSTANT}
+
+ARGUMENTS: dict[str, dict[str, str]] = {
+    "value": _COMMON,
+    "grad": {**_COMMON, **_STATS, **_V_LOSS, **_WANTED},
+    "grad_vjp": {**_COMMON, **_STATS, **_V_LOSS, **_six("x"), **_WANTED},
+    "grad_jvp": {**_COMMON, **_STATS, **_V_LOSS, "t_v_loss": _ROWS, **_six("t"), **_WANTED},
+    # Not an op of its own: the derivative of `value` along tangents, one output of grad_vjp (autograd.py).
+    "value_jvp": {**_COMMON, **_STATS, **_six("t")},
+}
+RESULTS: dict[str, dict[str, str]] = {
+    "value": {"loss": _ROWS, "stats": _ROWS},
+    "grad": _six("d"),
+    "grad_vjp": {"d_v_loss": _ROWS, **_six("d")},
+    "grad_jvp": _six("d"),
+    "value_jvp": {"t_loss": _ROWS},
+}
+OPS = ("value", "grad", "grad_vjp", "grad_jvp")
+
+_TYPES = {"link": "int", "ignore_index": "int", "groups": "int", "wanted": "bool[]"}
+_REQUIRED = ("logits", "target", "stats", "v_loss")
+
+
+def _schema(name: str) -> str:
+    arguments = (
+        f"{_TYPES.get(x, 'Tensor' if x in _REQUIRED else 'Tensor?')} {x}" for x in ARGUMENTS[name]
+    )
+    return f"({', '.join(arguments)}) -> ({', '.join(f'Tensor {x}' for x in RESULTS[name])})"
+
+
+# ---- the CPU: csrc ----
+
+
+def _table(name: str, table: Tensor | None, rows: tuple[int, ...], logits: Tensor) -> Tensor | None:
+    """A coefficient table, its cotangent or its tangent as the core takes it."""
+    if table is None:
+        return None
+    if table.shape != rows or table.dtype != logits.dtype or table.device != logits.device:
+        raise check.op_argument(name, table, rows, logits)
+    return table.contiguous()
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+class _Call:
+    """The first seventeen arguments of every native op, checked, and the tensors that must outlive the call."""
+
+    __slots__ = ("arguments", "kept", "logits", "shapes")
+
+    def __init__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        left: Tensor | None,
+        right: Tensor | None,
+        bias: Tensor | None,
+        scale: Tensor | None,
+        link: int,
+        ignore_index: int,
+        groups: int,
+    ) -> None:
+        if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.float64):
+            raise check.op_logits(logits)
+        n, c = logits.shape
+        if target.shape != (n,) or target.dtype is not torch.int64 or target.device != logits.device:
+            raise check.op_target(target, logits)
+        if (left is None) != (right is None) or (left is not None and left.dim() != 2):
+            raise check.op_low_rank(left, right)
+        if c > 1 and logits.stride(1) != 1:
+            logits = logits.contiguous()
+        classes = groups * c
+        full = left is None and weight is not None and weight.dim() == 2
+        rank = 0 if left is None else left.shape[1]
+        line = (classes,)
+        self.shapes = ((n, c), (classes, c) if full else line, (classes, rank), (classes, rank), line, line)
+        target = target.contiguous()
+        weight = _table("weight", weight, self.shapes[1], logits)
+        left = _table("left", left, self.shapes[2], logits)
+        right = _table("right", right, self.shapes[3], logits)
+        bias = _table("bias", bias, line, logits)
+        scale = _table("scale", scale, line, logits)
+        self.logits = logits
+        self.kept = (target, weight, left, right, bias, scale)
+        self.arguments = (
+            0 if logits.dtype is torch.float32 else 1,
+            link,
+            0 if full else 1 if left is None else 2,
+            torch.get_num_threads(),
+            n,
+            c,
+            groups,
+            rank,
+            ignore_index,
+            logits.data_ptr(),
+            logits.stride(0) if n > 1 else c,
+            target.data_ptr(),
+            _pointer(weight),
+            _pointer(left),
+            _pointer(right),
+            _pointer(bias),
+            _pointer(scale),
+        )
+
+    def rows(self, name: str, tensor: Tensor | None, width: int | None = None) -> Tensor | None:
+        """Something with one entry, or `width` entries, for each row, as the core takes it."""
+        n = self.arguments[4]
+        return _table(name, tensor, (n,) if width is None else (n, width), self.logits)
+
+    def six(
+        self, prefix: str, logits: Tensor | None, *tables: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """Cotangents or tangents of logits, weight, left, right, bias, scale as the core takes them."""
+        names = ("weight", "left", "right", "bias", "scale")
+        return (
+            _table(f"{prefix}_logits", logits, self.shapes[0], self.logits),
+            *(
+                _table(f"{prefix}_{name}", table, shape, self.logits)
+                for name, table, shape in zip(names, tables, self.shapes[1:], strict=True)
+            ),
+        )
+
+    def outputs(self, wanted: Sequence[bool]) -> list[Tensor]:
+        """Room for the gradients to logits, weight, left, right, bias, scale: empty where not wanted."""
+        present = (self.logits, *self.kept[1:])
+        if len(wanted) != 6 or any(w and x is None for w, x in zip(wanted, present, strict=True)):
+            raise check.op_wanted(wanted)
+        return [
+            self.logits.new_empty(shape if want else 0)
+            for want, shape in zip(wanted, self.shapes, strict=True)
+        ]
+
+
+def _written(outputs: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[int, ...]:
+    return tuple(x.data_ptr() if want else 0 for x, want in zip(outputs, wanted, strict=True))
+
+
+def _value(*where: Any) -> tuple[Tensor, Tensor]:
+    call = _Call(*where)
+    n, c, groups, ignore_index = (call.arguments[i] for i in (4, 5, 6, 8))
+    target = call.kept[0]
+    assert target is not None
+    row = _native.check_target(n, groups * c, ignore_index, target.data_ptr())
+    if row >= 0:
+        raise check.target_range(int(target[row]), row, c, groups, ignore_index)
+    loss, stats = call.logits.new_empty(n), call.logits.new_empty(n, 3)
+    _native.value(*call.arguments, loss.data_ptr(), stats.data_ptr())
+    return loss, stats
+
+
+def _grad(*arguments: Any) -> tuple[Tensor, ...]:
+    *where, stats, v_loss, wanted = arguments
+    call = _Call(*where)
+    stats, v_loss = call.rows("stats", stats, 3), call.rows("v_loss", v_loss)
+    outputs = call.outputs(wanted)
+    _native.grad(*call.arguments, _pointer(stats), _pointer(v_loss), *_written(outputs, wanted))
+    return tuple(outputs)
+
+
+def _grad_vjp(*arguments: Any) -> tuple[Tensor, ...]:
+    *where, stats, v_loss, x0, x1, x2, x3, x4, x5, wanted = arguments
+    call = _Call(*where)
+    stats, v_loss = call.rows("stats", stats, 3), call.rows("v_loss", v_loss)
+    x = call.six("x", x0, x1, x2, x3, x4, x5)
+    outputs = [v_loss.new_empty(v_loss.shape if wanted[0] else 0), *call.outputs(wanted[1:])]
+    _native.grad_vjp(
+        *call.arguments, _pointer(stats), _pointer(v_loss), *map(_pointer, x), *_written(outputs, wanted)
+    )
+    return tuple(outputs)
+
+
+def _grad_jvp(*arguments: Any) -> tuple[Tensor, ...]:
+    *where, stats, v_loss, t_v_loss, t0, t1, t2, t3, t4, t5, wanted = arguments
+    call = _Call(*where)
+    stats, v_loss = call.rows("stats", stats, 3), call.rows("v_loss", v_loss)
+    t_v_loss = call.rows("t_v_loss", t_v_loss)
+    t = call.six("t", t0, t1, t2, t3, t4, t5)
+    outputs = call.outputs(wanted)
+    _native.grad_jvp(
+        *call.arguments,
+        _pointer(stats),
+        _pointer(v_loss),
+        _pointer(t_v_loss),
+        *map(_pointer, t),
+        *_written(outputs, wanted),
+    )
+    return tuple(outputs)
+
+
+# ---- any other device: reference.py ----
+
+
+@functools.cache
+def _warn_slow(device: str) -> None:
+    warnings.warn(check.no_kernel(device), stacklevel=2)
+
+
+def _by_reference(name: str) -> Callable[..., Any]:
+    """The op in plain torch, for a device without a kernel."""
+    kernel = getattr(reference, name)
+
+    def run(logits: Tensor, target: Tensor, *rest: Any) -> Any:
+        _warn_slow(logits.device.type)
+        if name == "value":
+            ignore_index, groups = rest[-2:]
+            outside = (target != ignore_index) & ((target < 0) | (target >= groups * logits.shape[1]))
+            if bool(outside.any()):
+                row = int(outside.nonzero()[0])
+                raise check.target_range(int(target[row]), row, logits.shape[1], groups, ignore_index)
+        # A kernel runs below autograd; the reference differentiates by autograd.
+        with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
+            return kernel(logits, target, *rest)
+
+    return run
+
+
+# ---- shapes without data ----
+
+
+def _fake(name: str) -> Callable[..., Any]:
+    def run(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        n = logits.shape[0]
+        if name == "value":
+            return logits.new_empty(n), logits.new_empty(n, 3)
+        like = (logits, *rest[:5])
+        wanted = rest[-1]
+        outputs = [x.new_empty(x.shape if want else 0) for x, want in _present(like, wanted[-6:], logits)]
+        if name == "grad_vjp":
+            outputs.insert(0, logits.new_empty(n if wanted[0] else 0))
+        return tuple(outputs)
+
+    return run
+
+
+def _present(
+    like: Sequence[Tensor | None], wanted: Sequence[bool], logits: Tensor
+) -> list[tuple[Tensor, bool]]:
+    return [
+        (logits if x is None else x, want and x is not None) for x, want in zip(like, wanted, strict=True)
+    ]
+
+
+# ---- vmap ----
+
+
+def fold(
+    name: str, batch: int, dims: Sequence[Any], arguments: Sequence[Any]
+) -> tuple[list[Any], Callable[[Any], tuple[Any, Any]]]:
+    """A batched call as one call: the arguments of that call, and what unfolds its results.
+
+    The batch goes into the rows. Where any coefficient table (or its cotangent or tangent) is batched, or a gradient to one
+    is wanted, which under vmap is one for every batch element, the batch also becomes groups of tables.
+
+    Args:
+        name: the op.
+        batch: size of the batch.
+        dims: batch dimension of every argument, None where it has none.
+        arguments: those of the op.
+
+    Returns:
+        the arguments of the one call; a function from its results to (results, their batch dimensions).
+    """
+    kinds = ARGUMENTS[name]
+    call = dict(zip(kinds, arguments, strict=True))
+    at = dict(zip(kinds, dims, strict=True))
+    results = RESULTS[name]
+    wanted = call.get("wanted", (True,) * len(results))
+    grouped = any(
+        isinstance(at[x], int) for x, kind in kinds.items() if kind == _TABLE and call[x] is not None
+    ) or any(kind == _TABLE and want for kind, want in zip(results.values(), wanted, strict=True))
+
+    def stacked(tensor: Tensor, dim: int | None) -> Tensor:
+        return tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+    for x, kind in kinds.items():
+        if kind == _CONSTANT or call[x] is None or (kind == _TABLE and not grouped):
+            continue
+        call[x] = stacked(call[x], at[x])  # [B, rows, ...]
+
+    num_classes = call["logits"].shape[-1]
+    if grouped:
+        classes = call["groups"] * num_classes
+        call["target"] = _in_group(call["target"], batch, classes, call["ignore_index"])
+        # Where ignore_index is beyond the classes it must stay beyond them, as _in_group moves it.
+        if call["ignore_index"] >= classes:
+            call["ignore_index"] += (batch - 1) * classes
+        call["groups"] *= batch
+    for x, kind in kinds.items():
+        if kind != _CONSTANT and call[x] is not None and (kind != _TABLE or grouped):
+            call[x] = call[x].flatten(0, 1)
+
+    def unfold(outputs: Any) -> tuple[Any, Any]:
+        single = isinstance(outputs, Tensor)
+        flat = (outputs,) if single else tuple(outputs)
+        dims = tuple(0 if want else None for want in wanted)
+        shaped = tuple(
+            x.reshape(batch, x.shape[0] // batch, *x.shape[1:]) if want else x
+            for x, want in zip(flat, wanted, strict=True)
+        )
+        return (shaped[0], dims[0]) if single else (shaped, dims)
+
+    return list(call.values()), unfold
+
+
+def _in_group(target: Tensor, batch: int, classes: int, ignore_index: int) -> Tensor:
+    """Targets (B, n) of batch element b moved to the tables of group b.
+
+    What is out of range stays so, negative or beyond the last group, and check.target_range can name it: a class beyond
+    `classes` is moved by ``(batch - 1) * classes`` whatever its group.
+    """
+    offset = torch.arange(batch, device=target.device).unsqueeze(1) * classes  # [B, 1]
+    moved = torch.where(target < classes, target + offset, target + (batch - 1) * classes)
+    return torch.where((target < 0) | ((target == ignore_index) & (target < classes)), target, moved)
+
+
+def _vmap(name: str) -> Callable[..., Any]:
+    def run(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
+        folded, unfold = fold(name, info.batch_size, in_dims, arguments)
+        return unfold(getattr(torch.ops.l2t, name)(*folded))
+
+    return run
+
+
+# ---- registration ----
+
+LIBRARY = torch.library.Library("l2t", "DEF")
+_KERNELS: dict[str, Callable[..., Any]] = {
+    "value": _value,
+    "grad": _grad,
+    "grad_vjp": _grad_vjp,
+    "grad_jvp": _grad_jvp,
+}
+
+for _name in OPS:
+    LIBRARY.define(_name + _schema(_name), tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(_name, _KERNELS[_name] if _native else _by_reference(_name), "CPU")
+    for _key in ("CUDA", "XPU", "MPS", "HPU", "PrivateUse1"):
+        LIBRARY.impl(_name, _by_reference(_name), _key)
+    torch.library.register_fake(f"l2t::{_name}", _fake(_name), lib=LIBRARY)
+    torch.library.register_vmap(f"l2t::{_name}", _vmap(_name), lib=LIBRARY)

@@ -1,0 +1,47 @@
+// The row walk: the three loops over the classes of one row from which every kernel is made, as text that the
+// compiler turns into vector code (`omp simd`: a promise to the compiler, no runtime). The element's
+// expression is the caller's, from math/.
+//
+// Deliberately not here: a single pass that keeps a running maximum (it takes two exponentials an element and
+// was slower at every shape tried), and hand-written vectors.
+#ifndef L2T_CPU_WALK_H
+#define L2T_CPU_WALK_H
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+namespace l2t {
+
+template <class F>
+void each(int64_t c, const F& f) {
+#pragma omp simd
+  for (int64_t j = 0; j < c; ++j) f(j);
+}
+
+// In blocks, and the blocks' sums summed: the rounding error of a long row stays that of a short one.
+template <class T, class F>
+T sum(int64_t c, const F& term) {
+  constexpr int64_t block = 1024;
+  T total = 0;
+  for (int64_t begin = 0; begin < c; begin += block) {
+    const int64_t end = std::min(begin + block, c);
+    T part = 0;
+#pragma omp simd reduction(+ : part)
+    for (int64_t j = begin; j < end; ++j) part += term(j);
+    total += part;
+  }
+  return total;
+}
+
+// NaN may or may not be seen here; it comes through in the sum of exponentials.
+template <class T>
+T max_of(const T* z, int64_t c) {
+  T max = -T(INFINITY);
+#pragma omp simd reduction(max : max)
+  for (int64_t j = 0; j < c; ++j) max = z[j] > max ? z[j] : max;
+  return max;
+}
+
+}  // namespace l2t
+#endif

@@ -1,0 +1,36 @@
+// The link functions phi of docs/math.md section 1 with their two derivatives (end of section 4), side by
+// side.
+//
+// All are written in t = exp(-|u|), which cannot overflow, and without differences of nearly equal numbers:
+// s(1 - s) would be exactly 0 in float32 from u = 17 on, t / (1 + t)^2 is right to the last bits. A new link
+// is one case here.
+#ifndef L2T_MATH_LINK_H
+#define L2T_MATH_LINK_H
+
+#include "../l2t.h"
+#include "num.h"
+
+namespace l2t {
+
+template <class T>
+struct Phi {
+  T value, first, second;
+};
+
+template <class T>
+L2T_FN Phi<T> phi(l2t_link link, T u) {
+  if (link == L2T_IDENTITY) return {u, 1, 0};
+  const T t = exp(-abs(u));
+  const T d = 1 / (1 + t);             // sigmoid(|u|); t d = sigmoid(-|u|)
+  const T slope = t * d * d;           // sigmoid'(u)
+  const T above = u >= 0 ? d : t * d;  // sigmoid(u)
+  const T below = u >= 0 ? t * d : d;  // sigmoid(-u)
+  if (link == L2T_SIGMOID) {
+    const T tilt = expm1(-abs(u)) * d;  // -tanh(|u| / 2)
+    return {above, slope, slope * (u >= 0 ? tilt : -tilt)};
+  }
+  return {(u < 0 ? u : T(0)) - log1p(t), below, -slope};
+}
+
+}  // namespace l2t
+#endif

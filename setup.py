@@ -1,0 +1,46 @@
+"""Builds the native core: the extension l2t._native, by CMake and ninja (CMakeLists.txt). All else is in pyproject.toml."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class BuildCore(build_ext):
+    """One CMake project as one extension."""
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build = Path(self.build_temp).resolve() / sys.implementation.cache_tag
+        build.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cmake = shutil.which("cmake")
+        if cmake is None:
+            raise RuntimeError("l2t needs CMake to build its native core; `pip install cmake ninja` brings it.")
+        configure = [
+            cmake,
+            "-S", str(ROOT),
+            "-B", str(build),
+            "-G", "Ninja",
+            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DL2T_VERSION={self.distribution.get_version()}",
+        ]  # fmt: skip
+        jobs = str(self.parallel or os.cpu_count() or 1)
+        subprocess.run(configure, check=True)
+        subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
+        if not target.exists():
+            raise RuntimeError(f"The native core was built, but not as {target}.")
+
+
+sources = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.cpp"))]
+setup(ext_modules=[Extension("l2t._native", sources)], cmdclass={"build_ext": BuildCore})

@@ -6,10 +6,12 @@ One function a check or a sentence, grouped by the module that calls it. The for
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from l2t.weight import Diagonal, Full, LowRank, Weight
 
@@ -355,14 +357,445 @@ def _loss_dtype(name: str, tensor: torch.Tensor, logits: torch.Tensor) -> None:
     if tensor.dtype is logits.dtype:
         return
     if logits.dtype is not torch.float64 and (
-        tensor.dtype is torch.float32
-        and logits.dtype is not torch.float32
-        or tensor.dtype in (torch.float16, torch.bfloat16, torch.float32)
-        and torch.is_autocast_enabled(logits.device.type)
+        (tensor.dtype is torch.float32
+        and logits.dtype is not torch.float32)
+        or (tensor.dtype in (torch.float16, torch.bfloat16, torch.float32)
+        and torch.is_autocast_enabled(logits.device.type))
     ):
         return
     dtype = str(logits.dtype).removeprefix("torch.")
     fits = dtype if logits.dtype in (torch.float32, torch.float64) else f"{dtype} or float32"
     raise TypeError(
         f"l2t.dynamic_loss: {name} must be {fits} with {dtype} logits, got {_described(tensor)}. Cast it with .to(torch.{dtype})."
+    )
+
+
+def module_coefficients(
+    weight: Weight | torch.Tensor | None, bias: torch.Tensor | None, scale: torch.Tensor | None
+) -> None:
+    """What a DynamicLoss is made from: tensors of one dtype and number of classes that nobody computed."""
+    parts = (*(weight if isinstance(weight, tuple) else (weight,)), bias, scale)
+    tensors = [x for x in parts if isinstance(x, torch.Tensor)]
+    if any(x.requires_grad and not isinstance(x, torch.nn.Parameter) for x in tensors):
+        raise ValueError(
+            "l2t.DynamicLoss: coefficients must be parameters or tensors without gradient, got one that requires a gradient. "
+            "Call l2t.dynamic_loss with coefficients that are computed."
+        )
+    first = next(iter(tensors), None)
+    if first is None or first.dim() == 0 or not first.is_floating_point():
+        if weight is not None or bias is not None or scale is not None:
+            raise TypeError(
+                "l2t.DynamicLoss: coefficients must be floating-point tensors with an entry for each class, "
+                f"got {_described(parts[0] if first is None else first)}. Start from l2t.Diagonal.identity(num_classes)."
+            )
+        return
+    loss_coefficients(first.new_empty(0, first.shape[0]), weight, bias, scale)
+
+
+# ---- unroll ----------------------------------------------------------------------------------------------------------
+
+
+def _shown(value: object) -> str:
+    """A tensor by shape, dtype and device, anything else by its type."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}, {value.dtype} on {value.device}"
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+
+
+def unroll_not_inference() -> None:
+    """Nothing can be differentiated in inference mode."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "l2t.unroll: the caller must be outside torch.inference_mode, got a call inside it. "
+            "Leave the mode (torch.no_grad is fine)."
+        )
+
+
+def unroll_student(student: object) -> None:
+    """The student is a module whose tensors can be put in and out."""
+    if not isinstance(student, torch.nn.Module) or isinstance(student, torch.jit.ScriptModule):
+        raise TypeError(
+            f"l2t.unroll: student must be an ordinary torch.nn.Module, got {_shown(student)}. "
+            "Give the module that loss and measure are to be called with."
+        )
+    for name, p in student.named_parameters():
+        if torch.nn.parameter.is_lazy(p):
+            raise ValueError(
+                f"l2t.unroll: every parameter of student must have a shape, got the uninitialised {name}. "
+                "Run the module on one batch first."
+            )
+
+
+def unroll_parameters(count: int) -> None:
+    """There is something to train."""
+    if count == 0:
+        raise ValueError(
+            "l2t.unroll: student must have a parameter that requires a gradient, got none. "
+            "Call requires_grad_() on what is to be trained."
+        )
+
+
+def unroll_functions(loss: object, measure: object) -> None:
+    """The loss and the measure are functions."""
+    for name, value, form in (("loss", loss, "loss(model, batch, step)"), ("measure", measure, "measure(model)")):
+        if not callable(value):
+            raise TypeError(
+                f"l2t.unroll: {name} must be a function, got {_shown(value)}. It is called as {form}."
+            )
+
+
+def unroll_batches(batches: object) -> None:
+    """There is something to iterate over."""
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise TypeError(
+            f"l2t.unroll: batches must be an iterable, got {_shown(batches)}. "
+            "Give a list of batches, a DataLoader or a generator: one batch a step."
+        )
+
+
+def unroll_optimizer(optimizer: object, known_type: type) -> None:
+    """The optimiser knows its transpose."""
+    if not isinstance(optimizer, known_type):
+        raise TypeError(
+            f"l2t.unroll: optimizer must be an l2t.optim optimizer, got {_shown(optimizer)}. "
+            "Use l2t.optim.SGD(lr=..., momentum=..., weight_decay=...)."
+        )
+
+
+def unroll_meta(meta: Iterable[torch.Tensor] | None) -> list[torch.Tensor] | None:
+    """Returns the meta tensors without repetition, or None for all that are reached."""
+    if meta is None:
+        return None
+    if isinstance(meta, torch.Tensor) or not isinstance(meta, Iterable):
+        raise TypeError(
+            f"l2t.unroll: meta must be a list of tensors, got {_shown(meta)}. Put a single tensor in a list."
+        )
+    chosen = list({id(x): x for x in meta}.values())
+    if not chosen:
+        raise ValueError(
+            "l2t.unroll: meta must hold a tensor, got an empty list (or a generator that was used up). "
+            "Give list(teacher.parameters()), or None for every leaf that is reached."
+        )
+    for i, x in enumerate(chosen):
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(
+                f"l2t.unroll: meta must be a list of tensors, got {_shown(x)} at position {i}. "
+                "Give the tensors themselves."
+            )
+        if not (x.requires_grad and x.is_leaf):
+            lacks = "does not require a gradient" if x.is_leaf else "was computed from others (not a leaf)"
+            raise ValueError(
+                f"l2t.unroll: meta must hold leaves that require a gradient, got {_shown(x)} at position {i}, "
+                f"which {lacks}. Call requires_grad_() on it, or give the leaves it was computed from."
+            )
+    return chosen
+
+
+def unroll_loss(value: object, step: int) -> None:
+    """The loss is a scalar with a graph."""
+    if not isinstance(value, torch.Tensor) or value.dim() != 0 or not value.is_floating_point():
+        raise ValueError(
+            f"l2t.unroll: loss must return a real 0-dim tensor, got {_shown(value)} at step {step}. "
+            "Take the mean or the sum (the sum over students that share a run)."
+        )
+    if not value.requires_grad:
+        raise ValueError(
+            f"l2t.unroll: loss must return a tensor with a graph, got a detached one at step {step}. "
+            "Compute it from the model that loss is given, without detach, item or no_grad."
+        )
+
+
+def unroll_trains(trains: bool) -> None:
+    """The loss is one of the student."""
+    if not trains:
+        raise ValueError(
+            "l2t.unroll: loss must depend on the parameters of the model it is given, got none of them at any step. "
+            "Use the model argument, not another module or tensors kept from before the run."
+        )
+
+
+def unroll_measure(value: object) -> None:
+    """The measure is a scalar or one number a student, with a graph."""
+    if not isinstance(value, torch.Tensor) or value.dim() > 1 or not value.is_floating_point():
+        raise ValueError(
+            f"l2t.unroll: measure must return a real tensor of shape () or (S,), got {_shown(value)}. "
+            "Take the mean over samples."
+        )
+    if not value.requires_grad:
+        raise ValueError(
+            "l2t.unroll: measure must return a tensor with a graph, got a detached one. Compute it from the model that "
+            "measure is given, by differentiable operations (cross-entropy or 1 - p_y, not accuracy)."
+        )
+
+
+def unroll_buffers(names: Sequence[str], buffers: Sequence[torch.Tensor | None]) -> None:
+    """Buffers are carried from step to step without a graph."""
+    for name, buffer in zip(names, buffers, strict=True):
+        if not isinstance(buffer, torch.Tensor) or buffer.requires_grad:
+            got = "a tensor with a graph" if isinstance(buffer, torch.Tensor) else _shown(buffer)
+            raise ValueError(
+                f"l2t.unroll: buffer {name} must be a tensor without a graph after a step, got {got}. "
+                "Update it from detached values, as BatchNorm does."
+            )
+
+
+def unroll_open(is_open: bool) -> None:
+    """A run is walked back once."""
+    if not is_open:
+        raise RuntimeError(
+            "l2t.unroll: backward must be called once, got a second call on a run whose steps are freed. "
+            "Unroll again, or give the sum of the cotangents to one call."
+        )
+
+
+def unroll_cotangent(gradient: object, measure: torch.Tensor) -> torch.Tensor:
+    """Returns the cotangent of the measure, ones by default."""
+    if gradient is None:
+        return torch.ones_like(measure)
+    if not isinstance(gradient, torch.Tensor) or gradient.shape != measure.shape:
+        raise ValueError(
+            f"l2t.unroll: gradient must be a tensor of the measure's shape {tuple(measure.shape)}, "
+            f"got {_shown(gradient)}. Give one number a measure, or nothing for ones."
+        )
+    return gradient.detach().to(measure)
+
+
+def unroll_no_leak(clean: bool, step: int) -> None:
+    """A step reaches earlier steps through the model's weights alone."""
+    if not clean:
+        raise RuntimeError(
+            f"l2t.unroll: loss and measure must reach earlier steps through the model's weights alone, got a graph "
+            f"that leads into step {step} from a later one. Detach what loss carries from step to step "
+            "(state features are constants of the run)."
+        )
+
+
+def unroll_replayed(value: torch.Tensor, recorded: torch.Tensor | None, step: int) -> None:
+    """A step that is run again is the step that was taken."""
+    same = recorded is not None and value.shape == recorded.shape
+    if not (same and torch.allclose(value, recorded, rtol=0, atol=0, equal_nan=True)):  # type: ignore[arg-type]
+        raise RuntimeError(
+            f"l2t.unroll: with curvature='recompute' loss must be the same when a step is run again, got "
+            f"{value.detach()} for {recorded} at step {step}. Let it depend on model, batch, step and PyTorch's default "
+            "random numbers alone, and change no meta tensor before backward; or use curvature='reverse'."
+        )
+
+
+def unroll_second_derivative(error: RuntimeError) -> None:
+    """Says what to do about an operation that can be differentiated once only; leaves other errors alone."""
+    said = str(error)
+    marks = ("is not implemented", "double backward", "Double backward", "once_differentiable", "differentiate twice")
+    if any(mark in said for mark in marks):
+        raise RuntimeError(
+            "l2t.unroll: every operation of loss must have a second derivative, got one that has none "
+            f"({said.splitlines()[0].rstrip('.')}). For attention call the model inside "
+            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), for an RNN on a GPU inside "
+            "torch.backends.cudnn.flags(enabled=False), and give modules that are not compiled."
+        ) from error
+
+
+# ---- optim -----------------------------------------------------------------------------------------------------------
+
+Setting = TypeVar("Setting")
+
+
+def optim_setting(name: str, value: Setting, step: int | None = None) -> Setting:
+    """Returns a setting of an optimiser that is a number or a 0-dim tensor."""
+    at = "" if step is None else f" from its function at step {step}"
+    if isinstance(value, torch.Tensor):
+        good = value.dim() == 0 and value.is_floating_point()
+    else:
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+    if not good:
+        raise TypeError(
+            f"l2t.optim.SGD: {name} must be a number, a 0-dim floating-point tensor or a function of the step, "
+            f"got {_shown(value)}{at}. Give one value for all parameters."
+        )
+    if isinstance(value, int | float) and not 0 <= value < float("inf"):
+        raise ValueError(
+            f"l2t.optim.SGD: {name} must be finite and not negative, got {value}{at}. "
+            "A tensor may hold any value."
+        )
+    return value
+
+
+def optim_nesterov(nesterov: bool, momentum: object) -> None:
+    """Nesterov's momentum needs a momentum."""
+    if nesterov and isinstance(momentum, int | float) and momentum == 0:
+        raise ValueError("l2t.optim.SGD: momentum must be positive with nesterov=True, got 0. Give one, 0.9 say.")
+
+
+# ---- students, teach -------------------------------------------------------------------------------------------------
+
+
+def student_is_module(student: object) -> None:
+    """What makes students returned one."""
+    if not isinstance(student, nn.Module):
+        raise ValueError(
+            f"l2t.teach: student must be a function that returns a fresh torch.nn.Module, got a function that returns "
+            f"{type(student).__name__}. Pass the class or a lambda, not a made student."
+        )
+
+
+def students_count(count: int) -> None:
+    """A stack needs students."""
+    if count < 1:
+        raise ValueError("l2t.Stack: seeds must be one or more, got none. Give a seed for each student.")
+
+
+def students_alike(alike: bool) -> None:
+    """Students of a stack differ in their numbers only."""
+    if not alike:
+        raise ValueError(
+            "l2t.Stack: make must return students of the same parameter names and shapes, got different ones. "
+            "Make the architecture the same for every seed."
+        )
+
+
+def student_cannot_stack(error: RuntimeError) -> RuntimeError:
+    """The student ran alone but not under vmap."""
+    return RuntimeError(
+        "l2t.Stack: student must be a module that torch.vmap can run (no data-dependent control flow, no .item(), "
+        f"no in-place writes to plain tensors), got: {error}. Rewrite that part, or use GroupNorm in place of a "
+        "BatchNorm with momentum=None."
+    )
+
+
+def recipe_count(name: str, value: object, least: int) -> None:
+    """A whole number of a recipe."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"l2t.Recipe: {name} must be an integer of {least} or more, got {value!r}. Give a count.")
+
+
+def recipe_number(name: str, value: object, low: float, high: float, open_low: bool = False) -> None:
+    """A number of a recipe."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not good or not (low < value if open_low else low <= value) or not value <= high or value == float("inf"):  # type: ignore[operator]
+        span = f"in {'(' if open_low else '['}{low:g}, {high:g}{']' if high < float('inf') else ')'}"
+        raise ValueError(f"l2t.Recipe: {name} must be a number {span}, got {value!r}. Leave it out for the default.")
+
+
+def recipe_choice(name: str, value: object, names: Iterable[str]) -> None:
+    """A name of a recipe."""
+    if value not in (names := list(names)):
+        raise ValueError(f"l2t.Recipe: {name} must be one of {', '.join(names)}, got {value!r}. Choose one of these.")
+
+
+def teach_data(name: str, data: tuple[Tensor, Tensor], num_classes: int, op: str = "teach") -> None:
+    """Inputs and targets that belong together."""
+    inputs, targets = data
+    if not inputs.is_floating_point():
+        raise ValueError(f"l2t.{op}: {name} inputs must be floating point, got {inputs.dtype}. Convert them with .float().")
+    if targets.dtype != torch.int64 or targets.dim() != 1:
+        raise ValueError(
+            f"l2t.{op}: {name} targets must be int64 of shape (N,), got {targets.dtype} of shape {tuple(targets.shape)}. "
+            "Give class indices."
+        )
+    if len(inputs) != len(targets) or len(targets) < 2:
+        raise ValueError(
+            f"l2t.{op}: {name} must be two or more inputs with a target each, got {len(inputs)} inputs and "
+            f"{len(targets)} targets. Give one target a row."
+        )
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"l2t.{op}: {name} targets must be in [0, {num_classes}), got {low} to {high}. "
+            "Make the teacher for as many classes as the data have."
+        )
+
+
+def teach_student_fits(student: Callable[[], nn.Module], inputs: Tensor, num_classes: int, op: str = "teach") -> None:
+    """A student alone runs on the data and has a logit for each class."""
+    with torch.random.fork_rng(devices=[]):
+        made = student()
+        student_is_module(made)
+        with torch.no_grad():
+            logits = made.eval()(inputs[:2])
+    if tuple(logits.shape) != (2, num_classes):
+        raise ValueError(
+            f"l2t.{op}: student must return logits of shape (2, {num_classes}) for two rows, got {tuple(logits.shape)}. "
+            "Give it one output a class."
+        )
+
+
+def run_may_start(directory: Path, resume: bool) -> None:
+    """A directory with a run in it."""
+    if not resume:
+        raise ValueError(
+            f"l2t.teach: directory must hold no run, got {str(directory)!r} with a checkpoint.json. "
+            "Go on with resume=True (--resume), or choose another directory."
+        )
+
+
+def run_is_the_same(directory: Path, differing: list[str]) -> None:
+    """The run in a directory is another one than that which was asked for."""
+    if differing:
+        raise ValueError(
+            f"l2t.teach: the run in {str(directory)!r} must have been started with the same arguments, got different "
+            f"{', '.join(differing)}. Resume with the arguments of the start, or choose another directory."
+        )
+
+
+def teach_interrupted(update: int, updates: int, directory: Path) -> str:
+    """Ctrl-C."""
+    return (
+        f"l2t.teach: stopped after {update} of {updates} updates; all of them are in {str(directory)!r}. "
+        "Go on with resume=True (--resume)."
+    )
+
+
+def probe_found_none(lr: float, norm: float, agreement: float) -> str:
+    """No learning rate passed the probe."""
+    return (
+        f"l2t.teach: no learning rate that the probe tried gave students whose teacher gradients are small and agree; "
+        f"the best is {lr:g} (norm {norm:.2g}, agreement {agreement:.2f}). Expect little: try smaller rates "
+        "(probe_lrs), less momentum, more students, or a teacher of fewer coefficients."
+    )
+
+
+def students_skipped(skipped: int, students: int, usual: float, total: int) -> str:
+    """Some students of an episode do not count."""
+    return (
+        f"l2t.teach: skipped {skipped} of {students} students whose teacher gradient was not finite or far above the "
+        f"usual norm of {usual:.2g} ({total} so far)."
+    )
+
+
+def guard_norm(norm: float, usual: float) -> str:
+    """Why the guard goes back."""
+    return f"the gradient norm is {norm:.2g} where {usual:.2g} is usual"
+
+
+def guard_measure(level: float, best: float) -> str:
+    """Why the guard goes back."""
+    return f"the dev measure has risen to {level:.4f} from {best:.4f}"
+
+
+def guard_returns(reason: str, teacher_lr: float) -> str:
+    """The guard has gone back."""
+    return f"l2t.teach: {reason}; back to the last good teacher, with a teacher learning rate of {teacher_lr:.3g}."
+
+
+def guard_gives_up(returns: int) -> str:
+    """The guard has gone back too often."""
+    return (
+        f"l2t.teach: {returns} returns are too many; teaching stops with the last good teacher. "
+        "Teach with a smaller learning rate of the students or less momentum."
+    )
+
+
+def low_agreement(agreement: float) -> str:
+    """Students do not agree on which teacher they want."""
+    return (
+        f"l2t.teach: the teacher gradients of independent students agree by {agreement:.2f} only (mean cosine over ten "
+        "updates): the teacher learns next to nothing. Use a smaller learning rate or less momentum while teaching, "
+        "more students an episode, or a teacher of fewer coefficients."
+    )
+
+
+def trial_chose(chosen: str, average: float, start: float) -> str:
+    """The averaged teacher lost to the start."""
+    return (
+        f"l2t.teach: fresh students do worse under the averaged teacher than at the start (measure {average:.4f}, "
+        f"start {start:.4f}); the result is the teacher named {chosen!r}."
     )

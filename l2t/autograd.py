@@ -4,106 +4,73 @@
       |                   |
       jvp                 jvp (forward over reverse)
       v                   v
-    value_jvp           grad_jvp --any--> raises
-      |
-      backward (reverse over forward): grad_vjp and grad
+    grad_vjp            grad_jvp --backward, jvp--> raises
 
-`value_jvp` is a result of ``grad_vjp``: `grad` is the transpose of the loss's Jacobian, linear in its cotangent v_loss, so
-the derivative of ⟨grad(v_loss), t⟩ to v_loss is the Jacobian times t.
+The derivative of `value` along tangents t is a result of ``grad_vjp``: `grad` is the transpose of the loss's Jacobian, linear
+in its cotangent v_loss, so the derivative of ⟨grad(v_loss), t⟩ to v_loss is the Jacobian times t. Being first order,
+that result can be differentiated once more (reverse over forward).
 
-Every Function carries one rule for eager mode, `torch.func` and `torch.vmap`; the ops have the same backward registered, so
-that a graph of `torch.compile` holds ops alone. ``stats`` gets no derivative: each formula is the total one
+The Functions are the ops' kernels at the dispatcher's autograd key. So there is one rule for eager mode, `torch.func`,
+`torch.compile` and make_fx, and their graphs hold ops alone. ``stats`` gets no derivative: each formula is the total one
 (docs/math.md, sections 2 to 4).
 
-Not here: kernels (ops.py) and reductions but for the common ones, `reduced`, which eager mode does inside one node.
+Not here: kernels and vmap rules (ops.py), reductions (functional.py).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import Function, forward_ad
 
 from l2t import check, ops
 
-# Positions among the arguments of every op: those that are differentiated, and where what is particular to an op begins.
+# Positions among the arguments that all ops share: those that are differentiated, and how many there are.
 _INPUTS = (0, 2, 3, 4, 5, 6)  # logits, weight, left, right, bias, scale
 _COMMON = 10
 
 
-class _Op(Function):
-    """What the Functions share: a name among the ops, a lean way through eager mode, a vmap rule."""
-
-    op: str
-    _lean: Any
-
-    def __init_subclass__(cls) -> None:
-        """Makes the vmap rule, and the form for eager mode, which binds no signature and so costs half."""
-
-        def forward(ctx: Any, *arguments: Any) -> Any:
-            output = cls.forward(*arguments)
-            cls.setup_context(ctx, arguments, output)
-            return output
-
-        lean = type(
-            f"l2t_{cls.op}",
-            (Function,),
-            {
-                "forward": staticmethod(forward),
-                "backward": staticmethod(cls.backward),
-                "jvp": staticmethod(cls.jvp),
-            },
-        )
-        cls._lean = super(Function, lean).apply  # type: ignore[misc]
-
-        def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-            folded, unfold = ops.fold(cls.op, info.batch_size, in_dims, arguments)
-            return unfold(cls.apply(*folded))
-
-        cls.vmap = staticmethod(vmap)  # type: ignore[method-assign]
-
-    @classmethod
-    def apply(cls, *arguments: Any) -> Any:
-        """The op with its derivatives; arguments as the op's, all positional."""
-        if torch._C._are_functorch_transforms_active():
-            return super().apply(*arguments)
-        return cls._lean(*torch._functorch.utils.unwrap_dead_wrappers(arguments))
-
-
-def _run(op: str, *arguments: Any) -> Any:
-    with torch._C._AutoDispatchBelowAutograd():
-        return getattr(torch.ops.l2t, op).default(*arguments)
-
-
-def _differentiable(cls: type[_Op], *arguments: Any) -> Any:
-    """Applies a Function from within a derivative: with its own derivatives only where somebody may ask for them."""
-    if (
+def _tracked() -> bool:
+    """Whether somebody may ask for a derivative of what is computed now."""
+    return (
         torch.is_grad_enabled()
         or forward_ad._current_level >= 0
         or torch._C._are_functorch_transforms_active()
-    ):
-        return cls.apply(*arguments)
-    return cls.forward(*arguments)
+    )
 
 
-def _only_wanted(outputs: Any, wanted: Any) -> tuple[Tensor | None, ...]:
-    return tuple(x if want else None for x, want in zip(outputs, wanted, strict=True))
+def _below(name: str, arguments: Sequence[Any]) -> Any:
+    """The op without derivatives of its own at this level; with them at the levels of `torch.func` below it."""
+    op = getattr(torch.ops.l2t, name).default
+    with torch._C._AutoDispatchBelowAutograd():
+        if not torch._C._are_functorch_transforms_active():
+            return op(*arguments)
+        # Within a Function derivatives are off, at every level.
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            return op(*arguments)
 
 
-def _needs(ctx: Any, *first: int) -> tuple[bool, ...]:
-    needs = ctx.needs_input_grad
-    return tuple(needs[i] for i in (*first, *_INPUTS))
+def _op(name: str, *arguments: Any) -> Any:
+    """An op from within a derivative: with its own derivatives where somebody may ask for them."""
+    return getattr(torch.ops.l2t, name).default(*arguments) if _tracked() else _below(name, arguments)
 
 
-def _spread(d_inputs: Any) -> tuple[Any, ...]:
-    """Gradients to logits and tables at their places among the common arguments."""
-    d_logits, *d_tables = d_inputs
-    return (d_logits, None, *d_tables, None, None, None)
+class _Op(Function):
+    """What the Functions share: a name among the ops, and an apply that binds no signature, which halves its cost."""
+
+    op: ClassVar[str]
+    call: ClassVar[Callable[..., Any]]
+
+    def __init_subclass__(cls) -> None:
+        cls.call = super(Function, cls).apply  # type: ignore[misc]
 
 
-def _save(ctx: Any, arguments: tuple[Any, ...], *more: Any) -> None:
+def _save(ctx: Any, arguments: Sequence[Any], *more: Any) -> None:
     """Keeps the common arguments, and more tensors, for backward and jvp."""
     ctx.constants = arguments[7:_COMMON]
     saved = (*arguments[:7], *more)
@@ -118,147 +85,140 @@ def _saved(ctx: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return (*saved[:7], *ctx.constants), saved[7:]
 
 
+def _needs(ctx: Any) -> list[bool]:
+    needs = ctx.needs_input_grad
+    return [needs[i] for i in _INPUTS]
+
+
+def _only(wanted: Sequence[bool], results: Sequence[Any]) -> list[Tensor | None]:
+    """Results of an op, None where they are not wanted."""
+    return [x if want else None for x, want in zip(results, wanted, strict=True)]
+
+
+def _spread(d_inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Gradients to logits and tables at their places among the common arguments."""
+    d_logits, *d_tables = d_inputs
+    return (d_logits, None, *d_tables, None, None, None)
+
+
 class Value(_Op):
-    """``l2t::value`` with its derivatives: (loss, stats) of every row."""
+    """``l2t::value``: (loss, stats) of every row."""
 
     op = "value"
 
     @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _run("value", *arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        stats = output[1]
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        loss, stats = _below("value", arguments)
         ctx.mark_non_differentiable(stats)
-        _save(ctx, inputs, stats)
+        _save(ctx, arguments, stats)
+        return loss, stats
 
     @staticmethod
     def backward(ctx: Any, v_loss: Any, v_stats: Any) -> Any:
         if v_loss is None:
             return (None,) * _COMMON
         where, (stats,) = _saved(ctx)
-        return _spread(_differentiable(Grad, *where, stats, v_loss, _needs(ctx)))
+        wanted = _needs(ctx)
+        return _spread(_only(wanted, _op("grad", *where, stats, v_loss, wanted)))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         where, (stats,) = _saved(ctx)
-        return _differentiable(ValueJvp, *where, stats, *(tangents[i] for i in _INPUTS)), None
+        t = (tangents[i] for i in _INPUTS)
+        along, *_ = _op("grad_vjp", *where, stats, torch.ones_like(stats[:, 0]), *t, [True] + [False] * 6)
+        return along, None
 
 
 class Grad(_Op):
-    """``l2t::grad`` with its derivatives; results that are not wanted are None."""
+    """``l2t::grad``: gradients of ⟨v_loss, loss⟩."""
 
     op = "grad"
 
     @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _only_wanted(_run("grad", *arguments), arguments[-1])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *_, stats, v_loss, wanted = inputs
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        *_, stats, v_loss, wanted = arguments
         ctx.wanted = wanted
-        _save(ctx, inputs, stats, v_loss)
+        _save(ctx, arguments, stats, v_loss)
+        return _below("grad", arguments)
 
     @staticmethod
     def backward(ctx: Any, *x: Any) -> Any:
         where, (stats, v_loss) = _saved(ctx)
-        x = _only_wanted(x, ctx.wanted)
-        if all(each is None for each in x):
-            return (None,) * (_COMMON + 3)
-        wanted = _needs(ctx, _COMMON + 1)
-        d_v_loss, *d_inputs = _differentiable(GradVjp, *where, stats, v_loss, *x, wanted)
+        wanted = [ctx.needs_input_grad[_COMMON + 1], *_needs(ctx)]
+        results = _op("grad_vjp", *where, stats, v_loss, *_only(ctx.wanted, x), wanted)
+        d_v_loss, *d_inputs = _only(wanted, results)
         return (*_spread(d_inputs), None, d_v_loss, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         where, (stats, v_loss) = _saved(ctx)
         t = (tangents[_COMMON + 1], *(tangents[i] for i in _INPUTS))
-        return _differentiable(GradJvp, *where, stats, v_loss, *t, ctx.wanted)
+        return _op("grad_jvp", *where, stats, v_loss, *t, ctx.wanted)
 
 
-class _Last(_Op):
-    """A second derivative: what would differentiate it raises."""
-
-    op = "last"
-
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        raise NotImplementedError
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> Any:
-        raise check.third_derivative()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise check.third_derivative()
-
-
-class GradVjp(_Last):
-    """``l2t::grad_vjp``; results that are not wanted are None."""
+class GradVjp(_Op):
+    """``l2t::grad_vjp``: cotangents x of `grad`'s results, back to its inputs."""
 
     op = "grad_vjp"
 
     @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _only_wanted(_run("grad_vjp", *arguments), arguments[-1])
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        ctx.wanted = arguments[-1]
+        _save(ctx, arguments, *arguments[_COMMON:-1])
+        return _below("grad_vjp", arguments)
+
+    @staticmethod
+    def backward(ctx: Any, v: Any, *higher: Any) -> Any:
+        if any(x is not None for x in higher):
+            raise check.third_derivative()
+        # d_v_loss is the Jacobian times x: what remains is a second derivative.
+        where, (stats, _, *x) = _saved(ctx)
+        wanted = _needs(ctx)
+        _, *d_inputs = _only([False, *wanted], _op("grad_vjp", *where, stats, v, *x, [False, *wanted]))
+        wanted = list(ctx.needs_input_grad[_COMMON + 2 : -1])
+        d_x = _only(wanted, _op("grad", *where, stats, v, wanted))
+        return (*_spread(d_inputs), None, None, *d_x, None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise check.third_derivative() if any(ctx.wanted[1:]) else check.forward_twice()
 
 
-class GradJvp(_Last):
-    """``l2t::grad_jvp``; results that are not wanted are None."""
+class GradJvp(_Op):
+    """``l2t::grad_jvp``: tangents of `grad`'s results."""
 
     op = "grad_jvp"
 
     @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _only_wanted(_run("grad_jvp", *arguments), arguments[-1])
-
-
-class ValueJvp(_Op):
-    """The derivative of the loss of every row along tangents of logits and tables, with a backward of its own."""
-
-    op = "value_jvp"
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        return _below("grad_jvp", arguments)
 
     @staticmethod
-    def forward(*arguments: Any) -> Any:
-        logits, stats, t = arguments[0], arguments[_COMMON], arguments[_COMMON + 1 :]
-        along = (*arguments[:_COMMON], stats, logits.new_ones(logits.shape[0]), *t)
-        return _run("grad_vjp", *along, (True, *(False,) * 6))[0]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _save(ctx, inputs, *inputs[_COMMON:])
-
-    @staticmethod
-    def backward(ctx: Any, v: Any) -> Any:
-        where, (stats, *t) = _saved(ctx)
-        if v is None:
-            return (None,) * (_COMMON + 7)
-        _, *d_inputs = _differentiable(GradVjp, *where, stats, v, *t, (False, *_needs(ctx)))
-        wanted = tuple(ctx.needs_input_grad[_COMMON + 1 :])
-        d_tangents = _differentiable(Grad, *where, stats, v, wanted)
-        return (*_spread(d_inputs), None, *d_tangents)
+    def backward(ctx: Any, *v: Any) -> Any:
+        raise check.third_derivative()
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise check.forward_twice()
+        raise check.third_derivative()
+
+
+def _autograd_kernel(cls: type[_Op]) -> Callable[..., Any]:
+    def kernel(*arguments: Any) -> Any:
+        if not _tracked():
+            return _below(cls.op, arguments)
+        # Here the dispatcher has already singled out one level of torch.func.
+        functorch = torch._C._are_functorch_transforms_active()
+        with enable_single_level_autograd_function() if functorch else contextlib.nullcontext():
+            return cls.call(*arguments)
+
+    return kernel
 
 
 for _cls in (Value, Grad, GradVjp, GradJvp):
-    torch.library.register_autograd(
-        f"l2t::{_cls.op}", _cls.backward, setup_context=_cls.setup_context, lib=ops.LIBRARY
-    )
+    ops.LIBRARY.impl(_cls.op, _autograd_kernel(_cls), "Autograd")
 
 
 def rows(*arguments: Any) -> Tensor:
     """The loss of every row, shape (N,), differentiable twice; arguments of ``l2t::value``."""
-    # A graph holds the op: torch.compile traces it with the backward registered above.
-    if torch.compiler.is_compiling():
-        return torch.ops.l2t.value(*arguments)[0]
-    return Value.apply(*arguments)[0]
+    loss: Tensor = torch.ops.l2t.value.default(*arguments)[0]
+    return loss

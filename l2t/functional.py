@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from l2t import autograd, check
-from l2t.reference import LINKS
+from l2t import autograd, check, reference
 from l2t.weight import Diagonal, Full, LowRank, Weight
 
 __all__ = ["dynamic_loss"]
 
-_LINKS = {name: number for number, name in enumerate(LINKS)}
+LINKS = tuple(reference.LINKS)
+REDUCTIONS = ("mean", "sum", "none")
 
 
 def dynamic_loss(
@@ -74,8 +74,8 @@ def dynamic_loss(
         >>> l2t.dynamic_loss(logits, target, link="identity")  # cross-entropy
         tensor(0.6295, grad_fn=<l2t_lossBackward>)
     """
-    check.loss_choice("link", link, _LINKS)
-    check.loss_choice("reduction", reduction, ("mean", "sum", "none"))
+    check.loss_choice("link", link, LINKS)
+    check.loss_choice("reduction", reduction, REDUCTIONS)
     check.loss_tensors(logits, target)
     check.loss_coefficients(logits, weight, bias, scale)
     if sample_weight is not None:
@@ -95,7 +95,7 @@ def dynamic_loss(
     tables = [
         x if x is None or x.dtype is arithmetic else x.to(arithmetic) for x in (*_parts(weight), bias, scale)
     ]
-    loss = autograd.rows(logits.to(arithmetic), target, *tables, _LINKS[link], ignore_index, 1)
+    loss = autograd.rows(logits.to(arithmetic), target, *tables, LINKS.index(link), ignore_index, 1)
 
     if sample_weight is not None or reduction == "mean":
         factor = target != ignore_index

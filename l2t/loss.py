@@ -28,8 +28,8 @@ class DynamicLoss(nn.Module):
         link: ``"sigmoid"``, ``"identity"`` or ``"log-sigmoid"``.
         ignore_index: a target that takes no part.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        trainable: True makes the coefficients parameters, False buffers. Their values are copied, except that a
-            `torch.nn.Parameter` stays the one it is, so that modules can share it.
+        trainable: True makes the coefficients parameters, False buffers. Values are copied, except that a
+            `torch.nn.Parameter` stays the parameter it is if it is to be trained, so that modules can share it.
 
     The coefficients are ``weight`` or ``diagonal``, ``left``, ``right``, and ``bias``, ``scale`` in ``state_dict()``.
 
@@ -71,12 +71,11 @@ class DynamicLoss(nn.Module):
         for name, tensor in {**parts, "bias": bias, "scale": scale}.items():
             if tensor is None:
                 self.register_parameter(name, None)
-            elif isinstance(tensor, nn.Parameter):
-                self.register_parameter(name, tensor)
-            elif trainable:
-                self.register_parameter(name, nn.Parameter(tensor.clone()))
+            elif not trainable:
+                self.register_buffer(name, tensor.detach().clone())
             else:
-                self.register_buffer(name, tensor.clone())
+                kept = isinstance(tensor, nn.Parameter)
+                self.register_parameter(name, tensor if kept else nn.Parameter(tensor.clone()))
 
     def coefficients(self) -> Weight | None:
         """W as the record that it was made from; None is the identity."""

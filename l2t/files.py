@@ -39,8 +39,13 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write ``content`` as JSON, whole; NaN and infinity, which JSON has no numbers for, as null."""
-    write_whole(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+    """Write ``content`` as JSON, whole, by :func:`to_json`."""
+    write_whole(path, to_json(content) + "\n")
+
+
+def to_json(content: Any) -> str:
+    """``content`` as JSON; NaN and infinity, which JSON has no numbers for, are null."""
+    return json.dumps(_finite(content), indent=1, allow_nan=False)
 
 
 def _finite(content: Any) -> Any:

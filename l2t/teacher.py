@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from l2t import check
 from l2t.files import read_tensors, write_json, write_tensors
@@ -170,20 +171,19 @@ class Teacher(nn.Module):
                 (std * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
             )
 
-        sizes = {
-            "shared": (1,),
-            "per-class": (num_classes,),
-            "low-rank": (num_classes,),
-            "full": (num_classes, num_classes),
-        }
+        each = 1 if weight == "shared" else num_classes
         self._make_mix(normal)
-        self.weight = normal(slots, *sizes[weight], std=spread)  # [K, 1], [K, C] or [K, C, C]
+        # Calibration by class divides the row sums out of a loss whose link is the identity: no numbers for them.
+        if link != "identity" or calibration != "class":
+            self.diagonal = normal(slots, each, std=spread)
+        if link != "identity":
+            self.bias = normal(slots, each, std=spread)
+        if weight == "full":
+            self.off_diagonal = normal(slots, num_classes, num_classes - 1, std=spread)
         if weight == "low-rank":
             # Of two factors that both start at zero neither would ever move; right starts at full size.
             self.left = normal(slots, num_classes, rank, std=spread)
             self.right = normal(num_classes, rank)
-        if link != "identity":
-            self.bias = normal(slots, 1 if weight == "shared" else num_classes, std=spread)
 
     def _make_mix(self, normal: Callable[..., nn.Parameter]) -> None:
         if self.slots > 1:
@@ -203,12 +203,13 @@ class Teacher(nn.Module):
             "loss": (2.0 / math.log(self.num_classes), 0.0),
             "accuracy": (2.0, 1.0),
         }
+        like = next(self.parameters())
         values = []
         for name in self.features:
             value = getattr(state, name)
             check.teacher_state(name, value)
             factor, shift = units[name.rpartition("_")[2]]
-            value = torch.as_tensor(value, dtype=self.weight.dtype, device=self.weight.device).detach()
+            value = torch.as_tensor(value, dtype=like.dtype, device=like.device).detach()
             values.append((factor * value - shift).clamp(-4.0, 4.0))
         return torch.stack(values)
 
@@ -229,15 +230,14 @@ class Teacher(nn.Module):
                 return slots[0]
 
         classes, rho = self.num_classes, self.off_diagonal_scale
-        raw = mixed(self.weight)
-        own = raw.diagonal() if self.kind == "full" else raw
-        row = self.diagonal_start * (self.diagonal_range * own.tanh()).exp()
-        row = row.expand(classes)  # [C], the row sums
+        like = next(self.parameters())
+        row = torch.full((classes,), self.diagonal_start, dtype=like.dtype, device=like.device)
+        if hasattr(self, "diagonal"):
+            row = row * (self.diagonal_range * mixed(self.diagonal).tanh()).exp()  # [C], the row sums
         given = torch.zeros_like(row)  # share of the row sum that the off-diagonals get
         weight: Weight
         if self.kind == "full":
-            off = rho * raw.tanh()
-            off = off - torch.diag(off.diagonal())  # [C, C]
+            off = rho * _off_diagonal(mixed(self.off_diagonal).tanh())  # [C, C]
             given, shrink = self._shrink(off.sum(-1))
             weight = Full((row * shrink)[:, None] * off + torch.diag(row * (1.0 - given)))
         elif self.kind == "low-rank":
@@ -250,7 +250,7 @@ class Teacher(nn.Module):
             weight = Diagonal(row)
         start = -math.log(classes) * row  # u at uniform p
         bias = None
-        if self.link != "identity":
+        if hasattr(self, "bias"):
             bias = (self.bias_range * mixed(self.bias).tanh()).expand(classes)
             start = start + bias
         pull = _slope(self.link, start) * row * (1.0 - given - 1.0 / classes)
@@ -336,7 +336,7 @@ class Teacher(nn.Module):
         kind = _CLASSES.get(config.pop("class", ""))
         check.teacher_file_is_one(file, kind is not None)
         assert kind is not None  # for the type checker: the line above raised
-        teacher = kind(**config, dtype=tensors["weight"].dtype)
+        teacher = kind(**config, dtype=next(iter(tensors.values())).dtype)
         teacher.load_state_dict(tensors)
         return teacher
 
@@ -378,7 +378,7 @@ def static_teacher(num_classes: int, weight: str = "shared", **settings: Any) ->
         >>> import l2t
         >>> teacher = l2t.static_teacher(10, "full", link="identity")
         >>> [name for name, _ in teacher.named_parameters()]
-        ['weight']
+        ['off_diagonal']
     """
     return Teacher(num_classes, weight, slots=1, **settings)
 
@@ -389,6 +389,15 @@ _CLASSES: dict[str, type[Teacher]] = {"Teacher": Teacher, "GateTeacher": GateTea
 def _file(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     return path if path.suffix == ".safetensors" else path / "teacher.safetensors"
+
+
+def _off_diagonal(rows: Tensor) -> Tensor:
+    """The matrix (C, C) with a zero diagonal whose rows are, diagonal left out, ``rows`` (C, C - 1)."""
+    classes = rows.shape[0]
+    # Cut into rows of C + 1, a square matrix has its diagonal in the first column.
+    return F.pad(F.pad(rows.reshape(classes - 1, classes), (1, 0)).flatten(), (0, 1)).reshape(
+        classes, classes
+    )
 
 
 def _slope(link: str, u: Tensor) -> Tensor:

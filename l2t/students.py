@@ -1,0 +1,373 @@
+"""Students side by side, and the course that every one of them takes.
+
+A :class:`Stack` is S students as one module: their weights are stacked and one vectorised call runs them all.
+A course is what a student goes through, whatever its loss: batches drawn from a seed, SGD with momentum and
+weight decay, a constant or falling learning rate, and a running record of its state. Taught students and
+baselines take exactly the same one, here (:func:`train`) as in the unrolled runs of teach.py
+(:class:`Lesson`).
+
+Not here: the losses to compare with (baselines.py) and the reverse pass (unroll.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from l2t import check
+from l2t.functional import dynamic_loss
+from l2t.teacher import Coefficients, StudentState, Teacher
+
+Make = Callable[[], nn.Module]
+"""Makes a fresh student; its start weights come from torch's global generator, which is seeded for the call."""
+
+Loss = Callable[[Tensor, Tensor, StudentState, int], Tensor]
+"""Losses of S students, (S,): of logits (S, B, C), targets (S, B), the state, whose fields are (S,), and the step."""
+
+DECAYS = ("linear", "constant")
+
+
+class Stack(nn.Module):
+    """S students side by side as one module: (S, B, ...) -> (S, B, C).
+
+    Each student is made by ``make`` under its own seed, then their weights and buffers are stacked; the
+    module has the parameter names of one student (under ``student.``) and shapes (S, ...). Modules with
+    running buffers work, BatchNorm's among them; dropout draws differ between the students.
+
+    Args:
+        make: makes a fresh student.
+        seeds: one seed a student.
+
+    Raises:
+        ValueError: when ``make`` returns something else than an nn.Module, or students of different shapes.
+        RuntimeError: in forward, when ``torch.vmap`` cannot run the student.
+
+    Example:
+        >>> import torch
+        >>> from l2t.students import Stack
+        >>> stack = Stack(lambda: torch.nn.Linear(8, 3), seeds=range(5))
+        >>> stack(torch.randn(5, 16, 8)).shape
+        torch.Size([5, 16, 3])
+    """
+
+    def __init__(self, make: Make, seeds: Iterable[int]) -> None:
+        super().__init__()
+        students = []
+        with torch.random.fork_rng(devices=[]):
+            for seed in seeds:
+                torch.manual_seed(seed)
+                student = make()
+                check.student_is_module(student)
+                students.append(student)
+        check.students_count(len(students))
+        shapes = [{name: value.shape for name, value in student.state_dict().items()} for student in students]
+        check.students_alike(all(shape == shapes[0] for shape in shapes))
+        self.size = len(students)
+        self.student = students[0]
+        with torch.no_grad():
+            stacked: dict[int, nn.Parameter] = {}  # by identity, so that tied weights stay tied
+            for name, parameter in list(self.student.named_parameters(remove_duplicate=False)):
+                if id(parameter) not in stacked:
+                    every = torch.stack([student.get_parameter(name) for student in students])
+                    stacked[id(parameter)] = nn.Parameter(every, parameter.requires_grad)
+                owner, _, leaf = name.rpartition(".")
+                self.student.get_submodule(owner)._parameters[leaf] = stacked[id(parameter)]
+            for name, _ in list(self.student.named_buffers(remove_duplicate=False)):
+                owner, _, leaf = name.rpartition(".")
+                every = torch.stack([student.get_buffer(name) for student in students])
+                self.student.get_submodule(owner)._buffers[leaf] = every
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Run student i on ``inputs[i]``."""
+        weights = dict(self.student.named_parameters()), dict(self.student.named_buffers())
+        try:
+            return torch.vmap(self._one, randomness="different")(*weights, inputs)
+        except RuntimeError as error:
+            raise check.student_cannot_stack(error) from error
+
+    def _one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        return functional_call(self.student, (parameters, buffers), (inputs,))
+
+
+class Pools(NamedTuple):
+    """Which rows each of S students learns from and which it is measured on: index tensors (S, N), (S, D)."""
+
+    train: Tensor
+    dev: Tensor
+
+
+def seed_of(*parts: int) -> int:
+    """One seed from several numbers, the same on every machine; different parts give unrelated seeds."""
+    state = 0x9E3779B97F4A7C15
+    for part in parts:  # the finalizer of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)
+        state = (state + (part & 0xFFFFFFFFFFFFFFFF) + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def split_pools(count: int, students: int, fraction: float, seed: int) -> Pools:
+    """A random train/dev split of ``count`` rows for each student, ``fraction`` of them (at least one) for dev."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.stack([torch.randperm(count, generator=generator) for _ in range(students)])
+    held = min(max(1, round(count * fraction)), count - 1)
+    return Pools(order[:, held:], order[:, :held])
+
+
+def draw_batches(pools: Tensor, steps: int, batch_size: int, seed: int) -> Tensor:
+    """Row indices of every batch, (T, S, B): each student walks through its pool in shuffled epochs.
+
+    Args:
+        pools: (S, N), the rows that each student learns from.
+        steps: number of batches T.
+        batch_size: rows a batch B; may be larger than the pool.
+        seed: of the shuffles.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    students, size = pools.shape
+    epochs = -(-steps * batch_size // size)
+    rows = [
+        torch.cat([pool[torch.randperm(size, generator=generator)] for _ in range(epochs)]) for pool in pools
+    ]
+    return torch.stack(rows)[:, : steps * batch_size].reshape(students, steps, batch_size).transpose(0, 1)
+
+
+class Tracker:
+    """The state of S students over their training: running means of cross-entropy and accuracy (decay 0.9).
+
+    States are kept by step, so that a step that is run again (the reverse pass) sees the state it saw first.
+    Before the first batch a student counts as one that guesses: loss log C, accuracy 1/C.
+    """
+
+    def __init__(self, students: int, num_classes: int, steps: int, like: Tensor) -> None:
+        guess = torch.full((students,), 1.0 / num_classes, dtype=like.dtype, device=like.device)
+        self.steps = steps
+        self.states = [StudentState(torch.zeros_like(guess), -guess.log(), guess)]
+
+    def state(self, step: int) -> StudentState:
+        """The state before ``step``."""
+        return self.states[step]
+
+    @torch.no_grad()
+    def update(self, step: int, logits: Tensor, target: Tensor) -> None:
+        """Record what batch ``step`` showed: logits (S, B, C), target (S, B)."""
+        if len(self.states) != step + 1:
+            return
+        before = self.states[step]
+        loss = cross_entropy(logits, target)
+        accuracy = 1.0 - error(logits, target)
+        self.states.append(
+            before._replace(
+                progress=torch.full_like(loss, (step + 1) / self.steps),
+                train_loss=0.9 * before.train_loss + 0.1 * loss,
+                train_accuracy=0.9 * before.train_accuracy + 0.1 * accuracy,
+            )
+        )
+
+    @torch.no_grad()
+    def update_dev(self, step: int, stack: Stack, inputs: Tensor, target: Tensor) -> None:
+        """Record the dev set's loss and accuracy before ``step``; they hold until the next such record."""
+        if len(self.states) == step + 1:
+            logits = evaluate(stack, inputs)
+            self.states[step] = self.states[step]._replace(
+                dev_loss=cross_entropy(logits, target), dev_accuracy=1.0 - error(logits, target)
+            )
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy of each student in nats: (S, B, C), (S, B) -> (S,)."""
+    return -F.log_softmax(logits, -1).gather(-1, target[..., None])[..., 0].mean(-1)
+
+
+def error(logits: Tensor, target: Tensor) -> Tensor:
+    """Share of rows that each student gets wrong: (S, B, C), (S, B) -> (S,)."""
+    return (logits.argmax(-1) != target).to(logits.dtype).mean(-1)
+
+
+class TaughtLoss:
+    """The loss that a teacher gives S students side by side, each in its own state.
+
+    Coefficients enter each step as constants; with ``record`` as leaves that the reverse pass leaves its
+    gradients on, and :meth:`gradient` takes all of them through the teacher at once (docs/math.md,
+    section 5).
+
+    Args:
+        teacher: the teacher.
+        record: keep every step's coefficients, for :meth:`gradient`.
+    """
+
+    def __init__(self, teacher: Teacher, record: bool = False) -> None:
+        self.teacher = teacher
+        self.record = record
+        self._parameters = {name: value.detach() for name, value in teacher.named_parameters()}
+        self._given: dict[int, tuple[StudentState, list[Tensor]]] = {}
+        self._spec: Any = None
+        self._coefficients = torch.vmap(self._one, in_dims=(None, 0))
+        self._rows = torch.vmap(self._loss)
+
+    def __call__(self, logits: Tensor, target: Tensor, state: StudentState, step: int) -> Tensor:
+        """Mean loss of each student, (S,): logits (S, B, C), target (S, B)."""
+        if step in self._given:
+            leaves = self._given[step][1]
+        else:
+            for name in self.teacher.features if self.teacher.slots > 1 else ():
+                check.teacher_state(name, getattr(state, name))
+            state = StudentState(*(value if value is None else torch.as_tensor(value) for value in state))
+            with torch.no_grad():
+                leaves, self._spec = tree_flatten(self._coefficients(self._parameters, _without_none(state)))
+            if self.record:
+                leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+                self._given[step] = _without_none(state), leaves
+        return self._rows(logits, target, tree_unflatten(leaves, self._spec))
+
+    def _one(self, parameters: dict[str, Tensor], state: dict[str, Tensor]) -> Coefficients:
+        result: Coefficients = functional_call(self.teacher, parameters, (_with_none(state),))
+        return result
+
+    def _loss(self, logits: Tensor, target: Tensor, coefficients: Coefficients) -> Tensor:
+        return dynamic_loss(logits, target, *coefficients, link=self.teacher.link)
+
+    def gradient(self) -> Tensor:
+        """What the reverse pass left, as a gradient to the teacher's parameters: (S, P), one row a student."""
+        students = len(next(iter(self._given.values()))[0]["progress"])
+        own = {  # a copy for each student, so that each has its own gradient
+            name: value.expand(students, *value.shape).clone().requires_grad_()
+            for name, value in self._parameters.items()
+        }
+        steps = sorted(self._given)
+        states = {
+            name: torch.stack([self._given[step][0][name] for step in steps], 1)  # [S, T]
+            for name in self._given[steps[0]][0]
+        }
+        every = torch.vmap(torch.vmap(self._one, in_dims=(None, 0)))(own, states)
+        leaves, _ = tree_flatten(every)  # [S, T, ...] each
+        gradients = [
+            torch.stack([_gradient(self._given[step][1][index]) for step in steps], 1)
+            for index in range(len(leaves))
+        ]
+        wanted = [index for index, leaf in enumerate(leaves) if leaf.requires_grad]
+        found = torch.autograd.grad(
+            [leaves[index] for index in wanted],
+            list(own.values()),
+            [gradients[index] for index in wanted],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return torch.cat([grad.reshape(students, -1) for grad in found], 1)
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def _without_none(state: StudentState) -> dict[str, Tensor]:
+    return {name: value for name, value in state._asdict().items() if value is not None}
+
+
+def _with_none(state: dict[str, Tensor]) -> StudentState:
+    return StudentState(*(state.get(name) for name in StudentState._fields))  # type: ignore[arg-type]
+
+
+class Lesson:
+    """One course of a :class:`Stack`: data, batches, loss and state, as ``loss(model, batch, step)`` for unroll.
+
+    Args:
+        data: inputs (N, ...) and targets (N,), which batches index.
+        batches: row indices (T, S, B).
+        loss: the losses of the students, (S,).
+        num_classes: C.
+        dev: inputs (S, D, ...) and targets (S, D) to take the dev features of the state from, when the loss
+            wants them; None otherwise.
+    """
+
+    def __init__(
+        self,
+        data: tuple[Tensor, Tensor],
+        batches: Tensor,
+        loss: Loss,
+        num_classes: int,
+        dev: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self.inputs, self.targets = data
+        self.batches = batches
+        self.loss = loss
+        self.dev = dev
+        self.dev_every = max(1, len(batches) // 20)
+        self.tracker = Tracker(batches.shape[1], num_classes, len(batches), self.inputs)
+
+    def __call__(self, stack: nn.Module, batch: Tensor, step: int) -> Tensor:
+        """Sum over the students of their losses on row indices ``batch`` (S, B): their runs do not mix."""
+        assert isinstance(stack, Stack)
+        if self.dev is not None and step % self.dev_every == 0:
+            self.tracker.update_dev(step, stack, *self.dev)
+        target = self.targets[batch]
+        logits = stack(self.inputs[batch])
+        state = self.tracker.state(step)
+        self.tracker.update(step, logits, target)
+        return self.loss(logits, target, state, step).sum()
+
+
+def learning_rates(lr: float | Tensor, steps: int, decay: str) -> list[float | Tensor]:
+    """The learning rate of each of ``steps`` steps: constant, or falling along a line that reaches 0 after it."""
+    if decay == "constant":
+        return [lr] * steps
+    return [lr * (1.0 - step / steps) for step in range(steps)]
+
+
+def train(
+    stack: Stack,
+    lesson: Lesson,
+    *,
+    lr: float | Tensor,
+    momentum: float,
+    weight_decay: float,
+    decay: str,
+    at: Sequence[int] = (),
+    then: Callable[[int], None] | None = None,
+) -> None:
+    """Train ``stack`` in place through ``lesson`` by SGD with momentum: m <- mu m + g + wd w, w <- w - lr m.
+
+    Args:
+        lr: learning rate, or one a student (S,).
+        momentum, weight_decay, decay: as in :class:`l2t.Recipe`.
+        at, then: ``then(step)`` is called before each step in ``at``; ``len(lesson.batches)`` is the end.
+    """
+    weights = [weight for weight in stack.parameters() if weight.requires_grad]
+    moments = [torch.zeros_like(weight) for weight in weights]
+    stops = set(at)
+    for step, now in enumerate(learning_rates(lr, len(lesson.batches), decay)):
+        if then is not None and step in stops:
+            then(step)
+        grads = torch.autograd.grad(lesson(stack, lesson.batches[step], step), weights)
+        with torch.no_grad():
+            for weight, moment, grad in zip(weights, moments, grads, strict=True):
+                moment.mul_(momentum).add_(grad.add(weight, alpha=weight_decay) if weight_decay else grad)
+                rate = now.reshape(-1, *[1] * (weight.dim() - 1)) if isinstance(now, Tensor) else now
+                weight.sub_(rate * moment)
+    if then is not None and len(lesson.batches) in stops:
+        then(len(lesson.batches))
+
+
+def evaluate(stack: Stack, inputs: Tensor, chunk: int = 4096) -> Tensor:
+    """Logits (S, D, C) of the students on inputs (S, D, ...), in evaluation mode.
+
+    Differentiable; wrap it in ``torch.no_grad()`` where that is not wanted.
+
+    Args:
+        stack: the students, left in the mode they were in.
+        inputs: what each runs on; ``inputs.expand(S, ...)`` gives all the same.
+        chunk: rows a call, over all students.
+    """
+    training = stack.training
+    stack.eval()
+    try:
+        return torch.cat([stack(part) for part in inputs.split(max(1, chunk // stack.size), 1)], 1)
+    finally:
+        stack.train(training)

@@ -25,8 +25,8 @@ from l2t import check, reference
 
 try:
     from l2t import _native
-except ImportError:  # until the core is built
-    _native = None
+except ImportError as error:
+    raise check.extension_missing(error) from error
 
 _ROWS, _TARGET, _TABLE, _CONSTANT = "rows", "target", "table", "constant"
 
@@ -385,7 +385,7 @@ _KERNELS: dict[str, Callable[..., Any]] = {
 
 for _name in OPS:
     LIBRARY.define(_name + _schema(_name), tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(_name, _KERNELS[_name] if _native else _by_reference(_name), "CPU")
+    LIBRARY.impl(_name, _KERNELS[_name], "CPU")
     for _key in ("CUDA", "XPU", "MPS", "HPU", "PrivateUse1"):
         LIBRARY.impl(_name, _by_reference(_name), _key)
     torch.library.register_fake(f"l2t::{_name}", _fake(_name), lib=LIBRARY)

@@ -1,1 +1,36 @@
-"""l2t: learning to teach with dynamic loss functions."""
+"""l2t: learning to teach with dynamic loss functions.
+
+The public names, and nothing else. Start with `dynamic_loss` (the loss), `unroll` (the gradient through a training
+run), `Teacher` and `teach` (what hands a student its loss, and how that learns); on the command line, ``l2t --help``.
+"""
+
+from importlib.metadata import version as _version
+
+from l2t import optim
+from l2t.functional import dynamic_loss
+from l2t.loss import DynamicLoss
+from l2t.teach import Recipe, Taught, teach
+from l2t.teacher import Coefficients, GateTeacher, StudentState, Teacher, static_teacher
+from l2t.unroll import Run, unroll
+from l2t.weight import Diagonal, Full, LowRank
+
+__version__ = _version("l2t")
+
+__all__ = [
+    "Coefficients",
+    "Diagonal",
+    "DynamicLoss",
+    "Full",
+    "GateTeacher",
+    "LowRank",
+    "Recipe",
+    "Run",
+    "StudentState",
+    "Taught",
+    "Teacher",
+    "dynamic_loss",
+    "optim",
+    "static_teacher",
+    "teach",
+    "unroll",
+]

@@ -4,12 +4,12 @@
 //
 // Arguments are read one after another by a Reader rather than named four times over: rows, inputs, then what
 // the op adds.
+#include "l2t.h"
+
 #include <pybind11/pybind11.h>
 
-#include <stdexcept>
 #include <string>
 
-#include "l2t.h"
 #include "status.h"
 
 namespace py = pybind11;

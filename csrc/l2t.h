@@ -64,8 +64,8 @@ typedef struct {
   void *v_loss, *logits, *weight, *left, *right, *bias, *scale;
 } l2t_outputs;
 
-// The first row whose target is neither ignore_index nor in [0, classes_total), or -1.
-int64_t l2t_check_target(int64_t n, int64_t classes_total, int64_t ignore_index, const int64_t* target);
+// The first row whose target is neither ignore_index nor in [0, table_rows), or -1.
+int64_t l2t_check_target(int64_t n, int64_t table_rows, int64_t ignore_index, const int64_t* target);
 
 // loss [N]; stats [N, 3] = (max z, log sum exp(z - max z), u), which the other ops start from. inputs->v_loss
 // is not read.

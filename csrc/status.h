@@ -40,7 +40,13 @@ inline const char* sentence(l2t_status status) {
   return "l2t core: unknown status.";
 }
 
-// The call itself; `stats` and `v_loss` as the op needs them are checked with missing_rows().
+// Inputs, directions or outputs for factors that the structure does not have.
+template <class Tensors>
+bool stray_factors(const l2t_rows& rows, const Tensors& tensors) {
+  return rows.structure != L2T_LOW_RANK && (tensors.left != nullptr || tensors.right != nullptr);
+}
+
+// What all ops have in common.
 inline l2t_status check(const l2t_rows& rows, const l2t_tensors& in) {
   if (rows.dtype != L2T_FLOAT32 && rows.dtype != L2T_FLOAT64) return L2T_BAD_DTYPE;
   if (rows.link < L2T_SIGMOID || rows.link > L2T_LOG_SIGMOID) return L2T_BAD_LINK;
@@ -51,19 +57,11 @@ inline l2t_status check(const l2t_rows& rows, const l2t_tensors& in) {
   if (rows.structure == L2T_FULL && in.weight == nullptr) return L2T_MISSING_WEIGHT;
   if (rows.structure == L2T_LOW_RANK) {
     if (rows.rank > 0 && (in.left == nullptr || in.right == nullptr)) return L2T_MISSING_FACTORS;
-  } else if (rows.rank != 0 || in.left != nullptr || in.right != nullptr) {
-    return L2T_STRAY_FACTORS;
   }
+  if (stray_factors(rows, in) || (rows.structure != L2T_LOW_RANK && rows.rank != 0)) return L2T_STRAY_FACTORS;
   if (l2t_check_target(rows.n, rows.groups * rows.c, rows.ignore_index, rows.target) >= 0)
     return L2T_BAD_TARGET;
   return L2T_OK;
-}
-
-// A direction or an output for factors that the structure does not have.
-template <class Tensors>
-l2t_status check_factors(const l2t_rows& rows, const Tensors& tensors) {
-  const bool stray = rows.structure != L2T_LOW_RANK && (tensors.left != nullptr || tensors.right != nullptr);
-  return stray ? L2T_STRAY_FACTORS : L2T_OK;
 }
 
 }  // namespace l2t

@@ -1,4 +1,4 @@
-// The row walk: the three loops over the classes of one row from which every kernel is made, as text that the
+// The row walk: the loops over the classes of one row from which every kernel is made, as text that the
 // compiler turns into vector code (`omp simd`: a promise to the compiler, no runtime). The element's
 // expression is the caller's, from math/.
 //
@@ -34,9 +34,24 @@ T sum(int64_t c, const F& term) {
   return total;
 }
 
+template <class T>
+T sum(int64_t c, const T* x) {
+  return sum<T>(c, [=](int64_t j) { return x[j]; });
+}
+
+template <class T>
+T dot(int64_t c, const T* x, const T* y) {
+  return sum<T>(c, [=](int64_t j) { return x[j] * y[j]; });
+}
+
+template <class T>
+void add_scaled(int64_t c, T factor, const T* x, T* out) {
+  each(c, [=](int64_t j) { out[j] += factor * x[j]; });
+}
+
 // NaN may or may not be seen here; it comes through in the sum of exponentials.
 template <class T>
-T max_of(const T* z, int64_t c) {
+T max_of(int64_t c, const T* z) {
   T max = -T(INFINITY);
 #pragma omp simd reduction(max : max)
   for (int64_t j = 0; j < c; ++j) max = z[j] > max ? z[j] : max;

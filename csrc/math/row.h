@@ -35,7 +35,19 @@ struct Stats {
   T max, log_sum, u;
 
   L2T_FN T log_p(T z) const { return (z - max) - log_sum; }
+  L2T_FN T p(T z) const { return exp(log_p(z)); }
 };
+
+// The terms of two sums: sum exp(z - max), and az = sum a (z - max).
+template <class T>
+L2T_FN T exp_term(T z, T max) {
+  return exp(z - max);
+}
+
+template <class T>
+L2T_FN T az_term(T a, T z, T max) {
+  return times(a, z - max);
+}
 
 template <class T>
 L2T_FN Stats<T> dense_stats(T max, T sum_exp, T az, T R, T beta) {

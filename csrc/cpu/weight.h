@@ -1,0 +1,252 @@
+// The structures of W on the CPU: the row a of a class, the row that W moves by along a direction, and the
+// gradients to the coefficients. The products are those of math/weight.h; a new structure is a branch in each
+// of the three classes here.
+//
+// The gradients are two walks. Over classes: every table row k over the rows whose target it is, in their
+// order. Over columns: d_right, which all table rows of a group add to, so each block of its classes runs
+// over the table rows, in order. Nothing is added by two threads, so the bits do not depend on their number.
+#ifndef L2T_CPU_WEIGHT_H
+#define L2T_CPU_WEIGHT_H
+
+#include <algorithm>
+#include <vector>
+
+#include "../math/weight.h"
+#include "call.h"
+#include "pool.h"
+#include "walk.h"
+
+namespace l2t {
+
+// A right factor V, of every group, transposed: [G, r, C], so that walks run along classes. Nothing if there
+// is no V.
+template <class T>
+class Columns {
+ public:
+  Columns(const l2t_rows& rows, const T* right) : c_(rows.c), rank_(rows.rank) {
+    if (right == nullptr) return;
+    columns_.resize(rows.groups * rank_ * c_);
+    for (int64_t k = 0; k < rows.groups * c_; ++k)
+      for (int64_t s = 0; s < rank_; ++s) column(k, s)[k % c_] = right[k * rank_ + s];
+  }
+
+  // Column s of the V of table row k's group.
+  const T* column(int64_t k, int64_t s) const { return columns_.data() + (k / c_ * rank_ + s) * c_; }
+  T* column(int64_t k, int64_t s) { return columns_.data() + (k / c_ * rank_ + s) * c_; }
+
+  // out = V U[k]; left = U[k].
+  void multiply(int64_t k, const T* left, T* out) const {
+    const T* right = column(k, 0);
+    const int64_t rank = rank_, c = c_;
+    each(c, [=](int64_t j) { out[j] = low_rank_entry(left, right + j, rank, c); });
+  }
+
+ private:
+  int64_t c_, rank_;
+  std::vector<T> columns_;
+};
+
+// W itself.
+template <class T>
+class Weight {
+ public:
+  explicit Weight(const Call<T>& call)
+      : in(call.in),
+        c(call.c),
+        rank(call.rows.rank),
+        low_rank(rank > 0),
+        dense(low_rank || call.rows.structure == L2T_FULL),
+        columns(call.rows, low_rank ? in.right : nullptr) {}
+
+  // The row a of table row k, in place or multiplied out into `room`. Only where W is dense.
+  const T* row(int64_t k, T* room) const {
+    if (!low_rank) return in.weight + k * c;
+    columns.multiply(k, in.left + k * rank, room);
+    room[k % c] += diagonal(k);
+    return room;
+  }
+
+  // a_y, where W is diagonal: all there is of a.
+  T diagonal(int64_t k) const { return at(in.weight, k, T(1)); }
+
+  const Inputs<T> in;
+  const int64_t c, rank;
+  const bool low_rank, dense;
+  const Columns<T> columns;
+};
+
+// The row v_a that W moves by along directions v of its parts.
+template <class T>
+class WeightDirection {
+ public:
+  WeightDirection(const Weight<T>& w, const Call<T>& call, const Inputs<T>& v)
+      : moves(v.weight != nullptr || (w.low_rank && (v.left != nullptr || v.right != nullptr))),
+        v(v),
+        columns(call.rows, w.low_rank ? v.right : nullptr),
+        w_(w) {}
+
+  // Only where W is dense and moves; `room` holds two rows.
+  const T* row(int64_t k, T* room) const {
+    const int64_t c = w_.c, rank = w_.rank;
+    if (!w_.low_rank) return v.weight + k * c;
+    T* term = room + c;
+    std::fill_n(room, c, T(0));
+    if (v.left != nullptr) {
+      w_.columns.multiply(k, v.left + k * rank, term);
+      add_scaled(c, T(1), term, room);
+    }
+    if (v.right != nullptr) {
+      columns.multiply(k, w_.in.left + k * rank, term);
+      add_scaled(c, T(1), term, room);
+    }
+    room[k % c] += diagonal(k);
+    return room;
+  }
+
+  T diagonal(int64_t k) const { return at(v.weight, k, T(0)); }
+
+  const bool moves;
+  const Inputs<T> v;
+  const Columns<T> columns;
+
+ private:
+  const Weight<T>& w_;
+};
+
+// The gradients to W, bias and scale from the heads of the rows: those of `grad`, or with a direction their
+// derivative.
+template <class T>
+class CoefficientGradients {
+ public:
+  CoefficientGradients(const Call<T>& call, const Weight<T>& w, const WeightDirection<T>* direction,
+                       const Head<T>* heads, const Outputs<T>& out)
+      : call_(call), w_(w), direction_(direction), heads_(heads), out_(out), by_class_(call.rows) {}
+
+  void over_classes() const {
+    const bool rows_wanted = w_.dense && (out_.weight != nullptr || out_.left != nullptr);
+    const int64_t width = rows_wanted ? call_.c : 1;
+    const Scratch<T> scratch(call_.rows, call_.table_rows, w_.low_rank ? 2 * call_.c : 0);
+    const int64_t cost = width * (1 + call_.n / call_.table_rows);
+    parallel_for(call_.rows.threads, call_.table_rows, cost, [&](int64_t k, int lane) {
+      bias_and_scale(k);
+      if (!w_.dense && out_.weight != nullptr) out_.weight[k] = diagonal(k);
+      if (!rows_wanted) return;
+      if (w_.low_rank)
+        diagonal_and_left(k, scratch[lane], scratch[lane] + call_.c);
+      else
+        row(k, 0, call_.c, out_.weight + k * call_.c, nullptr);
+    });
+  }
+
+  void over_columns() const {
+    if (out_.right == nullptr || !w_.low_rank) return;
+    const int64_t blocks = (call_.c + kColumns - 1) / kColumns, items = call_.rows.groups * blocks;
+    const Scratch<T> scratch(call_.rows, items, (w_.rank + 2) * kColumns);
+    const int64_t cost = kColumns * (1 + w_.rank) * (1 + call_.n / call_.rows.groups);
+    parallel_for(call_.rows.threads, items, cost, [&](int64_t item, int lane) {
+      right_block(item / blocks, item % blocks * kColumns, scratch[lane]);
+    });
+  }
+
+ private:
+  static constexpr int64_t kColumns = 256;
+
+  // Cotangents or tangents of the logits, null where they are zero.
+  const T* v_logits(int64_t i) const {
+    return direction_ != nullptr && direction_->v.logits != nullptr ? direction_->v.logits + i * call_.c
+                                                                    : nullptr;
+  }
+
+  void bias_and_scale(int64_t k) const {
+    T d_bias = 0, d_scale = 0;
+    by_class_.each_row(k, [&](int64_t i) {
+      d_bias += heads_[i].turn;
+      d_scale += heads_[i].d_kappa;
+    });
+    if (out_.bias != nullptr) out_.bias[k] = d_bias;
+    if (out_.scale != nullptr) out_.scale[k] = d_scale;
+  }
+
+  T diagonal(int64_t k) const {
+    const int64_t y = k % call_.c;
+    T total = 0;
+    by_class_.each_row(k, [&](int64_t i) {
+      const T* v_z = v_logits(i);
+      const T log_p = heads_[i].stats.log_p(call_.logits(i)[y]);
+      total += v_z != nullptr ? d_a(heads_[i], log_p, v_z[y]) : d_a(heads_[i], log_p);
+    });
+    return total;
+  }
+
+  // e = the gradient to the row a of table row k, classes [begin, begin + width); f = the one of `grad`,
+  // where asked for.
+  void row(int64_t k, int64_t begin, int64_t width, T* e, T* f) const {
+    std::fill_n(e, width, T(0));
+    if (f != nullptr) std::fill_n(f, width, T(0));
+    by_class_.each_row(k, [&](int64_t i) {
+      const Head<T> head = heads_[i];
+      const T *z = call_.logits(i) + begin, *v_z = v_logits(i);
+      if (v_z != nullptr) {
+        v_z += begin;
+        each(width, [=](int64_t j) { e[j] += d_a(head, head.stats.log_p(z[j]), v_z[j]); });
+      } else {
+        each(width, [=](int64_t j) { e[j] += d_a(head, head.stats.log_p(z[j])); });
+      }
+      if (f != nullptr) each(width, [=](int64_t j) { f[j] += first_d_a(head, head.stats.log_p(z[j])); });
+    });
+  }
+
+  void diagonal_and_left(int64_t k, T* e, T* f) const {
+    const int64_t c = call_.c, rank = w_.rank;
+    if (!by_class_.occurs(k)) {
+      if (out_.weight != nullptr) out_.weight[k] = 0;
+      if (out_.left != nullptr) std::fill_n(out_.left + k * rank, rank, T(0));
+      return;
+    }
+    const bool crossed = direction_ != nullptr && direction_->v.right != nullptr;
+    row(k, 0, c, e, crossed ? f : nullptr);
+    if (out_.weight != nullptr) out_.weight[k] = e[k % c];
+    for (int64_t s = 0; out_.left != nullptr && s < rank; ++s) {
+      T& d_left = out_.left[k * rank + s];
+      d_left = dot(c, w_.columns.column(k, s), e);
+      if (crossed) d_left += dot(c, direction_->columns.column(k, s), f);
+    }
+  }
+
+  void right_block(int64_t group, int64_t begin, T* room) const {
+    const int64_t c = call_.c, rank = w_.rank, width = std::min(kColumns, c - begin);
+    const bool crossed = direction_ != nullptr && direction_->v.left != nullptr;
+    T *d_right = room, *e = d_right + rank * width, *f = e + width;  // [r, width], [width], [width]
+    std::fill_n(d_right, rank * width, T(0));
+    for (int64_t k = group * c; k < (group + 1) * c; ++k) {
+      if (!by_class_.occurs(k)) continue;
+      row(k, begin, width, e, crossed ? f : nullptr);
+      for (int64_t s = 0; s < rank; ++s) {
+        add_scaled(width, w_.in.left[k * rank + s], e, d_right + s * width);
+        if (crossed) add_scaled(width, direction_->v.left[k * rank + s], f, d_right + s * width);
+      }
+    }
+    T* out = out_.right + (group * c + begin) * rank;
+    for (int64_t j = 0; j < width; ++j)
+      for (int64_t s = 0; s < rank; ++s) out[j * rank + s] = d_right[s * width + j];
+  }
+
+  const Call<T>& call_;
+  const Weight<T>& w_;
+  const WeightDirection<T>* direction_;
+  const Head<T>* heads_;
+  const Outputs<T>& out_;
+  const RowsByClass by_class_;
+};
+
+template <class T>
+void coefficient_gradients(const Call<T>& call, const Weight<T>& w, const WeightDirection<T>* direction,
+                           const Head<T>* heads, const Outputs<T>& out) {
+  if (!out.weight && !out.left && !out.right && !out.bias && !out.scale) return;
+  const CoefficientGradients<T> walks(call, w, direction, heads, out);
+  walks.over_classes();
+  walks.over_columns();
+}
+
+}  // namespace l2t
+#endif

@@ -62,6 +62,35 @@ def missing_package(user: str, package: str) -> ImportError:
     )
 
 
+def not_positive(text: str) -> str:
+    """A count on the command line."""
+    return f"it must be a whole number of 1 or more, got {text}"
+
+
+def setting_form(text: str, has_equals: bool) -> None:
+    """An argument of --set."""
+    if not has_equals:
+        raise ValueError(f"l2t.cli: --set must be FIELD=VALUE, got {text!r}. Write for example --set steps=200.")
+
+
+def no_run(directory: Path) -> FileNotFoundError:
+    """A folder without a run."""
+    return FileNotFoundError(
+        f"l2t.cli: the folder must hold a taught run or seed-* folders with one, got {str(directory)!r}. "
+        "Run `l2t teach` first."
+    )
+
+
+def command_failed(error: BaseException) -> str:
+    """The one line that a failed command says on the standard error."""
+    text = " ".join(str(error).split())
+    if text.startswith("l2t"):
+        return text
+    if isinstance(error, OSError):
+        return f"l2t: {text}"
+    return f"l2t: {type(error).__name__}: {text}. Set L2T_TRACEBACK=1 to see where."
+
+
 # ---- teacher ---------------------------------------------------------------------------------------------------------
 
 
@@ -799,3 +828,29 @@ def trial_chose(chosen: str, average: float, start: float) -> str:
         f"l2t.teach: fresh students do worse under the averaged teacher than at the start (measure {average:.4f}, "
         f"start {start:.4f}); the result is the teacher named {chosen!r}."
     )
+
+
+# ---- compare ---------------------------------------------------------------------------------------------------------
+
+
+def compare_counts(teachers: int, students: int, tuning_students: int, grid: Sequence[float]) -> None:
+    """Enough to compare."""
+    if teachers < 1:
+        raise ValueError("l2t.compare: teachers must be one or more, got none. Teach one with l2t.teach.")
+    for name, count, least in (("students", students, 2), ("tuning_students", tuning_students, 1)):
+        if count < least:
+            raise ValueError(
+                f"l2t.compare: {name} must be {least} or more, got {count}. A spread needs two, a test twenty."
+            )
+    if not grid or not all(0 < lr < float("inf") for lr in grid):
+        raise ValueError(
+            f"l2t.compare: grid must be positive learning rates, got {tuple(grid)}. Leave it out for the default."
+        )
+
+
+def compare_dev_is_there(there: bool, dev_is_clean: bool) -> None:
+    """A clean dev set has to be given."""
+    if dev_is_clean and not there:
+        raise ValueError(
+            "l2t.compare: dev must be given where dev_is_clean is True, got None. Pass the clean rows as dev."
+        )

@@ -25,10 +25,10 @@ from l2t.functional import dynamic_loss
 from l2t.teacher import Coefficients, StudentState, Teacher
 
 Make = Callable[[], nn.Module]
-"""Makes a fresh student; its start weights come from torch's global generator, which is seeded for the call."""
+"""Makes a fresh student; its start weights come from torch's global generator, seeded for the call."""
 
 Loss = Callable[[Tensor, Tensor, StudentState, int], Tensor]
-"""Losses of S students, (S,): of logits (S, B, C), targets (S, B), the state, whose fields are (S,), and the step."""
+"""Losses (S,) of S students: of logits (S, B, C), targets (S, B), their state (fields (S,)) and the step."""
 
 DECAYS = ("linear", "constant")
 
@@ -85,14 +85,17 @@ class Stack(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Run student i on ``inputs[i]``."""
-        weights = dict(self.student.named_parameters()), dict(self.student.named_buffers())
+        parameters: dict[str, Tensor] = dict(self.student.named_parameters())
+        buffers = dict(self.student.named_buffers())
         try:
-            return torch.vmap(self._one, randomness="different")(*weights, inputs)
+            logits: Tensor = torch.vmap(self._one, randomness="different")(parameters, buffers, inputs)
+            return logits
         except RuntimeError as error:
             raise check.student_cannot_stack(error) from error
 
     def _one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        return functional_call(self.student, (parameters, buffers), (inputs,))
+        logits: Tensor = functional_call(self.student, (parameters, buffers), (inputs,))
+        return logits
 
 
 class Pools(NamedTuple):
@@ -114,7 +117,7 @@ def seed_of(*parts: int) -> int:
 
 
 def split_pools(count: int, students: int, fraction: float, seed: int) -> Pools:
-    """A random train/dev split of ``count`` rows for each student, ``fraction`` of them (at least one) for dev."""
+    """A random split of ``count`` rows for each student, ``fraction`` of them (at least one) for dev."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.stack([torch.randperm(count, generator=generator) for _ in range(students)])
     held = min(max(1, round(count * fraction)), count - 1)
@@ -207,7 +210,7 @@ class TaughtLoss:
         self.teacher = teacher
         self.record = record
         self._parameters = {name: value.detach() for name, value in teacher.named_parameters()}
-        self._given: dict[int, tuple[StudentState, list[Tensor]]] = {}
+        self._given: dict[int, tuple[dict[str, Tensor], list[Tensor]]] = {}  # by step
         self._spec: Any = None
         self._coefficients = torch.vmap(self._one, in_dims=(None, 0))
         self._rows = torch.vmap(self._loss)
@@ -219,12 +222,12 @@ class TaughtLoss:
         else:
             for name in self.teacher.features if self.teacher.slots > 1 else ():
                 check.teacher_state(name, getattr(state, name))
-            state = StudentState(*(value if value is None else torch.as_tensor(value) for value in state))
+            known = _without_none(state)
             with torch.no_grad():
-                leaves, self._spec = tree_flatten(self._coefficients(self._parameters, _without_none(state)))
+                leaves, self._spec = tree_flatten(self._coefficients(self._parameters, known))
             if self.record:
                 leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-                self._given[step] = _without_none(state), leaves
+                self._given[step] = known, leaves
         return self._rows(logits, target, tree_unflatten(leaves, self._spec))
 
     def _one(self, parameters: dict[str, Tensor], state: dict[str, Tensor]) -> Coefficients:
@@ -235,7 +238,7 @@ class TaughtLoss:
         return dynamic_loss(logits, target, *coefficients, link=self.teacher.link)
 
     def gradient(self) -> Tensor:
-        """What the reverse pass left, as a gradient to the teacher's parameters: (S, P), one row a student."""
+        """What the reverse pass left, as a gradient to the teacher's parameters, (S, P): a row a student."""
         students = len(next(iter(self._given.values()))[0]["progress"])
         own = {  # a copy for each student, so that each has its own gradient
             name: value.expand(students, *value.shape).clone().requires_grad_()
@@ -268,7 +271,8 @@ def _gradient(leaf: Tensor) -> Tensor:
 
 
 def _without_none(state: StudentState) -> dict[str, Tensor]:
-    return {name: value for name, value in state._asdict().items() if value is not None}
+    """The known fields: torch.vmap takes tensors only."""
+    return {name: torch.as_tensor(value) for name, value in state._asdict().items() if value is not None}
 
 
 def _with_none(state: dict[str, Tensor]) -> StudentState:
@@ -276,7 +280,7 @@ def _with_none(state: dict[str, Tensor]) -> StudentState:
 
 
 class Lesson:
-    """One course of a :class:`Stack`: data, batches, loss and state, as ``loss(model, batch, step)`` for unroll.
+    """One course of a :class:`Stack`: data, batches, loss and state, as the ``loss`` of :func:`l2t.unroll`.
 
     Args:
         data: inputs (N, ...) and targets (N,), which batches index.
@@ -303,7 +307,7 @@ class Lesson:
         self.tracker = Tracker(batches.shape[1], num_classes, len(batches), self.inputs)
 
     def __call__(self, stack: nn.Module, batch: Tensor, step: int) -> Tensor:
-        """Sum over the students of their losses on row indices ``batch`` (S, B): their runs do not mix."""
+        """Sum of the students' losses on row indices ``batch`` (S, B): their runs do not mix."""
         assert isinstance(stack, Stack)
         if self.dev is not None and step % self.dev_every == 0:
             self.tracker.update_dev(step, stack, *self.dev)
@@ -315,7 +319,7 @@ class Lesson:
 
 
 def learning_rates(lr: float | Tensor, steps: int, decay: str) -> list[float | Tensor]:
-    """The learning rate of each of ``steps`` steps: constant, or falling along a line that reaches 0 after it."""
+    """The learning rate of each step: constant, or falling along a line that would reach 0 at ``steps``."""
     if decay == "constant":
         return [lr] * steps
     return [lr * (1.0 - step / steps) for step in range(steps)]
@@ -334,10 +338,8 @@ def train(
 ) -> None:
     """Train ``stack`` in place through ``lesson`` by SGD with momentum: m <- mu m + g + wd w, w <- w - lr m.
 
-    Args:
-        lr: learning rate, or one a student (S,).
-        momentum, weight_decay, decay: as in :class:`l2t.Recipe`.
-        at, then: ``then(step)`` is called before each step in ``at``; ``len(lesson.batches)`` is the end.
+    ``lr`` is one learning rate, or one a student (S,); ``decay`` is as in :class:`l2t.Recipe`.
+    ``then(step)`` is called before each step in ``at``; ``len(lesson.batches)`` is the end.
     """
     weights = [weight for weight in stack.parameters() if weight.requires_grad]
     moments = [torch.zeros_like(weight) for weight in weights]

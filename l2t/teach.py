@@ -160,8 +160,8 @@ class Taught:
         teacher: the taught teacher.
         history: what happened, JSON-able: ``seed``, ``recipe``, ``teacher`` (settings), ``lr``, ``probe`` (a
             row a try), ``updates`` (a row an update), ``events`` (what was said aloud), ``adjoint_norms`` (by
-            step, of the last episode), ``states`` (the state by step, mean over the students of the last
-            episode) and ``trial``.
+            step, of five updates from the first to the last), ``states`` (the state by step, mean over
+            the students of the last episode) and ``trial``.
         recipe: the recipe with the learning rate that was used.
     """
 
@@ -330,7 +330,7 @@ class Guard:
         self.memory: dict[str, Any] = {"norms": [], "recent": [], "best": None, "high": 0}
 
     def judge(self, norm: float, measure: float) -> str | None:
-        """The sentence why to go back, or None: median norm and mean measure of the students of an episode."""
+        """Why to go back, or None; of an episode the students' median norm and mean measure."""
         memory, recipe = self.memory, self.recipe
         usual = median(memory["norms"]) if memory["norms"] else math.inf
         memory["high"] = (
@@ -416,12 +416,13 @@ def teach(
         check.teach_data("dev", dev, teacher.num_classes)
     check.teach_student_fits(student, train[0], teacher.num_classes)
     run = _Teaching(teacher, student, train, dev, recipe, seed, directory, guard, progress)
-    with _threads(recipe.threads):
+    with threads(recipe.threads):
         return run.go(resume)
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads(count: int | None) -> Iterator[None]:
+    """Run the body with ``count`` torch threads; None leaves them alone."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if count is None else count)
     try:
@@ -467,6 +468,8 @@ class _Teaching:
             "probe": [],
             "updates": [],
             "events": [],
+            "adjoint_norms": {},
+            "states": {},
             "trial": None,
         }
 
@@ -542,7 +545,7 @@ class _Teaching:
         self.norms = [*self.norms, *(norms[index] for index in kept)][-recipe.window :]
         bound = recipe.clip * median(self.norms) if self.norms else 0.0
         rate = recipe.teacher_lr * self.shrink * _rise_and_fall(update, recipe)
-        row = {
+        row: dict[str, Any] = {
             "update": update,
             "measure": _mean_finite(seen.measure),
             "dev_error": _mean_finite(seen.dev_error),
@@ -553,7 +556,8 @@ class _Teaching:
             "clipped": sum(norms[index] > bound for index in kept),
             "teacher_lr": rate,
         }
-        self.history["adjoint_norms"] = _plain(seen.adjoint_norms)
+        if update in _milestones(recipe.updates):
+            self.history["adjoint_norms"][str(update)] = _plain(seen.adjoint_norms)
         self.history["states"] = _plain(seen.states)
         if row["skipped"]:
             total = row["skipped"] + sum(one["skipped"] for one in self.history["updates"])
@@ -652,7 +656,7 @@ class _Teaching:
     def _say(self, sentence: str) -> None:
         tqdm.write(sentence, file=sys.stderr)
 
-    # ---- checkpoints: a safetensors file, then the JSON file that names it, which is the moment of commitment
+    # ---- checkpoints: a safetensors file, then the JSON file that names it, which commits
 
     def _identity(self) -> dict[str, Any]:
         """What a run must share with the one that it goes on with."""
@@ -743,13 +747,17 @@ def _rise_and_fall(update: int, recipe: Recipe) -> float:
     return min(1.0, rise, fall)
 
 
+def _milestones(updates: int) -> set[int]:
+    return {round((updates - 1) * part / 4) for part in range(5)}
+
+
 def _mean_finite(values: Tensor) -> float:
     finite = values[values.isfinite()]
     return float(finite.mean()) if len(finite) else math.nan
 
 
 def _plain(content: Any) -> Any:
-    """``content`` as JSON holds it, None for what is not finite: the history reads the same after a resume."""
+    """``content`` as JSON holds it, so that a history is the same before and after a resume."""
     return json.loads(to_json(content))
 
 

@@ -46,7 +46,8 @@ class Coefficients(NamedTuple):
     """What a teacher sets: the tables of :func:`l2t.dynamic_loss` for C classes.
 
     ``weight`` is a record of ``l2t.weight`` (full (C, C), diagonal (C,), low rank (C,), (C, r), (C, r)),
-    ``bias`` is (C,) or None and ``scale`` is (C,) or None.
+    ``bias`` is (C,) or None and ``scale`` is (C,) or None. A teacher gives all three; with the identity link,
+    where a bias would change nothing, it is zero.
     """
 
     weight: Weight | Tensor | None
@@ -83,7 +84,7 @@ class Teacher(nn.Module):
             or ``"full"`` (C x C).
         slots: number of slots K. One slot is a static loss: see :func:`static_teacher`.
         link: ``"sigmoid"`` (the family of the paper), ``"identity"`` or ``"log-sigmoid"``. The identity
-            link has no bias, since a constant beside a loss changes nothing.
+            link has no bias to learn, since a constant beside a loss changes nothing.
         features: which fields of :class:`StudentState` the teacher sees.
         rank: columns of the low-rank part.
         calibration: ``"class"`` gives every class cross-entropy's pull at uniform p, ``"mean"`` gives it to
@@ -173,7 +174,7 @@ class Teacher(nn.Module):
 
         each = 1 if weight == "shared" else num_classes
         self._make_mix(normal)
-        # Calibration by class divides the row sums out of a loss whose link is the identity: no numbers for them.
+        # Calibration by class divides the row sums out of a loss with the identity link: no numbers for them.
         if link != "identity" or calibration != "class":
             self.diagonal = normal(slots, each, std=spread)
         if link != "identity":
@@ -191,7 +192,8 @@ class Teacher(nn.Module):
 
     def _mix(self, features: Tensor) -> Tensor:
         """Share of each slot, [K]: softmax(features . keys)."""
-        return torch.softmax(features @ self.keys, -1)
+        share: Tensor = torch.softmax(features @ self.keys, -1)
+        return share
 
     def _features(self, state: StudentState) -> Tensor:
         """The chosen fields of ``state`` as numbers of order one, [F].
@@ -223,11 +225,12 @@ class Teacher(nn.Module):
             mix = self._mix(self._features(state))
 
             def mixed(slots: Tensor) -> Tensor:
-                return torch.tensordot(mix, slots, 1)
+                total: Tensor = torch.tensordot(mix, slots, 1)
+                return total
         else:
 
             def mixed(slots: Tensor) -> Tensor:
-                return slots[0]
+                return slots.select(0, 0)
 
         classes, rho = self.num_classes, self.off_diagonal_scale
         like = next(self.parameters())
@@ -249,7 +252,7 @@ class Teacher(nn.Module):
         else:
             weight = Diagonal(row)
         start = -math.log(classes) * row  # u at uniform p
-        bias = None
+        bias = torch.zeros_like(row)  # no None: torch.vmap takes tensors only
         if hasattr(self, "bias"):
             bias = (self.bias_range * mixed(self.bias).tanh()).expand(classes)
             start = start + bias

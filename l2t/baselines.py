@@ -18,7 +18,7 @@ from l2t.students import Loss, cross_entropy
 from l2t.teacher import StudentState
 
 Plain = Callable[[Tensor, Tensor], Tensor]
-"""Losses of S students that do not look at their state: logits (S, B, C), targets (S, B) -> (S,)."""
+"""Losses (S,) of S students, whatever their state: of logits (S, B, C) and targets (S, B)."""
 
 
 class Arm(NamedTuple):
@@ -26,13 +26,14 @@ class Arm(NamedTuple):
 
     Attributes:
         loss: of the students' batches.
-        rows: what its students learn from: ``"train"``, ``"dev"`` or ``"train+dev"``.
+        rows: what its final students learn from: ``"all"`` rows, training and dev alike, ``"dev"`` rows alone,
+            or ``"both"``: half of every batch from the one, half from the other.
         oracle: whether it knows what nobody has (the true noise matrix).
         wants_dev: whether its loss looks at the dev set while a student learns.
     """
 
     loss: Loss
-    rows: str = "train"
+    rows: str = "all"
     oracle: bool = False
     wants_dev: bool = False
 
@@ -115,7 +116,7 @@ def baselines(counts: Tensor, noise: Tensor | None = None, dev_is_clean: bool = 
         noise: the true noise matrix, (C, C), where labels are noisy: adds the generalised cross-entropy and,
             marked as an oracle, forward correction.
         dev_is_clean: whether there is a dev set with better labels than the training set: adds cross-entropy
-            on it alone and on both together.
+            on it alone, and with half of every batch from it.
 
     Example:
         >>> import torch
@@ -133,7 +134,7 @@ def baselines(counts: Tensor, noise: Tensor | None = None, dev_is_clean: bool = 
         arms["generalised cross-entropy, q 0.7"] = Arm(stateless(generalised_cross_entropy(0.7)))
     if dev_is_clean:
         arms["cross-entropy, dev only"] = Arm(stateless(cross_entropy), rows="dev")
-        arms["cross-entropy, train + dev"] = Arm(stateless(cross_entropy), rows="train+dev")
+        arms["cross-entropy, half dev"] = Arm(stateless(cross_entropy), rows="both")
     if noise is not None:
         arms["forward correction, true noise (oracle)"] = Arm(
             stateless(forward_correction(noise)), oracle=True

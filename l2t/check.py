@@ -106,12 +106,13 @@ def teacher_size(argument: str, value: object, least: int) -> None:
         raise ValueError(f"l2t.Teacher: {argument} must be an integer of {least} or more, got {value!r}. Give a size.")
 
 
-def teacher_positive(argument: str, value: float) -> None:
+def teacher_positive(argument: str, value: float, or_zero: bool = False) -> float:
     """A bound of Teacher."""
-    if not 0 < value < float("inf"):
+    if not (0 < value < float("inf") or (or_zero and value == 0)):
         raise ValueError(
             f"l2t.Teacher: {argument} must be positive and finite, got {value!r}. Leave it out for the default."
         )
+    return float(value)
 
 
 def teacher_features(features: Sequence[str], names: Sequence[str], slots: int) -> None:
@@ -123,13 +124,13 @@ def teacher_features(features: Sequence[str], names: Sequence[str], slots: int) 
         )
 
 
-def teacher_has_a_say(weight: str, link: str, calibration: str) -> None:
+def teacher_has_a_say(weight: str, link: str, emphasis: float) -> None:
     """A choice under which calibration divides out all that the teacher could say."""
-    if link == "identity" and (weight == "shared" or (weight == "per-class" and calibration == "class")):
+    if link == "identity" and (weight == "shared" or (weight == "per-class" and not emphasis)):
         raise ValueError(
-            f"l2t.Teacher: weight must be more than {weight!r} with link='identity' and calibration={calibration!r}, "
-            "got a loss that is cross-entropy whatever the teacher says. Use weight='full' or 'low-rank', "
-            "link='sigmoid', or weight='per-class' with calibration='mean' (learned class weights)."
+            f"l2t.Teacher: weight must be more than {weight!r} with link='identity' and emphasis={emphasis!r}, got a "
+            "loss that is cross-entropy whatever the teacher says. Use weight='full' or 'low-rank', "
+            "link='sigmoid', or weight='per-class' with an emphasis."
         )
 
 

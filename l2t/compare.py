@@ -23,7 +23,6 @@ from l2t.baselines import Arm, baselines
 from l2t.students import (
     Lesson,
     Make,
-    Pools,
     Stack,
     TaughtLoss,
     cross_entropy,
@@ -39,7 +38,7 @@ from l2t.students import (
 from l2t.teach import Data, Recipe, threads
 from l2t.teacher import Teacher
 
-GRID = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+GRID = (0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.6)
 
 
 class _Rows(NamedTuple):
@@ -83,11 +82,12 @@ def compare(
         train: inputs (N, ...) and targets (N,) to learn from.
         test: rows that neither teachers nor tuning have seen; they are read once, at the end.
         dev: rows to tune on, as in :func:`l2t.teach`; None tunes each student on ``recipe.dev_fraction`` of
-            ``train``, drawn at random, and the final students learn from all of ``train``.
+            ``train``, drawn at random. Final students learn from all rows, dev rows too.
         recipe: the course; its learning rate is not used.
         also: more teachers that every comparison has as arms of the given names, a static one for example.
         noise: true noise matrix (C, C) of the training labels, for the oracle arm.
-        dev_is_clean: whether ``dev`` has better labels than ``train``: then learning from it is a baseline.
+        dev_is_clean: whether ``dev`` has better labels than ``train``: then learning from it alone, and from
+            both in equal parts, are baselines.
         students: fresh students an arm.
         grid: learning rates to choose from.
         tuning_students: students a learning rate and arm in tuning.
@@ -143,9 +143,9 @@ def compare(
             )
             bar.update()
             bar.set_description(f"final {name}")
-            pools = _pools(arm, rows, recipe, students, seed_of(seed, 2), final=True)
+            share = _share(arm, rows, recipe, students, seed_of(seed, 2), final=True)
             finals[name], _ = _run(
-                arm, student, rows, pools, recipe, classes, [tuning[name]["lr"]], seed_of(seed, 2)
+                arm, student, rows, share, recipe, classes, [tuning[name]["lr"]], seed_of(seed, 2)
             )
             bar.update()
         # The one look at the test set.
@@ -183,44 +183,59 @@ def _for_all(tensor: Tensor, students: int) -> Tensor:
     return tensor.expand(students, *tensor.shape)
 
 
-def _pools(arm: Arm, rows: _Rows, recipe: Recipe, students: int, seed: int, *, final: bool) -> Pools:
-    """Which rows each student of ``arm`` learns from and which it is measured on.
+class _Share(NamedTuple):
+    """What each student of an arm learns from, in equal parts of a batch, and what it is measured on."""
 
-    Arms that learn from dev rows are tuned by holding a part of those back; the final students of all arms
-    learn from all they may.
+    learn: list[Tensor]  # [S, N] each
+    dev: Tensor  # [S, D]
+
+
+def _share(arm: Arm, rows: _Rows, recipe: Recipe, students: int, seed: int, *, final: bool) -> _Share:
+    """The row numbers of each student: all that there are for a final one, less the dev rows in tuning.
+
+    Arms that learn from dev rows in a way of their own are tuned by holding a part of those back.
     """
     total, train = len(rows.targets), rows.train
-    training = torch.arange(train).expand(students, -1)
-    clean = torch.arange(train, total).expand(students, -1)
+    everything = torch.arange(total).expand(students, -1)
+    training, clean = everything[:, :train], everything[:, train:]
     if train == total:  # no dev set
         if final and not arm.wants_dev:
-            return Pools(training, training[:, :0])
-        return split_pools(train, students, recipe.dev_fraction, seed_of(seed, 1))
-    if arm.rows == "train":
-        return Pools(training, clean)
-    held = clean[:, :0]
+            return _Share([training], training[:, :0])
+        pools = split_pools(train, students, recipe.dev_fraction, seed_of(seed, 1))
+        return _Share([pools.train], pools.dev)
+    if arm.rows == "all":
+        return _Share([everything if final and not arm.wants_dev else training], clean)
+    held = clean
     if not final:
-        split = split_pools(total - train, students, recipe.dev_fraction, seed_of(seed, 1))
-        clean, held = split.train + train, split.dev + train
-    return Pools(clean if arm.rows == "dev" else torch.cat([training, clean], 1), held)
+        pools = split_pools(total - train, students, recipe.dev_fraction, seed_of(seed, 1))
+        clean, held = pools.train + train, pools.dev + train
+    return _Share([clean] if arm.rows == "dev" else [training, clean], held)
 
 
 def _run(
     arm: Arm,
     student: Make,
     rows: _Rows,
-    pools: Pools,
+    share: _Share,
     recipe: Recipe,
     classes: int,
     rates: Sequence[float],
     seed: int,
     points: Sequence[int] = (),
 ) -> tuple[Stack, list[Tensor]]:
-    """Students of ``pools``, once for each learning rate, side by side; their dev errors at ``points``."""
-    size, count = len(pools.train), len(rates)
-    batches = draw_batches(pools.train, recipe.steps, recipe.batch_size, seed_of(seed, 3)).repeat(1, count, 1)
+    """Students of ``share``, once for each learning rate, side by side; their dev errors at ``points``."""
+    size, count = len(share.dev), len(rates)
+    parts = len(share.learn)
+    sizes = [(recipe.batch_size + part) // parts for part in range(parts)]
+    batches = torch.cat(
+        [
+            draw_batches(pool, recipe.steps, rows_of_pool, seed_of(seed, 3, part))
+            for part, (pool, rows_of_pool) in enumerate(zip(share.learn, sizes, strict=True))
+        ],
+        -1,
+    ).repeat(1, count, 1)
     stack = Stack(student, [seed_of(seed, 2, index) for index in range(size)] * count)
-    held = pools.dev.repeat(count, 1)
+    held = share.dev.repeat(count, 1)
     dev = rows.inputs[held], rows.targets[held]
     lesson = Lesson((rows.inputs, rows.targets), batches, arm.loss, classes, dev if arm.wants_dev else None)
     curve: list[Tensor] = []
@@ -266,9 +281,9 @@ def _tune(
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The learning rate with the least mean dev error, and the curve of that error along its runs."""
-    pools = _pools(arm, rows, recipe, students, seed, final=False)
+    share = _share(arm, rows, recipe, students, seed, final=False)
     points = sorted({round(recipe.steps * part / 20) for part in range(1, 21)} - {0})
-    _, curve = _run(arm, student, rows, pools, recipe, classes, grid, seed, points)
+    _, curve = _run(arm, student, rows, share, recipe, classes, grid, seed, points)
     errors = torch.stack(curve).reshape(len(points), len(grid), students).mean(-1)  # [points, rates]
     best = int(errors[-1].argmin())
     chosen = {

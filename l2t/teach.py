@@ -100,14 +100,14 @@ class Recipe:
     """
 
     steps: int = 300
-    batch_size: int = 32
+    batch_size: int = 50
     lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
     decay: str = "linear"
     students: int = 4
-    updates: int = 60
-    teacher_lr: float = 0.05
+    updates: int = 80
+    teacher_lr: float = 0.12
     betas: tuple[float, float] = (0.9, 0.98)
     warmup: int = 5
     cooldown: float = 0.4

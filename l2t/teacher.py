@@ -8,14 +8,19 @@ The attention is that of Wu et al., "Learning to Teach with Dynamic Loss Functio
 calibration are ours: without them a teacher changes the student's step size more than its loss, and its
 gradients grow without bound.
 
-Bounds. With h = tanh(q), the row of class y has the sum r_y = a0 exp(lim h_yy) and the off-diagonals r_y
-f_y rho h_yj, which are taken from the diagonal, so the row sum stays r_y. f_y = 1 / sqrt(1 + (t_y / s)^2)
-with t_y = rho sum_j h_yj and s = (1 - 1/C) / 2 keeps more than half of the row's pull on the diagonal
-whatever the raw numbers are. b_y = bs tanh(q).
+Bounds, for the raw numbers q, x, b, e of a class y:
+    diagonal      d_y = a0 exp(lim tanh q_y)
+    off-diagonal  W_yj = d_y rho x_yj / (1 + rho/beta sum_j |x_yj|), so that sum_j |W_yj| < beta d_y; beta
+    is at
+                  most (C - 1) / 2, which leaves the row at least half of its pull whatever the numbers are
+    bias          b_y = bs tanh b
+Calibration. At uniform p a row pulls on its true logit with kappa_y phi'(u0_y) (W_yy - R_y / C), where
+u0_y = b_y - R_y log C. kappa_y makes that omega_y times cross-entropy's 1 - 1/C, with the emphasis
+omega_y = exp(emph tanh e_y) over its mean over the classes: a teacher says which class matters more and
+when, never how large a step is on the average.
 
-Calibration. The pull of a row on its true logit at uniform p is kappa_y phi'(u0_y) (W_yy - R_y / C); kappa
-makes it that of cross-entropy, 1 - 1/C: for every class, or (calibration="mean") on the average of the
-classes, which leaves the teacher one weight per class.
+What calibration divides out has no parameter: no d with the identity link, where it cancels, no bias there
+and no emphasis for one number for all classes.
 
 Not here: what a state is measured on (students.py) and how a teacher learns (teach.py).
 """
@@ -39,7 +44,6 @@ from l2t.weight import Diagonal, Full, LowRank, Weight
 
 KINDS = ("shared", "per-class", "low-rank", "full")
 LINKS = ("sigmoid", "identity", "log-sigmoid")
-CALIBRATIONS = ("class", "mean")
 
 
 class Coefficients(NamedTuple):
@@ -87,12 +91,12 @@ class Teacher(nn.Module):
             link has no bias to learn, since a constant beside a loss changes nothing.
         features: which fields of :class:`StudentState` the teacher sees.
         rank: columns of the low-rank part.
-        calibration: ``"class"`` gives every class cross-entropy's pull at uniform p, ``"mean"`` gives it to
-            their average.
-        diagonal_start, diagonal_range: a0 and lim of the row sums a0 exp(lim tanh q). Default a0: 1 for the
-            identity link, 0.3 else, where the link is close to a line.
-        off_diagonal_scale: rho, the bound of an off-diagonal as a share of its row sum.
-        bias_range: bs, the bound of |b|.
+        diagonal_start: a0; default 1 for the identity link, 0.3 else, where the link is close to a line.
+        diagonal_range: lim.
+        off_diagonal_scale: rho.
+        off_diagonal_bound: beta.
+        bias_range: bs.
+        emphasis: emph; 0 gives every class cross-entropy's pull at uniform p.
         spread: standard deviation of the raw numbers at the start. Not zero: slots that are all alike give
             the attention no gradient.
         seed: of the start values.
@@ -100,8 +104,7 @@ class Teacher(nn.Module):
 
     Raises:
         ValueError: for an unknown name, sizes that make no sense, and for choices that are cross-entropy
-            whatever the teacher says ("shared" with the identity link; "per-class" with it and calibration
-            "class").
+            whatever the teacher says: "shared" with the identity link, "per-class" with it and no emphasis.
 
     Example:
         >>> import torch, l2t
@@ -122,47 +125,39 @@ class Teacher(nn.Module):
         link: str = "sigmoid",
         features: Sequence[str] = ("progress", "train_loss", "train_accuracy"),
         rank: int = 4,
-        calibration: str = "class",
         diagonal_start: float | None = None,
-        diagonal_range: float = 2.0,
-        off_diagonal_scale: float = 0.1,
+        diagonal_range: float = 1.0,
+        off_diagonal_scale: float = 0.2,
+        off_diagonal_bound: float = 2.0,
         bias_range: float = 6.0,
-        spread: float = 0.02,
+        emphasis: float = 1.0,
+        spread: float = 0.1,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         check.teacher_choice("weight", weight, KINDS)
         check.teacher_choice("link", link, LINKS)
-        check.teacher_choice("calibration", calibration, CALIBRATIONS)
         check.teacher_size("num_classes", num_classes, 2)
         check.teacher_size("slots", slots, 1)
         check.teacher_size("rank", rank, 1)
         check.teacher_features(features, StudentState._fields, slots)
-        check.teacher_has_a_say(weight, link, calibration)
+        check.teacher_has_a_say(weight, link, emphasis)
         if diagonal_start is None:
             diagonal_start = 1.0 if link == "identity" else 0.3
-        bounds = {
-            "diagonal_start": diagonal_start,
-            "diagonal_range": diagonal_range,
-            "off_diagonal_scale": off_diagonal_scale,
-            "bias_range": bias_range,
-            "spread": spread,
-        }
-        for name, value in bounds.items():
-            check.teacher_positive(name, value)
         self.num_classes = num_classes
         self.kind = weight
         self.slots = slots
         self.link = link
         self.features = tuple(features)
         self.rank = rank
-        self.calibration = calibration
-        self.diagonal_start = float(diagonal_start)
-        self.diagonal_range = float(diagonal_range)
-        self.off_diagonal_scale = float(off_diagonal_scale)
-        self.bias_range = float(bias_range)
-        self.spread = float(spread)
+        self.diagonal_start = check.teacher_positive("diagonal_start", diagonal_start)
+        self.diagonal_range = check.teacher_positive("diagonal_range", diagonal_range)
+        self.off_diagonal_scale = check.teacher_positive("off_diagonal_scale", off_diagonal_scale)
+        self.off_diagonal_bound = check.teacher_positive("off_diagonal_bound", off_diagonal_bound)
+        self.bias_range = check.teacher_positive("bias_range", bias_range)
+        self.emphasis = check.teacher_positive("emphasis", emphasis, or_zero=True)
+        self.spread = check.teacher_positive("spread", spread)
 
         generator = torch.Generator().manual_seed(seed)
 
@@ -174,17 +169,17 @@ class Teacher(nn.Module):
 
         each = 1 if weight == "shared" else num_classes
         self._make_mix(normal)
-        # Calibration by class divides the row sums out of a loss with the identity link: no numbers for them.
-        if link != "identity" or calibration != "class":
-            self.diagonal = normal(slots, each, std=spread)
         if link != "identity":
+            self.diagonal = normal(slots, each, std=spread)
             self.bias = normal(slots, each, std=spread)
         if weight == "full":
             self.off_diagonal = normal(slots, num_classes, num_classes - 1, std=spread)
         if weight == "low-rank":
             # Of two factors that both start at zero neither would ever move; right starts at full size.
             self.left = normal(slots, num_classes, rank, std=spread)
-            self.right = normal(num_classes, rank)
+            self.right = normal(num_classes, rank, std=rank**-0.5)
+        if weight != "shared" and emphasis:
+            self.emphases = normal(slots, num_classes, std=spread)
 
     def _make_mix(self, normal: Callable[..., nn.Parameter]) -> None:
         if self.slots > 1:
@@ -233,39 +228,33 @@ class Teacher(nn.Module):
                 return slots.select(0, 0)
 
         classes, rho = self.num_classes, self.off_diagonal_scale
+        bound = min(self.off_diagonal_bound, (classes - 1) / 2)
         like = next(self.parameters())
-        row = torch.full((classes,), self.diagonal_start, dtype=like.dtype, device=like.device)
-        if hasattr(self, "diagonal"):
-            row = row * (self.diagonal_range * mixed(self.diagonal).tanh()).exp()  # [C], the row sums
-        given = torch.zeros_like(row)  # share of the row sum that the off-diagonals get
-        weight: Weight
-        if self.kind == "full":
-            off = rho * _off_diagonal(mixed(self.off_diagonal).tanh())  # [C, C]
-            given, shrink = self._shrink(off.sum(-1))
-            weight = Full((row * shrink)[:, None] * off + torch.diag(row * (1.0 - given)))
-        elif self.kind == "low-rank":
-            left = rho / math.sqrt(self.rank) * mixed(self.left).tanh()  # [C, r]
-            right = self.right.tanh()  # [C, r]
-            whole = left @ right.sum(0)
-            given, shrink = self._shrink(whole - (left * right).sum(-1))
-            weight = LowRank(row * (1.0 - shrink * whole), (row * shrink)[:, None] * left, right)
-        else:
-            weight = Diagonal(row)
-        start = -math.log(classes) * row  # u at uniform p
-        bias = torch.zeros_like(row)  # no None: torch.vmap takes tensors only
-        if hasattr(self, "bias"):
+        own = torch.full((classes,), self.diagonal_start, dtype=like.dtype, device=like.device)
+        bias = torch.zeros_like(own)  # no None: torch.vmap takes tensors only
+        if self.link != "identity":
+            own = own * (self.diagonal_range * mixed(self.diagonal).tanh()).exp()  # [C], W_yy
             bias = (self.bias_range * mixed(self.bias).tanh()).expand(classes)
-            start = start + bias
-        pull = _slope(self.link, start) * row * (1.0 - given - 1.0 / classes)
-        if self.calibration == "mean":
-            pull = pull.mean(-1, keepdim=True).expand(classes)
-        return Coefficients(weight, bias, (1.0 - 1.0 / classes) / pull)
-
-    def _shrink(self, total: Tensor) -> tuple[Tensor, Tensor]:
-        """The off-diagonals' share of the row after shrinking, and the factor that shrinks them, [C] each."""
-        half = (1.0 - 1.0 / self.num_classes) / 2.0
-        factor = (1.0 + (total / half).square()).rsqrt()
-        return total * factor, factor
+        total = own  # [C], R_y
+        weight: Weight = Diagonal(own)
+        if self.kind == "full":
+            raw = mixed(self.off_diagonal)  # [C, C - 1]
+            off = (own * rho / (1.0 + rho / bound * raw.abs().sum(-1)))[:, None] * raw
+            total = own + off.sum(-1)
+            weight = Full(_off_diagonal(off) + torch.diag(own))
+        elif self.kind == "low-rank":
+            left, right = mixed(self.left), self.right  # [C, r]
+            most = left.abs() @ right.abs().sum(0)  # no less than the sum of |left @ right.T| over a row
+            left = (own * rho / (1.0 + rho / bound * most))[:, None] * left
+            inner = (left * right).sum(-1)
+            total = own + left @ right.sum(0) - inner
+            weight = LowRank(own - inner, left, right)
+        pull = _slope(self.link, bias - math.log(classes) * total) * (own - total / classes)
+        scale = (1.0 - 1.0 / classes) / pull
+        if hasattr(self, "emphases"):
+            emphasis = (self.emphasis * mixed(self.emphases).tanh()).exp()
+            scale = scale * emphasis / emphasis.mean()
+        return Coefficients(weight, bias, scale)
 
     def loss(
         self,
@@ -304,11 +293,12 @@ class Teacher(nn.Module):
             "link": self.link,
             "features": list(self.features),
             "rank": self.rank,
-            "calibration": self.calibration,
             "diagonal_start": self.diagonal_start,
             "diagonal_range": self.diagonal_range,
             "off_diagonal_scale": self.off_diagonal_scale,
+            "off_diagonal_bound": self.off_diagonal_bound,
             "bias_range": self.bias_range,
+            "emphasis": self.emphasis,
             "spread": self.spread,
         }
 
@@ -381,7 +371,7 @@ def static_teacher(num_classes: int, weight: str = "shared", **settings: Any) ->
         >>> import l2t
         >>> teacher = l2t.static_teacher(10, "full", link="identity")
         >>> [name for name, _ in teacher.named_parameters()]
-        ['off_diagonal']
+        ['off_diagonal', 'emphases']
     """
     return Teacher(num_classes, weight, slots=1, **settings)
 

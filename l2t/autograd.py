@@ -14,7 +14,7 @@ The Functions are the ops' kernels at the dispatcher's autograd key. So there is
 `torch.compile` and make_fx, and their graphs hold ops alone. ``stats`` gets no derivative: each formula is the total one
 (docs/math.md, sections 2 to 4).
 
-Not here: kernels and vmap rules (ops.py), reductions (functional.py).
+Not here: kernels and vmap rules (ops.py), reductions (functional.py), but for what eager mode does in one node (`Reduced`).
 """
 
 from __future__ import annotations
@@ -202,6 +202,41 @@ class GradJvp(_Op):
         raise check.third_derivative()
 
 
+class Reduced(_Op):
+    """`Value` and its reduction as one node, for eager mode on ordinary tensors (`ops.direct`).
+
+    The arguments are the reduction, as `functional.dynamic_loss` has it, and then those of the op.
+    """
+
+    op = "value"
+
+    @staticmethod
+    def forward(ctx: Any, reduction: str, *arguments: Any) -> Any:
+        loss, stats, count = ops.value_direct(*arguments)
+        ctx.divisor = count if reduction == "mean" else None if reduction == "none" else 1
+        ctx.constants = arguments[7:]
+        ctx.save_for_backward(*arguments[:7], stats)
+        if reduction == "none":
+            return loss
+        loss = loss.sum()
+        return loss.div_(count) if reduction == "mean" else loss
+
+    @staticmethod
+    def backward(ctx: Any, v: Any) -> Any:
+        where, (stats,) = _saved(ctx)
+        divisor = ctx.divisor
+        wanted = [ctx.needs_input_grad[i + 1] for i in _INPUTS]
+        n = stats.shape[0]
+        if _tracked() or not ops.direct(v):
+            v_loss = v if divisor is None else (v / divisor).expand(n)
+            results = _op("grad", *where, stats, v_loss, wanted)
+        else:
+            # Without a row that counts the divisor is 0, and every gradient.
+            v_loss = v if divisor is None else stats.new_full((n,), v.item() / (divisor or 1))
+            results = ops.grad_direct(*where, stats, v_loss, wanted)
+        return (None, *_spread(_only(wanted, results)))
+
+
 def _autograd_kernel(cls: type[_Op]) -> Callable[..., Any]:
     def kernel(*arguments: Any) -> Any:
         if not _tracked():
@@ -216,9 +251,3 @@ def _autograd_kernel(cls: type[_Op]) -> Callable[..., Any]:
 
 for _cls in (Value, Grad, GradVjp, GradJvp):
     ops.LIBRARY.impl(_cls.op, _autograd_kernel(_cls), "Autograd")
-
-
-def rows(*arguments: Any) -> Tensor:
-    """The loss of every row, shape (N,), differentiable twice; arguments of ``l2t::value``."""
-    loss: Tensor = torch.ops.l2t.value.default(*arguments)[0]
-    return loss

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from l2t import autograd, check, reference
+from l2t import autograd, check, ops, reference
 from l2t.weight import Diagonal, Full, LowRank, Weight
 
 __all__ = ["dynamic_loss"]
@@ -95,18 +95,20 @@ def dynamic_loss(
     tables = [
         x if x is None or x.dtype is arithmetic else x.to(arithmetic) for x in (*_parts(weight), bias, scale)
     ]
-    loss = autograd.rows(logits.to(arithmetic), target, *tables, LINKS.index(link), ignore_index, 1)
-
-    if sample_weight is not None or reduction == "mean":
+    rows = (logits.to(arithmetic), target, *tables, LINKS.index(link), ignore_index, 1)
+    if sample_weight is None and ops.direct(*rows[:7]):
+        loss = autograd.Reduced.call(reduction, *rows)
+    else:
+        loss = torch.ops.l2t.value.default(*rows)[0]
         factor = target != ignore_index
         if sample_weight is not None:
             factor = torch.where(factor, sample_weight.reshape(-1).to(arithmetic), 0.0)
             loss = loss * factor
-    if reduction == "mean":
-        loss = loss.sum() / factor.sum()
-    elif reduction == "sum":
-        loss = loss.sum()
-    else:
+        if reduction != "none":
+            loss = loss.sum()
+        if reduction == "mean":
+            loss = loss / factor.sum()
+    if reduction == "none":
         loss = loss.reshape(shape)
     return loss.to(dtype)
 

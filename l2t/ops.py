@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from l2t import check, reference
 
@@ -55,15 +56,12 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "grad": {**_COMMON, **_STATS, **_V_LOSS, **_WANTED},
     "grad_vjp": {**_COMMON, **_STATS, **_V_LOSS, **_six("x"), **_WANTED},
     "grad_jvp": {**_COMMON, **_STATS, **_V_LOSS, "t_v_loss": _ROWS, **_six("t"), **_WANTED},
-    # Not an op of its own: the derivative of `value` along tangents, one output of grad_vjp (autograd.py).
-    "value_jvp": {**_COMMON, **_STATS, **_six("t")},
 }
 RESULTS: dict[str, dict[str, str]] = {
     "value": {"loss": _ROWS, "stats": _ROWS},
     "grad": _six("d"),
     "grad_vjp": {"d_v_loss": _ROWS, **_six("d")},
     "grad_jvp": _six("d"),
-    "value_jvp": {"t_loss": _ROWS},
 }
 OPS = ("value", "grad", "grad_vjp", "grad_jvp")
 
@@ -172,41 +170,48 @@ class _Call:
             ),
         )
 
-    def outputs(self, wanted: Sequence[bool]) -> list[Tensor]:
-        """Room for the gradients to logits, weight, left, right, bias, scale: empty where not wanted."""
+    def outputs(self, wanted: Sequence[bool]) -> list[Tensor | None]:
+        """Room for the gradients to logits, weight, left, right, bias, scale: None where not wanted."""
         present = (self.logits, *self.kept[1:])
-        if len(wanted) != 6 or any(w and x is None for w, x in zip(wanted, present, strict=True)):
+        if len(wanted) != 6 or any(w and x is None for w, x in zip(wanted, present)):  # noqa: B905
             raise check.op_wanted(wanted)
-        return [
-            self.logits.new_empty(shape if want else 0)
-            for want, shape in zip(wanted, self.shapes, strict=True)
-        ]
+        new = self.logits.new_empty
+        return [new(shape) if want else None for want, shape in zip(wanted, self.shapes)]  # noqa: B905
 
 
-def _written(outputs: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[int, ...]:
-    return tuple(x.data_ptr() if want else 0 for x, want in zip(outputs, wanted, strict=True))
+def value_direct(*where: Any) -> tuple[Tensor, Tensor, int]:
+    """``l2t::value`` past the dispatcher, where `direct` says so, and the number of rows that count."""
+    call = _Call(*where)
+    _, _, _, _, n, c, groups, _, ignore_index, _, _, pointer, *_ = call.arguments
+    classes, count = groups * c, n
+    # One look for the common case: every target is a class, and no class is ignored.
+    if 0 <= ignore_index < classes or _native.check_target(n, classes, 0, pointer) >= 0:
+        target = call.kept[0]
+        row = _native.check_target(n, classes, ignore_index, pointer)
+        if row >= 0:
+            raise check.target_range(int(target[row]), row, c, groups, ignore_index)
+        count -= int((target == ignore_index).sum())
+    loss, stats = call.logits.new_empty(n), call.logits.new_empty(n, 3)
+    _native.value(*call.arguments, loss.data_ptr(), stats.data_ptr())
+    return loss, stats, count
 
 
 def _value(*where: Any) -> tuple[Tensor, Tensor]:
-    call = _Call(*where)
-    n, c, groups, ignore_index = (call.arguments[i] for i in (4, 5, 6, 8))
-    target = call.kept[0]
-    assert target is not None
-    row = _native.check_target(n, groups * c, ignore_index, target.data_ptr())
-    if row >= 0:
-        raise check.target_range(int(target[row]), row, c, groups, ignore_index)
-    loss, stats = call.logits.new_empty(n), call.logits.new_empty(n, 3)
-    _native.value(*call.arguments, loss.data_ptr(), stats.data_ptr())
-    return loss, stats
+    return value_direct(*where)[:2]
 
 
-def _grad(*arguments: Any) -> tuple[Tensor, ...]:
+def grad_direct(*arguments: Any) -> list[Tensor | None]:
+    """``l2t::grad`` past the dispatcher, where `direct` says so; None where a gradient is not wanted."""
     *where, stats, v_loss, wanted = arguments
     call = _Call(*where)
     stats, v_loss = call.rows("stats", stats, 3), call.rows("v_loss", v_loss)
     outputs = call.outputs(wanted)
-    _native.grad(*call.arguments, _pointer(stats), _pointer(v_loss), *_written(outputs, wanted))
-    return tuple(outputs)
+    _native.grad(*call.arguments, stats.data_ptr(), v_loss.data_ptr(), *map(_pointer, outputs))
+    return outputs
+
+
+def _grad(*arguments: Any) -> tuple[Tensor, ...]:
+    return _results(grad_direct(*arguments), arguments[0])
 
 
 def _grad_vjp(*arguments: Any) -> tuple[Tensor, ...]:
@@ -214,29 +219,57 @@ def _grad_vjp(*arguments: Any) -> tuple[Tensor, ...]:
     call = _Call(*where)
     stats, v_loss = call.rows("stats", stats, 3), call.rows("v_loss", v_loss)
     x = call.six("x", x0, x1, x2, x3, x4, x5)
-    outputs = [v_loss.new_empty(v_loss.shape if wanted[0] else 0), *call.outputs(wanted[1:])]
+    outputs = [torch.empty_like(v_loss) if wanted[0] else None, *call.outputs(wanted[1:])]
     _native.grad_vjp(
-        *call.arguments, _pointer(stats), _pointer(v_loss), *map(_pointer, x), *_written(outputs, wanted)
+        *call.arguments, stats.data_ptr(), v_loss.data_ptr(), *map(_pointer, x), *map(_pointer, outputs)
     )
-    return tuple(outputs)
+    return _results(outputs, v_loss)
 
 
 def _grad_jvp(*arguments: Any) -> tuple[Tensor, ...]:
     *where, stats, v_loss, t_v_loss, t0, t1, t2, t3, t4, t5, wanted = arguments
     call = _Call(*where)
     stats, v_loss = call.rows("stats", stats, 3), call.rows("v_loss", v_loss)
-    t_v_loss = call.rows("t_v_loss", t_v_loss)
-    t = call.six("t", t0, t1, t2, t3, t4, t5)
+    t = (call.rows("t_v_loss", t_v_loss), *call.six("t", t0, t1, t2, t3, t4, t5))
     outputs = call.outputs(wanted)
     _native.grad_jvp(
-        *call.arguments,
-        _pointer(stats),
-        _pointer(v_loss),
-        _pointer(t_v_loss),
-        *map(_pointer, t),
-        *_written(outputs, wanted),
+        *call.arguments, stats.data_ptr(), v_loss.data_ptr(), *map(_pointer, t), *map(_pointer, outputs)
     )
-    return tuple(outputs)
+    return _results(outputs, v_loss)
+
+
+def _results(outputs: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """Outputs as an op returns them: empty where not wanted."""
+    return tuple(like.new_empty(0) if x is None else x for x in outputs)
+
+
+_PLAIN = torch._C._dispatch_keys(torch.empty(0)).raw_repr()
+
+
+def direct(*tensors: Tensor | None) -> bool:
+    """Whether the CPU kernels may be called past the dispatcher, which costs as much as a small kernel.
+
+    That is so for ordinary CPU tensors while nobody watches, transforms or traces the ops.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and readable(*tensors)
+    )
+
+
+def readable(*tensors: Tensor | None) -> bool:
+    """Whether these are ordinary CPU tensors, whose memory may be looked at now."""
+    return (
+        not torch._C._len_torch_dispatch_stack()
+        and torch._C._get_tracing_state() is None
+        and all(
+            x is None
+            or (type(x) in (Tensor, torch.nn.Parameter) and torch._C._dispatch_keys(x).raw_repr() == _PLAIN)
+            for x in tensors
+        )
+    )
 
 
 # ---- any other device: reference.py ----
@@ -295,82 +328,77 @@ def _present(
 # ---- vmap ----
 
 
-def fold(
-    name: str, batch: int, dims: Sequence[Any], arguments: Sequence[Any]
-) -> tuple[list[Any], Callable[[Any], tuple[Any, Any]]]:
-    """A batched call as one call: the arguments of that call, and what unfolds its results.
+def _vmap(name: str) -> Callable[..., Any]:
+    """The op's kernel under `torch.vmap`: one call for the whole batch.
 
-    The batch goes into the rows. Where any coefficient table (or its cotangent or tangent) is batched, or a gradient to one
-    is wanted, which under vmap is one for every batch element, the batch also becomes groups of tables.
+    The batch goes into the rows. Where a coefficient table (or its cotangent or tangent) is batched, or a gradient to one is
+    wanted, which under vmap is one for every batch element, the batch also becomes groups of tables.
 
-    Args:
-        name: the op.
-        batch: size of the batch.
-        dims: batch dimension of every argument, None where it has none.
-        arguments: those of the op.
-
-    Returns:
-        the arguments of the one call; a function from its results to (results, their batch dimensions).
+    This is `torch.library.register_vmap` without its walks over nested arguments, which cost three times the rest.
     """
-    kinds = ARGUMENTS[name]
-    call = dict(zip(kinds, arguments, strict=True))
-    at = dict(zip(kinds, dims, strict=True))
-    results = RESULTS[name]
-    wanted = call.get("wanted", (True,) * len(results))
-    grouped = any(
-        isinstance(at[x], int) for x, kind in kinds.items() if kind == _TABLE and call[x] is not None
-    ) or any(kind == _TABLE and want for kind, want in zip(results.values(), wanted, strict=True))
+    op = getattr(torch.ops.l2t, name).default
+    kinds = tuple(ARGUMENTS[name].values())
+    results = tuple(RESULTS[name].values())
+    tables = [i for i, kind in enumerate(kinds) if kind == _TABLE]
+    batched_key = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
 
-    def stacked(tensor: Tensor, dim: int | None) -> Tensor:
-        return tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-    for x, kind in kinds.items():
-        if kind == _CONSTANT or call[x] is None or (kind == _TABLE and not grouped):
-            continue
-        call[x] = stacked(call[x], at[x])  # [B, rows, ...]
-
-    num_classes = call["logits"].shape[-1]
-    if grouped:
-        classes = call["groups"] * num_classes
-        call["target"] = _in_group(call["target"], batch, classes, call["ignore_index"])
-        # Where ignore_index is beyond the classes it must stay beyond them, as _in_group moves it.
-        if call["ignore_index"] >= classes:
-            call["ignore_index"] += (batch - 1) * classes
-        call["groups"] *= batch
-    for x, kind in kinds.items():
-        if kind != _CONSTANT and call[x] is not None and (kind != _TABLE or grouped):
-            call[x] = call[x].flatten(0, 1)
-
-    def unfold(outputs: Any) -> tuple[Any, Any]:
-        single = isinstance(outputs, Tensor)
-        flat = (outputs,) if single else tuple(outputs)
-        dims = tuple(0 if want else None for want in wanted)
-        shaped = tuple(
-            x.reshape(batch, x.shape[0] // batch, *x.shape[1:]) if want else x
-            for x, want in zip(flat, wanted, strict=True)
+    def run(*arguments: Any) -> Any:
+        level = torch._C._functorch.current_level()
+        call = list(arguments)
+        dims: list[int | None] = [None] * len(call)
+        batch = 0
+        for i, x in enumerate(call):
+            if isinstance(x, Tensor):
+                call[i], dims[i] = torch._C._functorch._unwrap_batched(x, level)
+                if dims[i] is not None:
+                    batch = call[i].shape[dims[i]]
+        wanted = (True,) * len(results) if name == "value" else call[-1]
+        grouped = any(dims[i] is not None for i in tables) or any(
+            want for kind, want in zip(results, wanted, strict=True) if kind == _TABLE
         )
-        return (shaped[0], dims[0]) if single else (shaped, dims)
 
-    return list(call.values()), unfold
+        for i, kind in enumerate(kinds):
+            x = call[i]
+            if isinstance(x, Tensor) and (kind != _TABLE or grouped):
+                dim = dims[i]
+                call[i] = x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0) if dim else x
+        if grouped:
+            logits, target, groups, ignore_index = call[0], call[1], call[9], call[8]
+            classes = groups * logits.shape[-1]
+            call[1] = _in_group(target, classes, ignore_index)
+            call[9] = groups * batch
+            # An ignore_index beyond the classes moves with the targets beyond them, see _in_group.
+            call[8] = ignore_index + (batch - 1) * classes if ignore_index >= classes else ignore_index
+        for i, kind in enumerate(kinds):
+            if isinstance(call[i], Tensor) and (kind != _TABLE or grouped):
+                call[i] = call[i].flatten(0, 1)
+
+        with torch._C._ExcludeDispatchKeyGuard(batched_key):
+            outputs = op(*call)
+            return tuple(
+                torch._C._functorch._add_batch_dim(x.unflatten(0, (batch, x.shape[0] // batch)), 0, level)
+                if want
+                else x
+                for x, want in zip(outputs, wanted, strict=True)
+            )
+
+    return run
 
 
-def _in_group(target: Tensor, batch: int, classes: int, ignore_index: int) -> Tensor:
+def _in_group(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     """Targets (B, n) of batch element b moved to the tables of group b.
 
     What is out of range stays so, negative or beyond the last group, and check.target_range can name it: a class beyond
     `classes` is moved by ``(batch - 1) * classes`` whatever its group.
     """
-    offset = torch.arange(batch, device=target.device).unsqueeze(1) * classes  # [B, 1]
-    moved = torch.where(target < classes, target + offset, target + (batch - 1) * classes)
+    batch = target.shape[0]
+    moved = target + torch.arange(0, batch * classes, classes, device=target.device).unsqueeze(1)
+    if readable(target) and not 0 <= ignore_index < classes:
+        target = target.contiguous()
+        if _native.check_target(target.numel(), classes, 0, target.data_ptr()) < 0:
+            return moved
+    moved = torch.where(target < classes, moved, target + (batch - 1) * classes)
     return torch.where((target < 0) | ((target == ignore_index) & (target < classes)), target, moved)
-
-
-def _vmap(name: str) -> Callable[..., Any]:
-    def run(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
-        folded, unfold = fold(name, info.batch_size, in_dims, arguments)
-        return unfold(getattr(torch.ops.l2t, name)(*folded))
-
-    return run
 
 
 # ---- registration ----
@@ -378,7 +406,7 @@ def _vmap(name: str) -> Callable[..., Any]:
 LIBRARY = torch.library.Library("l2t", "DEF")
 _KERNELS: dict[str, Callable[..., Any]] = {
     "value": _value,
-    "grad": _grad,
+    "grad": grad_direct,
     "grad_vjp": _grad_vjp,
     "grad_jvp": _grad_jvp,
 }
@@ -389,4 +417,4 @@ for _name in OPS:
     for _key in ("CUDA", "XPU", "MPS", "HPU", "PrivateUse1"):
         LIBRARY.impl(_name, _by_reference(_name), _key)
     torch.library.register_fake(f"l2t::{_name}", _fake(_name), lib=LIBRARY)
-    torch.library.register_vmap(f"l2t::{_name}", _vmap(_name), lib=LIBRARY)
+    LIBRARY.impl(_name, _vmap(_name), "FuncTorchBatched")

@@ -13,22 +13,31 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 
 
+def tool(name: str) -> str:
+    """Path of a build tool: beside the interpreter, where pip puts it, or on PATH."""
+    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    found = shutil.which(name, path=beside)
+    if found is None:
+        raise RuntimeError(f"l2t needs {name} to build its native core; `pip install cmake ninja` brings it.")
+    return found
+
+
 class BuildCore(build_ext):
-    """One CMake project as one extension."""
+    """One CMake project as one extension. Its build directory stays, so that a second build compiles what has changed."""
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve() / sys.implementation.cache_tag
-        build.mkdir(parents=True, exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        cmake = shutil.which("cmake")
-        if cmake is None:
-            raise RuntimeError("l2t needs CMake to build its native core; `pip install cmake ninja` brings it.")
+        build = ROOT / "build" / f"core-{sys.implementation.cache_tag}"
+        cache = build / "CMakeCache.txt"
+        if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text():
+            shutil.rmtree(build)  # the whole tree was moved or copied here
+        cmake, ninja = tool("cmake"), tool("ninja")
         configure = [
             cmake,
             "-S", str(ROOT),
             "-B", str(build),
             "-G", "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
             f"-DPython_EXECUTABLE={sys.executable}",

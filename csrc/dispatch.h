@@ -1,8 +1,6 @@
 // From the numbers of the waist to types: one place that turns a dtype into a template argument. A dtype is
-// one line here.
-//
-// Links are a switch once a row (math/link.h) and structures a branch once a row (cpu/loss.cpp), not template
-// arguments.
+// one line here. Links are a switch once a row (math/link.h) and structures a branch once a row
+// (cpu/weight.h), not template arguments.
 #ifndef L2T_DISPATCH_H
 #define L2T_DISPATCH_H
 

@@ -70,11 +70,11 @@ int64_t l2t_check_target(int64_t n, int64_t table_rows, int64_t ignore_index, co
 // loss [N]; stats [N, 3] = (max z, log sum exp(z - max z), u), which the other ops start from. inputs->v_loss
 // is not read.
 l2t_status l2t_cpu_value(const l2t_rows*, const l2t_tensors* inputs, void* loss, void* stats);
-// The gradient of <v_loss, loss> to every input but v_loss (outputs->v_loss must be null: it is the loss
-// itself).
+// The gradient of <v_loss, loss> to every input but v_loss, whose gradient is the loss itself:
+// outputs->v_loss is not looked at.
 l2t_status l2t_cpu_grad(const l2t_rows*, const l2t_tensors* inputs, const void* stats, const l2t_outputs*);
 // Cotangents of grad's outputs back to all of its inputs: the double backward. cotangents->v_loss must be
-// null.
+// null, since grad has no such output.
 l2t_status l2t_cpu_grad_vjp(const l2t_rows*, const l2t_tensors* inputs, const void* stats,
                             const l2t_tensors* cotangents, const l2t_outputs*);
 // Tangents of grad's inputs forward to all of its outputs: forward over reverse. outputs->v_loss must be

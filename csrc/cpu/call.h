@@ -97,6 +97,8 @@ class RowsByClass {
     row_.resize(start_.back());
     for (int64_t i = 0; i < rows.n; ++i)
       if (counts(i)) row_[start_[rows.target[i] + 1]++] = i;
+    for (int64_t k = 0; k < rows.groups * rows.c; ++k)
+      if (occurs(k)) occurring_.push_back(k);
   }
 
   bool occurs(int64_t k) const { return start_[k] < start_[k + 1]; }
@@ -106,8 +108,15 @@ class RowsByClass {
     for (int64_t at = start_[k]; at < start_[k + 1]; ++at) f(row_[at]);
   }
 
+  // Those of [begin, end) that have rows, in order.
+  template <class F>
+  void each_occurring(int64_t begin, int64_t end, const F& f) const {
+    auto k = std::lower_bound(occurring_.begin(), occurring_.end(), begin);
+    for (; k != occurring_.end() && *k < end; ++k) f(*k);
+  }
+
  private:
-  std::vector<int64_t> start_, row_;
+  std::vector<int64_t> start_, row_, occurring_;
 };
 
 }  // namespace l2t

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <initializer_list>
 #include <new>
+#include <stdexcept>
 #include <vector>
 
 #include "../dispatch.h"
@@ -22,15 +23,14 @@
 namespace l2t {
 namespace {
 
-// ---- value
-// ------------------------------------------------------------------------------------------------------------
+// ---- value ----
 
 template <class T>
 void value(const Call<T>& call, T* loss_out, T* stats_out) {
   const int64_t c = call.c;
   const Weight<T> w(call);
   const Scratch<T> scratch(call.rows, call.n, w.low_rank ? c : 0);
-  parallel_for(call.rows.threads, call.n, c, [&](int64_t i, int lane) {
+  parallel_for(call.rows.threads, call.n, w.cost(), [&](int64_t i, int lane) {
     if (call.ignored(i)) {
       loss_out[i] = 0;
       store_stats(stats_out, i, Stats<T>{0, 0, 0});
@@ -53,8 +53,7 @@ void value(const Call<T>& call, T* loss_out, T* stats_out) {
   });
 }
 
-// ---- grad
-// -------------------------------------------------------------------------------------------------------------
+// ---- grad ----
 
 template <class T>
 void grad(const Call<T>& call, const T* stats, const Outputs<T>& out) {
@@ -62,7 +61,7 @@ void grad(const Call<T>& call, const T* stats, const Outputs<T>& out) {
   const Weight<T> w(call);
   const Scratch<Head<T>> heads(call.rows, 1, call.n);
   const Scratch<T> scratch(call.rows, call.n, w.low_rank ? c : 0);
-  parallel_for(call.rows.threads, call.n, out.logits != nullptr ? c : 1, [&](int64_t i, int lane) {
+  parallel_for(call.rows.threads, call.n, out.logits != nullptr ? w.cost() : 1, [&](int64_t i, int lane) {
     T* d_logits = out.logits != nullptr ? out.logits + i * c : nullptr;
     if (call.ignored(i)) {
       if (d_logits != nullptr) std::fill_n(d_logits, c, T(0));
@@ -83,12 +82,13 @@ void grad(const Call<T>& call, const T* stats, const Outputs<T>& out) {
       d_logits[y] = d_z(head, head.stats.p(z[y]), R, R);
     }
   });
-  coefficient_gradients<T>(call, w, nullptr, heads[0], out);
+  const WeightDirection<T> nowhere(w, call, Inputs<T>(l2t_tensors{}));
+  coefficient_gradients(call, w, nowhere, heads[0], out);
 }
 
-// ---- grad_vjp, grad_jvp: the derivative of grad along v. The Hessian is symmetric, so both are one walk; a
-// jvp's v has a v_loss, a vjp wants one
-// ---------------------------------------------------------------------------------------------------
+// ---- grad_vjp, grad_jvp: the derivative of grad along v ----
+//
+// The Hessian is symmetric, so both are one walk; the v of a jvp has a v_loss, the outputs of a vjp want one.
 
 template <class T>
 void second_order(const Call<T>& call, const T* stats_in, const Inputs<T>& v, const Outputs<T>& out) {
@@ -97,8 +97,8 @@ void second_order(const Call<T>& call, const T* stats_in, const Inputs<T>& v, co
   const WeightDirection<T> direction(w, call, v);
   const std::vector<T> zeros(c, T(0));
   const Scratch<Head<T>> heads(call.rows, 1, call.n);
-  const Scratch<T> scratch(call.rows, call.n, 4 * c);
-  parallel_for(call.rows.threads, call.n, 2 * c, [&](int64_t i, int lane) {
+  const Scratch<T> scratch(call.rows, call.n, 3 * c);  // p, a, v_a
+  parallel_for(call.rows.threads, call.n, 2 * w.cost(), [&](int64_t i, int lane) {
     T* d_logits = out.logits != nullptr ? out.logits + i * c : nullptr;
     if (call.ignored(i)) {
       if (d_logits != nullptr) std::fill_n(d_logits, c, T(0));
@@ -128,13 +128,13 @@ void second_order(const Call<T>& call, const T* stats_in, const Inputs<T>& v, co
       if (direction.moves) {
         v_a = direction.row(k, v_a_room);
         along.sum_va = sum(c, v_a);
-        along.va_log_p = sum<T>(c, [=](int64_t j) { return times(v_a[j], stats.log_p(z[j])); });
+        along.va_log_p = sum<T>(c, [=](int64_t j) { return va_log_p_term(v_a[j], stats.log_p(z[j])); });
       }
     } else {
       R = w.diagonal(k);
       along.av = R * v_z[y];
       along.sum_va = direction.diagonal(k);
-      along.va_log_p = times(along.sum_va, stats.log_p(z[y]));
+      along.va_log_p = va_log_p_term(along.sum_va, stats.log_p(z[y]));
     }
 
     const Head<T> head = second_head(call.link, stats, call.kappa(k), call.in.v_loss[i], R, along);
@@ -149,11 +149,10 @@ void second_order(const Call<T>& call, const T* stats_in, const Inputs<T>& v, co
       d_logits[y] = d_z(head, p[y], R, R, v_z[y], sum_va, sum_va);
     }
   });
-  coefficient_gradients(call, w, &direction, heads[0], out);
+  coefficient_gradients(call, w, direction, heads[0], out);
 }
 
-// ---- the waist
-// --------------------------------------------------------------------------------------------------------
+// ---- the waist ----
 
 // Checks, then f(T{}) for the call's dtype. `needed`: what the op cannot do without where there are rows.
 template <class F>
@@ -165,6 +164,8 @@ l2t_status guarded(const l2t_rows& rows, const l2t_tensors& inputs, std::initial
   try {
     dispatch(rows.dtype, f);
   } catch (const std::bad_alloc&) {
+    return L2T_OUT_OF_MEMORY;
+  } catch (const std::length_error&) {  // what a vector says of a size beyond any memory
     return L2T_OUT_OF_MEMORY;
   }
   return L2T_OK;

@@ -21,8 +21,9 @@
 namespace l2t {
 namespace {
 
-constexpr int64_t kGrain =
-    100'000;  // row elements; about what waking a thread must save to be worth it, ten times over
+// In row elements. A loop below the grain stays on its caller: it takes about ten times what waking a thread
+// does.
+constexpr int64_t kGrain = 100'000;
 constexpr int64_t kChunk = kGrain / 4;
 
 struct Loop {

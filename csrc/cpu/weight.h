@@ -1,6 +1,5 @@
 // The structures of W on the CPU: the row a of a class, the row that W moves by along a direction, and the
-// gradients to the coefficients. The products are those of math/weight.h; a new structure is a branch in each
-// of the three classes here.
+// gradients to the coefficients. The products are those of math/weight.h.
 //
 // The gradients are two walks. Over classes: every table row k over the rows whose target it is, in their
 // order. Over columns: d_right, which all table rows of a group add to, so each block of its classes runs
@@ -34,11 +33,11 @@ class Columns {
   const T* column(int64_t k, int64_t s) const { return columns_.data() + (k / c_ * rank_ + s) * c_; }
   T* column(int64_t k, int64_t s) { return columns_.data() + (k / c_ * rank_ + s) * c_; }
 
-  // out = V U[k]; left = U[k].
-  void multiply(int64_t k, const T* left, T* out) const {
+  // out += V U[k]; left = U[k].
+  void add_product(int64_t k, const T* left, T* out) const {
     const T* right = column(k, 0);
     const int64_t rank = rank_, c = c_;
-    each(c, [=](int64_t j) { out[j] = low_rank_entry(left, right + j, rank, c); });
+    each(c, [=](int64_t j) { out[j] += low_rank_entry(left, right + j, rank, c); });
   }
 
  private:
@@ -61,10 +60,14 @@ class Weight {
   // The row a of table row k, in place or multiplied out into `room`. Only where W is dense.
   const T* row(int64_t k, T* room) const {
     if (!low_rank) return in.weight + k * c;
-    columns.multiply(k, in.left + k * rank, room);
+    std::fill_n(room, c, T(0));
+    columns.add_product(k, in.left + k * rank, room);
     room[k % c] += diagonal(k);
     return room;
   }
+
+  // The work of having a row and running over it, in row elements.
+  int64_t cost() const { return c * (1 + rank); }
 
   // a_y, where W is diagonal: all there is of a.
   T diagonal(int64_t k) const { return at(in.weight, k, T(1)); }
@@ -75,7 +78,7 @@ class Weight {
   const Columns<T> columns;
 };
 
-// The row v_a that W moves by along directions v of its parts.
+// The row v_a that W moves by along a direction v of all inputs, which need not move W, or anything.
 template <class T>
 class WeightDirection {
  public:
@@ -85,20 +88,13 @@ class WeightDirection {
         columns(call.rows, w.low_rank ? v.right : nullptr),
         w_(w) {}
 
-  // Only where W is dense and moves; `room` holds two rows.
+  // Only where W is dense and moves.
   const T* row(int64_t k, T* room) const {
     const int64_t c = w_.c, rank = w_.rank;
     if (!w_.low_rank) return v.weight + k * c;
-    T* term = room + c;
     std::fill_n(room, c, T(0));
-    if (v.left != nullptr) {
-      w_.columns.multiply(k, v.left + k * rank, term);
-      add_scaled(c, T(1), term, room);
-    }
-    if (v.right != nullptr) {
-      columns.multiply(k, w_.in.left + k * rank, term);
-      add_scaled(c, T(1), term, room);
-    }
+    if (v.left != nullptr) w_.columns.add_product(k, v.left + k * rank, room);
+    if (v.right != nullptr) columns.add_product(k, w_.in.left + k * rank, room);
     room[k % c] += diagonal(k);
     return room;
   }
@@ -113,20 +109,19 @@ class WeightDirection {
   const Weight<T>& w_;
 };
 
-// The gradients to W, bias and scale from the heads of the rows: those of `grad`, or with a direction their
-// derivative.
+// The gradients to W, bias and scale from the heads of the rows: those of `grad` where nothing moves, else
+// their derivative along the direction.
 template <class T>
 class CoefficientGradients {
  public:
-  CoefficientGradients(const Call<T>& call, const Weight<T>& w, const WeightDirection<T>* direction,
+  CoefficientGradients(const Call<T>& call, const Weight<T>& w, const WeightDirection<T>& direction,
                        const Head<T>* heads, const Outputs<T>& out)
       : call_(call), w_(w), direction_(direction), heads_(heads), out_(out), by_class_(call.rows) {}
 
   void over_classes() const {
     const bool rows_wanted = w_.dense && (out_.weight != nullptr || out_.left != nullptr);
-    const int64_t width = rows_wanted ? call_.c : 1;
     const Scratch<T> scratch(call_.rows, call_.table_rows, w_.low_rank ? 2 * call_.c : 0);
-    const int64_t cost = width * (1 + call_.n / call_.table_rows);
+    const int64_t cost = (rows_wanted ? w_.cost() : 1) * (1 + call_.n / call_.table_rows);
     parallel_for(call_.rows.threads, call_.table_rows, cost, [&](int64_t k, int lane) {
       bias_and_scale(k);
       if (!w_.dense && out_.weight != nullptr) out_.weight[k] = diagonal(k);
@@ -151,16 +146,23 @@ class CoefficientGradients {
  private:
   static constexpr int64_t kColumns = 256;
 
-  // Cotangents or tangents of the logits, null where they are zero.
+  static T factor_dot(int64_t width, const T* factor, const T* x) {
+    return sum<T>(width, [=](int64_t j) { return factor_term(factor[j], x[j]); });
+  }
+
+  static void add_factor_terms(int64_t width, T factor, const T* x, T* out) {
+    each(width, [=](int64_t j) { out[j] += factor_term(factor, x[j]); });
+  }
+
+  // Null where the logits do not move.
   const T* v_logits(int64_t i) const {
-    return direction_ != nullptr && direction_->v.logits != nullptr ? direction_->v.logits + i * call_.c
-                                                                    : nullptr;
+    return direction_.v.logits != nullptr ? direction_.v.logits + i * call_.c : nullptr;
   }
 
   void bias_and_scale(int64_t k) const {
     T d_bias = 0, d_scale = 0;
     by_class_.each_row(k, [&](int64_t i) {
-      d_bias += heads_[i].turn;
+      d_bias += heads_[i].slope;
       d_scale += heads_[i].d_kappa;
     });
     if (out_.bias != nullptr) out_.bias[k] = d_bias;
@@ -203,29 +205,28 @@ class CoefficientGradients {
       if (out_.left != nullptr) std::fill_n(out_.left + k * rank, rank, T(0));
       return;
     }
-    const bool crossed = direction_ != nullptr && direction_->v.right != nullptr;
+    const bool crossed = direction_.v.right != nullptr;
     row(k, 0, c, e, crossed ? f : nullptr);
     if (out_.weight != nullptr) out_.weight[k] = e[k % c];
     for (int64_t s = 0; out_.left != nullptr && s < rank; ++s) {
       T& d_left = out_.left[k * rank + s];
-      d_left = dot(c, w_.columns.column(k, s), e);
-      if (crossed) d_left += dot(c, direction_->columns.column(k, s), f);
+      d_left = factor_dot(c, w_.columns.column(k, s), e);
+      if (crossed) d_left += factor_dot(c, direction_.columns.column(k, s), f);
     }
   }
 
   void right_block(int64_t group, int64_t begin, T* room) const {
     const int64_t c = call_.c, rank = w_.rank, width = std::min(kColumns, c - begin);
-    const bool crossed = direction_ != nullptr && direction_->v.left != nullptr;
+    const bool crossed = direction_.v.left != nullptr;
     T *d_right = room, *e = d_right + rank * width, *f = e + width;  // [r, width], [width], [width]
     std::fill_n(d_right, rank * width, T(0));
-    for (int64_t k = group * c; k < (group + 1) * c; ++k) {
-      if (!by_class_.occurs(k)) continue;
+    by_class_.each_occurring(group * c, (group + 1) * c, [&](int64_t k) {
       row(k, begin, width, e, crossed ? f : nullptr);
       for (int64_t s = 0; s < rank; ++s) {
-        add_scaled(width, w_.in.left[k * rank + s], e, d_right + s * width);
-        if (crossed) add_scaled(width, direction_->v.left[k * rank + s], f, d_right + s * width);
+        add_factor_terms(width, w_.in.left[k * rank + s], e, d_right + s * width);
+        if (crossed) add_factor_terms(width, direction_.v.left[k * rank + s], f, d_right + s * width);
       }
-    }
+    });
     T* out = out_.right + (group * c + begin) * rank;
     for (int64_t j = 0; j < width; ++j)
       for (int64_t s = 0; s < rank; ++s) out[j * rank + s] = d_right[s * width + j];
@@ -233,14 +234,14 @@ class CoefficientGradients {
 
   const Call<T>& call_;
   const Weight<T>& w_;
-  const WeightDirection<T>* direction_;
+  const WeightDirection<T>& direction_;
   const Head<T>* heads_;
   const Outputs<T>& out_;
   const RowsByClass by_class_;
 };
 
 template <class T>
-void coefficient_gradients(const Call<T>& call, const Weight<T>& w, const WeightDirection<T>* direction,
+void coefficient_gradients(const Call<T>& call, const Weight<T>& w, const WeightDirection<T>& direction,
                            const Head<T>* heads, const Outputs<T>& out) {
   if (!out.weight && !out.left && !out.right && !out.bias && !out.scale) return;
   const CoefficientGradients<T> walks(call, w, direction, heads, out);

@@ -3,7 +3,7 @@
 //
 // exp is our own, without a branch or a call, so that a loop over it becomes vector code on any instruction
 // set and the same bits come out of a lone scalar; its error is asserted in ULP by
-// tests/native/test_math.cpp. log and log1p are needed once a row and are the C library's. Deliberately not
+// tests/native/test_math.cpp. log and its kin are needed once a row and are the C library's. Deliberately not
 // here: anything about the loss.
 #ifndef L2T_MATH_NUM_H
 #define L2T_MATH_NUM_H

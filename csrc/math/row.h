@@ -7,16 +7,16 @@
 // math.md, sums over classes are named by what is summed: az = sum a_j (z_j - max), pv = sum p_j v_j, ...
 // `go` is the upstream gradient of the row's loss.
 //
-// The derivative of any output along a direction (v_z, v_a, v_beta, v_kappa) is a combination of the first
-// derivative's vectors and two new ones. So a row needs two coefficients, and the gradient is the case pull =
-// 0:
+// The gradient to (z, a, beta) is a multiple of one vector, the derivative of u. Its own derivative along a
+// direction (v_z, v_a, v_beta, v_kappa) is a multiple of that vector and one of that vector's change, so a
+// row needs two coefficients:
 //
-//     along u           turn (g_u, log p, 1)                                      to (z, a, beta)
-//     along log p's own pull (-R p (v_z - pv) + v_a - (sum v_a) p, v_z - pv, 0)
+//     gradient              slope (g_u, log p, 1)                                             g_u = a - R p
+//     along a direction     slope (g_u, log p, 1) + pull (v_a - (sum v_a) p - R p (v_z - pv), v_z - pv, 0)
 //
 // Deliberately not here: loops, memory, and what a row a of W is made of (weight.h). A term a_j log p_j with
 // a_j = 0 is zero even at log p_j = -inf (num.h: times), so that a class with logit -inf is a class that does
-// not exist, as in cross-entropy.
+// not exist, as in cross-entropy; the gradient to such an a_j is what it is, infinite.
 #ifndef L2T_MATH_ROW_H
 #define L2T_MATH_ROW_H
 
@@ -25,8 +25,7 @@
 
 namespace l2t {
 
-// ---- value: l = -kappa phi(u), u = sum a_j log p_j + beta
-// ------------------------------------------------------------
+// ---- value: l = -kappa phi(u), u = sum a_j log p_j + beta ----
 
 // What `value` leaves for the other ops. max and log sum exp(z - max) stay apart: their sum would round log p
 // to the precision of the largest logit.
@@ -67,36 +66,33 @@ L2T_FN T loss(l2t_link link, const Stats<T>& stats, T kappa) {
   return -kappa * phi(link, stats.u).value;
 }
 
-// ---- grad: d_z = turn g_u, d_a = turn log p, d_beta = turn, d_kappa
-// -------------------------------------------------
+// ---- grad: d_z = slope g_u, d_a = slope log p, d_beta = slope, d_kappa ----
 
 template <class T>
 struct Head {
   Stats<T> stats;
-  T turn;  // weight of the directions along u, and the gradient to beta
+  T slope;  // also the gradient to beta
   T d_kappa;
-  T pull;  // weight of the two others: -go kappa phi'(u), the turn of `grad`. From here on second order only
-  T pv, d_go;
+  T pull, pv, d_go;  // second order only; pull is what slope is in `grad`
 };
 
 template <class T>
 L2T_FN Head<T> grad_head(l2t_link link, const Stats<T>& stats, T kappa, T go) {
   const Phi<T> f = phi(link, stats.u);
-  return {stats, -go * kappa * f.first, -go * f.value, 0, 0, 0};
+  return {stats, -go * kappa * f.first, -times(go, f.value), 0, 0, 0};
 }
 
 template <class T>
 L2T_FN T d_z(const Head<T>& head, T p, T a, T R) {
-  return head.turn * (a - R * p);
+  return head.slope * (a - R * p);
 }
 
 template <class T>
 L2T_FN T d_a(const Head<T>& head, T log_p) {
-  return times(head.turn, log_p);
+  return times(head.slope, log_p);
 }
 
-// ---- vjp and jvp of grad: the same Hessian; jvp also moves go, vjp also returns to it
-// ------------------------------
+// ---- vjp and jvp of grad: one symmetric Hessian; a jvp also moves go, a vjp also returns to it ----
 
 // A direction in one row, by its sums over classes: p.v_z, a.v_z, sum v_a, v_a.log p, and v_beta, v_kappa,
 // t_go.
@@ -106,28 +102,34 @@ struct Direction {
 };
 
 template <class T>
+L2T_FN T va_log_p_term(T v_a, T log_p) {
+  return times(v_a, log_p);
+}
+
+template <class T>
 L2T_FN Head<T> second_head(l2t_link link, const Stats<T>& stats, T kappa, T go, T R, const Direction<T>& v) {
   const Phi<T> f = phi(link, stats.u);
   const T q = (v.av - R * v.pv) + v.va_log_p + v.v_beta;  // the derivative of u
   const T k = kappa * times(f.second, q) + f.first * v.v_kappa;
+  const T d_phi = times(f.first, q);
   Head<T> head;
   head.stats = stats;
-  head.turn = -go * k - v.t_go * kappa * f.first;
-  head.d_kappa = -go * f.first * q - v.t_go * f.value;
+  head.slope = -go * k - v.t_go * kappa * f.first;
+  head.d_kappa = -go * d_phi - times(v.t_go, f.value);
   head.pull = -go * kappa * f.first;
   head.pv = v.pv;
-  head.d_go = -kappa * f.first * q - f.value * v.v_kappa;
+  head.d_go = -kappa * d_phi - times(v.v_kappa, f.value);
   return head;
 }
 
 template <class T>
 L2T_FN T d_z(const Head<T>& head, T p, T a, T R, T v_z, T v_a, T sum_va) {
-  return head.turn * (a - R * p) + head.pull * ((v_a - sum_va * p) - R * p * (v_z - head.pv));
+  return head.slope * (a - R * p) + head.pull * ((v_a - sum_va * p) - R * p * (v_z - head.pv));
 }
 
 template <class T>
 L2T_FN T d_a(const Head<T>& head, T log_p, T v_z) {
-  return times(head.turn, log_p) + head.pull * (v_z - head.pv);
+  return times(head.slope, log_p) + head.pull * (v_z - head.pv);
 }
 
 // The gradient to a that `grad` itself gives: what the cross terms of a low-rank weight multiply (weight.h).

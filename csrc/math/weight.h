@@ -2,10 +2,9 @@
 // goes back to the parts. Two kinds are enough: a dense row (full; low rank, multiplied out) and a single
 // entry at the target (diagonal).
 //
-//     full        a = W[y]                             d_W[y] += d_a
-//     diagonal    a = d_y e_y                          d_d[y] += d_a[y]
-//     low rank    a = d_y e_y + V U[y]                 d_d[y] += d_a[y];  d_U[y] += V^T d_a;  d_V += d_a
-//     U[y]^T
+//     full        a = W[y]                 d_W[y] += d_a
+//     diagonal    a = d_y e_y              d_d[y] += d_a[y]
+//     low rank    a = d_y e_y + V U[y]     d_d[y] += d_a[y];  d_U[y] += V^T d_a;  d_V += d_a U[y]^T
 //
 // Low rank is bilinear, so its own derivatives have one more term each. Along directions x of d, U, V the row
 // moves by
@@ -15,10 +14,9 @@
 // and <x, (d_d, d_U, d_V)> = v_a . d_a depends on U and V through v_a too: with f the gradient to a that
 // `grad` computes and e the one that its derivative gives,
 //
-//     to U[y]: V^T e + x_V^T f                         to V: e U[y]^T + f x_U[y]^T
+//     to U[y]: V^T e + x_V^T f             to V: e U[y]^T + f x_U[y]^T
 //
-// Both products with a vector of the rank are the entry below; the sums over classes are the device's row
-// walks.
+// Here are the products that these are made of; the sums over classes are the device's row walks.
 #ifndef L2T_MATH_WEIGHT_H
 #define L2T_MATH_WEIGHT_H
 
@@ -33,6 +31,13 @@ L2T_FN T low_rank_entry(const T* left, const T* right, int64_t rank, int64_t str
   T sum = 0;
   for (int64_t s = 0; s < rank; ++s) sum += left[s] * right[s * stride];
   return sum;
+}
+
+// One term of V^T e or of e U[y]^T. Where log p_j = -inf the gradient to a_j is infinite, but a_j cannot move
+// if its factor is zero.
+template <class T>
+L2T_FN T factor_term(T factor, T d_a) {
+  return times(factor, d_a);
 }
 
 }  // namespace l2t

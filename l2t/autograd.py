@@ -6,15 +6,16 @@
       v                   v
     grad_vjp            grad_jvp --backward, jvp--> raises
 
-The derivative of `value` along tangents t is a result of ``grad_vjp``: `grad` is the transpose of the loss's Jacobian, linear
-in its cotangent v_loss, so the derivative of ⟨grad(v_loss), t⟩ to v_loss is the Jacobian times t. Being first order,
-that result can be differentiated once more (reverse over forward).
+The derivative of `value` along tangents t is a result of ``grad_vjp``: `grad` is the transpose of the loss's
+Jacobian, linear in its cotangent v_loss, so the derivative of ⟨grad(v_loss), t⟩ to v_loss is the Jacobian
+times t. Being first order, that result can be differentiated once more (reverse over forward).
 
-The Functions are the ops' kernels at the dispatcher's autograd key. So there is one rule for eager mode, `torch.func`,
-`torch.compile` and make_fx, and their graphs hold ops alone. ``stats`` gets no derivative: each formula is the total one
-(docs/math.md, sections 2 to 4).
+The Functions are the ops' kernels at the dispatcher's autograd key. So there is one rule for eager mode,
+`torch.func`, `torch.compile` and make_fx, and their graphs hold ops alone. ``stats`` gets no derivative: each
+formula is the total one (docs/math.md, sections 2 to 4).
 
-Not here: kernels and vmap rules (ops.py), reductions (functional.py), but for what eager mode does in one node (`Reduced`).
+Not here: kernels and vmap rules (ops.py), reductions (functional.py), but for what eager mode does in one
+node (`Reduced`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _tracked() -> bool:
 
 
 def _below(name: str, arguments: Sequence[Any]) -> Any:
-    """The op without derivatives of its own at this level; with them at the levels of `torch.func` below it."""
+    """The op without derivatives of its own, but for those of the levels of `torch.func` below this one."""
     op = getattr(torch.ops.l2t, name).default
     with torch._C._AutoDispatchBelowAutograd():
         if not torch._C._are_functorch_transforms_active():
@@ -61,7 +62,7 @@ def _op(name: str, *arguments: Any) -> Any:
 
 
 class _Op(Function):
-    """What the Functions share: a name among the ops, and an apply that binds no signature, which halves its cost."""
+    """What the Functions share: an op, and an apply that binds no signature, which halves its cost."""
 
     op: ClassVar[str]
     call: ClassVar[Callable[..., Any]]

@@ -1,7 +1,7 @@
 """dynamic_loss: the fused loss with trainable coefficients, called as `torch.nn.functional.cross_entropy` is.
 
-Here the shapes that users have become rows, dtypes follow PyTorch's rules, and rows are reduced. The loss itself is
-docs/math.md, section 1.
+Here the shapes that users have become rows, dtypes follow PyTorch's rules, and rows are reduced. The loss
+itself is docs/math.md, section 1.
 
 Not here: arithmetic (csrc, reference.py), derivatives (autograd.py) and the sentences of errors (check.py).
 """
@@ -34,30 +34,34 @@ def dynamic_loss(
 ) -> Tensor:
     """The dynamic loss ``-κ_y φ(Σ_j W[y, j] log softmax(logits)_j + b_y)`` of samples of class y.
 
-    The family of Wu et al., "Learning to Teach with Dynamic Loss Functions" (NeurIPS 2018), docs/math.md section 1. Shapes,
-    reductions, ``ignore_index``, empty batches and autocast are those of `torch.nn.functional.cross_entropy`, which is the
-    special case ``link="identity"`` without coefficients. It is differentiable twice, to logits, weight, bias, scale and
-    sample_weight, in reverse and forward mode; the same holds under `torch.func` and `torch.vmap`. Under `torch.compile` it
-    is differentiable once.
+    The family of Wu et al., "Learning to Teach with Dynamic Loss Functions" (NeurIPS 2018), docs/math.md
+    section 1. Shapes, reductions, ``ignore_index``, empty batches and autocast are those of
+    `torch.nn.functional.cross_entropy`, which is the special case ``link="identity"`` without coefficients.
+    It is differentiable twice, to logits, weight, bias, scale and sample_weight, in reverse and forward mode;
+    the same holds under `torch.func` and `torch.vmap`. Under `torch.compile` it is differentiable once.
 
     Args:
         logits: unnormalised scores of C classes, shape (N, C), (N, C, d1, ..., dK) or (C,); floating point.
-        target: class of each sample, shape (N,), (N, d1, ..., dK) or (); int64 or uint8, in [0, C) or ``ignore_index``.
-        weight: the coefficients W: a `Full`, `Diagonal` or `LowRank`; a tensor of shape (C, C) is full, one of shape (C,) a
-            diagonal; None is the identity.
+        target: class of each sample, shape (N,), (N, d1, ..., dK) or (); int64 or uint8, in [0, C) or
+            ``ignore_index``.
+        weight: the coefficients W: a `Full`, `Diagonal` or `LowRank`; a tensor of shape (C, C) is full, one
+            of shape (C,) a diagonal; None is the identity.
         bias: b, shape (C,); None is 0.
         scale: κ, shape (C,); None is 1.
         link: φ: ``"sigmoid"`` (the paper's), ``"identity"`` or ``"log-sigmoid"``.
-        sample_weight: a factor for the loss of each sample, of target's shape; None is 1. A ``"mean"`` divides by the sum of
-            the factors of samples that are not ignored.
-        ignore_index: a target that takes no part: its loss and its gradients are 0, whatever its logits. It may be a class.
+        sample_weight: a factor for the loss of each sample, of target's shape; None is 1. A ``"mean"``
+            divides by the sum of the factors of samples that are not ignored.
+        ignore_index: a target that takes no part: its loss and its gradients are 0, whatever its logits. It
+            may be a class.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Returns:
         the loss, 0-dimensional, or of target's shape with ``reduction="none"``.
 
-    The result has the dtype of logits; arithmetic is float64 for float64 and float32 otherwise. Coefficients and sample weights have the dtype of
-    logits or of the arithmetic. Under autocast the loss is computed and returned in float32, as cross-entropy is.
+    The arithmetic is float64 for float64 logits and float32 for others; the result has the dtype of logits.
+    Coefficients and sample weights must have the dtype of logits or that of the arithmetic. Under autocast
+    they may be of any dtype up to float32, and the loss is computed and returned in float32, as cross-entropy
+    is.
 
     Raises:
         ValueError: a shape, a device, a link or a reduction that does not fit.
@@ -70,9 +74,9 @@ def dynamic_loss(
         >>> target = torch.tensor([0, 2])
         >>> weight = l2t.Full.identity(3)
         >>> l2t.dynamic_loss(logits, target, weight)
-        tensor(-0.3594, grad_fn=<l2t_lossBackward>)
+        tensor(-0.3594, grad_fn=<ReducedBackward>)
         >>> l2t.dynamic_loss(logits, target, link="identity")  # cross-entropy
-        tensor(0.6295, grad_fn=<l2t_lossBackward>)
+        tensor(0.6295, grad_fn=<ReducedBackward>)
     """
     check.loss_choice("link", link, LINKS)
     check.loss_choice("reduction", reduction, REDUCTIONS)
@@ -87,22 +91,24 @@ def dynamic_loss(
         dtype = arithmetic
 
     shape = target.shape
+    if logits.dim() != 2:
+        num_classes = logits.shape[min(logits.dim(), 2) - 1]
+        logits = logits.movedim(min(logits.dim(), 2) - 1, -1).reshape(target.numel(), num_classes)
+        target = target.reshape(-1)
     if target.dtype is torch.uint8:
         target = target.long()
-    if logits.dim() != 2:
-        logits = logits.movedim(1, -1).reshape(target.numel(), logits.shape[1]) if logits.dim() > 1 else logits.unsqueeze(0)
-        target = target.reshape(-1)
-    tables = [
-        x if x is None or x.dtype is arithmetic else x.to(arithmetic) for x in (*_parts(weight), bias, scale)
-    ]
-    rows = (logits.to(arithmetic), target, *tables, LINKS.index(link), ignore_index, 1)
-    if sample_weight is None and ops.direct(*rows[:7]):
-        loss = autograd.Reduced.call(reduction, *rows)
+    tensors = (*_parts(weight), bias, scale, sample_weight)
+    *tables, sample_weight = (x if x is None or x.dtype is arithmetic else x.to(arithmetic) for x in tensors)
+    logits = logits.to(arithmetic)
+    settings = (LINKS.index(link), ignore_index, 1)
+
+    if sample_weight is None and ops.direct(logits, target, *tables):
+        loss: Tensor = autograd.Reduced.call(reduction, logits, target, *tables, *settings)
     else:
-        loss = torch.ops.l2t.value.default(*rows)[0]
+        loss = torch.ops.l2t.value.default(logits, target, *tables, *settings)[0]  # [N]
         factor = target != ignore_index
         if sample_weight is not None:
-            factor = torch.where(factor, sample_weight.reshape(-1).to(arithmetic), 0.0)
+            factor = torch.where(factor, sample_weight.reshape(-1), 0.0)
             loss = loss * factor
         if reduction != "none":
             loss = loss.sum()

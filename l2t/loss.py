@@ -1,12 +1,11 @@
 """DynamicLoss: `l2t.dynamic_loss` as a module that holds its coefficients.
 
-For coefficients that belong to the loss: trained by an optimizer, fixed, saved in a state_dict. Coefficients that a
-teacher computes anew at every step go to `l2t.dynamic_loss` directly.
+For coefficients that belong to the loss: trained by an optimizer, fixed, saved in a state_dict. Coefficients
+that a teacher computes anew at every step go to `l2t.dynamic_loss` directly.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from l2t import check
@@ -22,16 +21,19 @@ class DynamicLoss(nn.Module):
     See `dynamic_loss` for the formula, its source, shapes, dtypes and errors.
 
     Args:
-        weight: W: `Full`, `Diagonal` or `LowRank`, a tensor of shape (C, C) or (C,), or None for the identity.
+        weight: W: `Full`, `Diagonal` or `LowRank`, a tensor of shape (C, C) or (C,), or None for the
+        identity.
         bias: b, shape (C,), or None.
         scale: κ, shape (C,), or None.
         link: ``"sigmoid"``, ``"identity"`` or ``"log-sigmoid"``.
         ignore_index: a target that takes no part.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         trainable: True makes the coefficients parameters, False buffers. Values are copied, except that a
-            `torch.nn.Parameter` stays the parameter it is if it is to be trained, so that modules can share it.
+            `torch.nn.Parameter` stays the parameter it is if it is to be trained, so that modules can share
+            it.
 
-    The coefficients are ``weight`` or ``diagonal``, ``left``, ``right``, and ``bias``, ``scale`` in ``state_dict()``.
+    The coefficients are ``weight`` or ``diagonal``, ``left``, ``right``, and ``bias``, ``scale`` in
+    ``state_dict()``.
 
     Example:
         >>> import torch, l2t
@@ -73,9 +75,10 @@ class DynamicLoss(nn.Module):
                 self.register_parameter(name, None)
             elif not trainable:
                 self.register_buffer(name, tensor.detach().clone())
+            elif isinstance(tensor, nn.Parameter):
+                self.register_parameter(name, tensor)
             else:
-                kept = isinstance(tensor, nn.Parameter)
-                self.register_parameter(name, tensor if kept else nn.Parameter(tensor.clone()))
+                self.register_parameter(name, nn.Parameter(tensor.clone()))
 
     def coefficients(self) -> Weight | None:
         """W as the record that it was made from; None is the identity."""
@@ -100,7 +103,9 @@ class DynamicLoss(nn.Module):
     def extra_repr(self) -> str:
         """Structure, classes, and whatever is not the default."""
         weight = self.coefficients()
-        said = ["identity"] if weight is None else [type(weight).__name__, f"num_classes={weight.num_classes}"]
+        said = (
+            ["identity"] if weight is None else [type(weight).__name__, f"num_classes={weight.num_classes}"]
+        )
         if isinstance(weight, LowRank):
             said.append(f"rank={weight.rank}")
         said += [name for name in ("bias", "scale") if getattr(self, name) is not None]

@@ -1,12 +1,12 @@
-"""The dispatcher ops ``l2t::value``, ``grad``, ``grad_vjp`` and ``grad_jvp``: schemas, kernels, fakes, vmap rules.
+"""The dispatcher ops ``l2t::value``, ``grad``, ``grad_vjp``, ``grad_jvp``: schemas, kernels, fakes, vmap rules.
 
-One op a derivative (docs/design.md, section 2). Each works on rows: logits (N, C), target (N,), coefficient tables whose
-row ``target[n]`` belongs to sample n, and returns sums over nothing: a loss for every row. A table may be a stack of G
-losses, G·C rows high; the vmap rules fold a batch into rows and, where the batch has coefficients of its own, into such
-groups, so that a vmapped loss is one native call.
+One op a derivative (docs/design.md, section 2). Each works on rows: logits (N, C), target (N,), coefficient
+tables whose row ``target[n]`` belongs to sample n, and returns sums over nothing: a loss for every row. A
+table may be a stack of G losses, G·C rows high; the vmap rules fold a batch into rows and, where the batch
+has coefficients of its own, into such groups, so that a vmapped loss is one native call.
 
-On the CPU the ops run csrc/; on any other device l2t.reference, with a warning. This is the only file that knows a data
-pointer or the extension.
+On the CPU the ops run csrc/; on any other device l2t.reference, with a warning. This is the only file that
+knows a data pointer or the extension.
 
 Not here: derivatives of the ops (autograd.py), shapes as users have them, and reductions (functional.py).
 """
@@ -31,7 +31,7 @@ except ImportError as error:
 
 _ROWS, _TARGET, _TABLE, _CONSTANT = "rows", "target", "table", "constant"
 
-# name -> kind of each argument and of each result: what the schemas, the fakes and the vmap rules need to know.
+# name -> kind of each argument and of each result, for the schemas and the vmap rules.
 _COMMON = {
     "logits": _ROWS,
     "target": _TARGET,
@@ -70,9 +70,7 @@ _REQUIRED = ("logits", "target", "stats", "v_loss")
 
 
 def _schema(name: str) -> str:
-    arguments = (
-        f"{_TYPES.get(x, 'Tensor' if x in _REQUIRED else 'Tensor?')} {x}" for x in ARGUMENTS[name]
-    )
+    arguments = (f"{_TYPES.get(x, 'Tensor' if x in _REQUIRED else 'Tensor?')} {x}" for x in ARGUMENTS[name])
     return f"({', '.join(arguments)}) -> ({', '.join(f'Tensor {x}' for x in RESULTS[name])})"
 
 
@@ -93,7 +91,7 @@ def _pointer(tensor: Tensor | None) -> int:
 
 
 class _Call:
-    """The first seventeen arguments of every native op, checked, and the tensors that must outlive the call."""
+    """The first 17 arguments of every native op, checked, and the tensors that must outlive the call."""
 
     __slots__ = ("arguments", "kept", "logits", "shapes")
 
@@ -151,15 +149,23 @@ class _Call:
             _pointer(bias),
             _pointer(scale),
         )
+        # Before anything is read or written by it.
+        row = _native.check_target(n, classes, ignore_index, target.data_ptr())
+        if row >= 0:
+            raise check.target_range(int(target[row]), row, c, groups, ignore_index)
 
-    def rows(self, name: str, tensor: Tensor | None, width: int | None = None) -> Tensor | None:
-        """Something with one entry, or `width` entries, for each row, as the core takes it."""
+    def rows(self, stats: Tensor, v_loss: Tensor) -> tuple[Tensor, Tensor]:
+        """What `value` left for the other ops, and the cotangent of the losses, as the core takes them."""
         n = self.arguments[4]
-        return _table(name, tensor, (n,) if width is None else (n, width), self.logits)
+        stats_, v_loss_ = (
+            _table("stats", stats, (n, 3), self.logits),
+            _table("v_loss", v_loss, (n,), self.logits),
+        )
+        assert stats_ is not None
+        assert v_loss_ is not None
+        return stats_, v_loss_
 
-    def six(
-        self, prefix: str, logits: Tensor | None, *tables: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def six(self, prefix: str, logits: Tensor | None, *tables: Tensor | None) -> tuple[Tensor | None, ...]:
         """Cotangents or tangents of logits, weight, left, right, bias, scale as the core takes them."""
         names = ("weight", "left", "right", "bias", "scale")
         return (
@@ -182,18 +188,17 @@ class _Call:
 def value_direct(*where: Any) -> tuple[Tensor, Tensor, int]:
     """``l2t::value`` past the dispatcher, where `direct` says so, and the number of rows that count."""
     call = _Call(*where)
-    _, _, _, _, n, c, groups, _, ignore_index, _, _, pointer, *_ = call.arguments
-    classes, count = groups * c, n
-    # One look for the common case: every target is a class, and no class is ignored.
-    if 0 <= ignore_index < classes or _native.check_target(n, classes, 0, pointer) >= 0:
-        target = call.kept[0]
-        row = _native.check_target(n, classes, ignore_index, pointer)
-        if row >= 0:
-            raise check.target_range(int(target[row]), row, c, groups, ignore_index)
-        count -= int((target == ignore_index).sum())
+    n, target, ignore_index = call.arguments[4], call.kept[0], where[8]
+    count = n - int((target == ignore_index).sum()) if _some_ignored(call) else n
     loss, stats = call.logits.new_empty(n), call.logits.new_empty(n, 3)
     _native.value(*call.arguments, loss.data_ptr(), stats.data_ptr())
     return loss, stats, count
+
+
+def _some_ignored(call: _Call) -> bool:
+    """Whether a row may be ignored; one quick look at the targets says no where no class is ignored."""
+    _, _, _, _, n, c, groups, _, ignore_index, _, _, target, *_ = call.arguments
+    return 0 <= ignore_index < groups * c or _native.check_target(n, groups * c, 0, target) >= 0
 
 
 def _value(*where: Any) -> tuple[Tensor, Tensor]:
@@ -204,7 +209,7 @@ def grad_direct(*arguments: Any) -> list[Tensor | None]:
     """``l2t::grad`` past the dispatcher, where `direct` says so; None where a gradient is not wanted."""
     *where, stats, v_loss, wanted = arguments
     call = _Call(*where)
-    stats, v_loss = call.rows("stats", stats, 3), call.rows("v_loss", v_loss)
+    stats, v_loss = call.rows(stats, v_loss)
     outputs = call.outputs(wanted)
     _native.grad(*call.arguments, stats.data_ptr(), v_loss.data_ptr(), *map(_pointer, outputs))
     return outputs
@@ -217,9 +222,10 @@ def _grad(*arguments: Any) -> tuple[Tensor, ...]:
 def _grad_vjp(*arguments: Any) -> tuple[Tensor, ...]:
     *where, stats, v_loss, x0, x1, x2, x3, x4, x5, wanted = arguments
     call = _Call(*where)
-    stats, v_loss = call.rows("stats", stats, 3), call.rows("v_loss", v_loss)
+    stats, v_loss = call.rows(stats, v_loss)
     x = call.six("x", x0, x1, x2, x3, x4, x5)
-    outputs = [torch.empty_like(v_loss) if wanted[0] else None, *call.outputs(wanted[1:])]
+    outputs = call.outputs(wanted[1:])
+    outputs.insert(0, torch.empty_like(v_loss) if wanted[0] else None)
     _native.grad_vjp(
         *call.arguments, stats.data_ptr(), v_loss.data_ptr(), *map(_pointer, x), *map(_pointer, outputs)
     )
@@ -229,8 +235,8 @@ def _grad_vjp(*arguments: Any) -> tuple[Tensor, ...]:
 def _grad_jvp(*arguments: Any) -> tuple[Tensor, ...]:
     *where, stats, v_loss, t_v_loss, t0, t1, t2, t3, t4, t5, wanted = arguments
     call = _Call(*where)
-    stats, v_loss = call.rows("stats", stats, 3), call.rows("v_loss", v_loss)
-    t = (call.rows("t_v_loss", t_v_loss), *call.six("t", t0, t1, t2, t3, t4, t5))
+    stats, v_loss = call.rows(stats, v_loss)
+    t = (_table("t_v_loss", t_v_loss, v_loss.shape, v_loss), *call.six("t", t0, t1, t2, t3, t4, t5))
     outputs = call.outputs(wanted)
     _native.grad_jvp(
         *call.arguments, stats.data_ptr(), v_loss.data_ptr(), *map(_pointer, t), *map(_pointer, outputs)
@@ -331,10 +337,12 @@ def _present(
 def _vmap(name: str) -> Callable[..., Any]:
     """The op's kernel under `torch.vmap`: one call for the whole batch.
 
-    The batch goes into the rows. Where a coefficient table (or its cotangent or tangent) is batched, or a gradient to one is
-    wanted, which under vmap is one for every batch element, the batch also becomes groups of tables.
+    The batch goes into the rows. Where a coefficient table (or its cotangent or tangent) is batched, or a
+    gradient to one is wanted, which under vmap is one for every batch element, the batch also becomes groups
+    of tables.
 
-    This is `torch.library.register_vmap` without its walks over nested arguments, which cost three times the rest.
+    This is `torch.library.register_vmap` without its walks over nested arguments, which cost three times the
+    rest.
     """
     op = getattr(torch.ops.l2t, name).default
     kinds = tuple(ARGUMENTS[name].values())
@@ -388,8 +396,8 @@ def _vmap(name: str) -> Callable[..., Any]:
 def _in_group(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     """Targets (B, n) of batch element b moved to the tables of group b.
 
-    What is out of range stays so, negative or beyond the last group, and check.target_range can name it: a class beyond
-    `classes` is moved by ``(batch - 1) * classes`` whatever its group.
+    What is out of range stays so, negative or beyond the last group, and check.target_range can name it: a
+    class beyond `classes` is moved by ``(batch - 1) * classes`` whatever its group.
     """
     batch = target.shape[0]
     moved = target + torch.arange(0, batch * classes, classes, device=target.device).unsqueeze(1)

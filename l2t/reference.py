@@ -1,8 +1,9 @@
 """The four ops in plain torch, from the definition of the loss alone (docs/math.md, section 1).
 
-`rows` writes the definition down; every derivative is autograd's. Nothing here knows a formula of csrc/, so the file is
-both the kernels' oracle in the tests and what runs on a device that has no kernel. Arguments and results are those of the
-ops (`l2t.ops`), stats apart: each implementation of `value` fills them as it likes, and only its own `grad`s read them.
+`rows` writes the definition down; every derivative is autograd's. Nothing here knows a formula of csrc/, so
+the file is both the kernels' oracle in the tests and what runs on a device that has no kernel. Arguments and
+results are those of the ops (`l2t.ops`), stats apart: each implementation of `value` fills them as it likes,
+and only its own `grad`s read them.
 
 Not here: speed, and the checks of arguments (check.py).
 """
@@ -128,7 +129,9 @@ def grad_vjp(
     with torch.enable_grad():
         v_loss = v_loss.detach().requires_grad_()
         first = _first(inputs, target, link, ignore_index, groups, v_loss, create_graph=True)
-        pairs = [(d * x).sum() for d, x in zip(first, cotangents, strict=True) if d is not None and x is not None]
+        pairs = [
+            (d * x).sum() for d, x in zip(first, cotangents, strict=True) if d is not None and x is not None
+        ]
         total = torch.stack(pairs).sum() if pairs else v_loss.sum() * 0.0
         second = _gradients(total, [v_loss, *inputs], None, create_graph=False)
     return tuple(_output(d, want, logits) for d, want in zip(second, wanted, strict=True))
@@ -158,7 +161,8 @@ def grad_jvp(
 ) -> tuple[Tensor, ...]:
     """``l2t::grad_jvp``: tangents of the outputs of `grad` along the tangents t of its inputs.
 
-    A Hessian is symmetric, so its product with a tangent is `grad_vjp` of the same vector; `grad` is linear in v_loss.
+    A Hessian is symmetric, so its product with a tangent is `grad_vjp` of the same vector; `grad` is linear
+    in v_loss.
     """
     where = (logits, target, weight, left, right, bias, scale, link, ignore_index, groups, stats)
     _, *along = grad_vjp(
@@ -203,4 +207,4 @@ def _gradients(
 
 def _output(gradient: Tensor | None, want: bool, like: Tensor) -> Tensor:
     """An output of an op: empty where it is not wanted."""
-    return gradient.detach() if want and gradient is not None else like.new_empty(0)
+    return gradient.detach().contiguous() if want and gradient is not None else like.new_empty(0)

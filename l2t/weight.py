@@ -1,8 +1,8 @@
 """Full, Diagonal, LowRank: the coefficient matrix W of a dynamic loss as records of tensors.
 
-Row ``W[y]`` weighs the log-probabilities of a sample of class y (docs/math.md, section 1). Records are named tuples, so
-they are pytrees: they pass through `torch.func`, `torch.vmap` and `torch.compile` as they are, and `_replace`, `==` by
-position and unpacking work as for any tuple.
+Row ``W[y]`` weighs the log-probabilities of a sample of class y (docs/math.md, section 1). Records are named
+tuples, so they are pytrees: they pass through `torch.func`, `torch.vmap` and `torch.compile` as they are, and
+`_replace`, `==` by position and unpacking work as for any tuple.
 
 Not here: what may be passed as a weight (check.py) and the arithmetic (csrc/math/weight.h, reference.py).
 """
@@ -44,7 +44,7 @@ class Full(NamedTuple):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Full:
-        """The identity matrix, where the authors start (Wu et al., 2018, "Learning to Teach with Dynamic Loss Functions")."""
+        """The identity matrix, where Wu et al. (2018) start."""
         return cls(torch.eye(num_classes, dtype=dtype, device=device))
 
     @classmethod
@@ -56,13 +56,13 @@ class Full(NamedTuple):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Full:
-        """``(1 - ε) I + ε / C``: with the identity link, cross-entropy with ``label_smoothing=ε``."""
+        """``(1 - ε) I + ε / C``: with the identity link, label smoothing ε of cross-entropy."""
         eye = torch.eye(num_classes, dtype=dtype, device=device)
         return cls(eye * (1.0 - smoothing) + smoothing / max(num_classes, 1))
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """The number of classes C."""
         return self.weight.shape[-1]
 
     @property
@@ -103,7 +103,7 @@ class Diagonal(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """The number of classes C."""
         return self.diagonal.shape[-1]
 
     @property
@@ -119,8 +119,8 @@ class Diagonal(NamedTuple):
 class LowRank(NamedTuple):
     """A diagonal plus a matrix of rank r, ``W = diag(d) + U Vᵀ``: C (1 + 2r) coefficients.
 
-    ``u = d_y log p_y + U[y]·(Vᵀ log p)`` (docs/math.md, section 1): a full matrix is never formed, so it is the form for
-    many classes. Rank 1 holds label smoothing exactly (`smoothed`).
+    ``u = d_y log p_y + U[y]·(Vᵀ log p)`` (docs/math.md, section 1): a full matrix is never formed, so it is
+    the form for many classes. Rank 1 holds label smoothing exactly (`smoothed`).
 
     Attributes:
         diagonal: d, shape (C,), floating point.
@@ -154,8 +154,8 @@ class LowRank(NamedTuple):
     ) -> LowRank:
         """The identity matrix with a low-rank part that can learn.
 
-        U is zero and V is normal with standard deviation ``C**-0.5``: W is the identity exactly, and U has a gradient from
-        the first step on. (With both at zero neither would ever move.)
+        U is zero and V is normal with standard deviation ``C**-0.5``: W is the identity exactly, and U has a
+        gradient from the first step on. (With both at zero neither would ever move.)
 
         Args:
             num_classes: C.
@@ -180,18 +180,18 @@ class LowRank(NamedTuple):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> LowRank:
-        """``(1 - ε) I + ε / C`` at rank 1: with the identity link, cross-entropy with ``label_smoothing=ε``."""
+        """At rank 1 ``(1 - ε) I + ε / C``: with the identity link, label smoothing ε of cross-entropy."""
         ones = torch.ones(num_classes, 1, dtype=dtype, device=device)
         return cls(ones[:, 0] * (1.0 - smoothing), ones * (smoothing / max(num_classes, 1)), ones.clone())
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """The number of classes C."""
         return self.diagonal.shape[-1]
 
     @property
     def rank(self) -> int:
-        """r."""
+        """The rank r."""
         return self.left.shape[-1]
 
     @property

@@ -1,4 +1,4 @@
-"""The dispatcher ops ``l2t::value``, ``grad``, ``grad_vjp``, ``grad_jvp``: schemas, kernels, fakes, vmap rules.
+"""The dispatcher ops ``l2t::value``, ``grad``, ``grad_vjp``, ``grad_jvp``: schemas, kernels, fakes, vmap.
 
 One op a derivative (docs/design.md, section 2). Each works on rows: logits (N, C), target (N,), coefficient
 tables whose row ``target[n]`` belongs to sample n, and returns sums over nothing: a loss for every row. A
@@ -313,22 +313,15 @@ def _fake(name: str) -> Callable[..., Any]:
         n = logits.shape[0]
         if name == "value":
             return logits.new_empty(n), logits.new_empty(n, 3)
-        like = (logits, *rest[:5])
         wanted = rest[-1]
-        outputs = [x.new_empty(x.shape if want else 0) for x, want in _present(like, wanted[-6:], logits)]
-        if name == "grad_vjp":
-            outputs.insert(0, logits.new_empty(n if wanted[0] else 0))
-        return tuple(outputs)
+        first = (rest[9],) if name == "grad_vjp" else ()  # v_loss
+        like = (*first, logits, *rest[:5])
+        return tuple(
+            logits.new_empty(x.shape if want and x is not None else 0)
+            for x, want in zip(like, wanted, strict=True)
+        )
 
     return run
-
-
-def _present(
-    like: Sequence[Tensor | None], wanted: Sequence[bool], logits: Tensor
-) -> list[tuple[Tensor, bool]]:
-    return [
-        (logits if x is None else x, want and x is not None) for x, want in zip(like, wanted, strict=True)
-    ]
 
 
 # ---- vmap ----
@@ -341,8 +334,7 @@ def _vmap(name: str) -> Callable[..., Any]:
     gradient to one is wanted, which under vmap is one for every batch element, the batch also becomes groups
     of tables.
 
-    This is `torch.library.register_vmap` without its walks over nested arguments, which cost three times the
-    rest.
+    `torch.library.register_vmap` does the same and walks over nested arguments: that costs more than the rest.
     """
     op = getattr(torch.ops.l2t, name).default
     kinds = tuple(ARGUMENTS[name].values())
@@ -414,7 +406,7 @@ def _in_group(target: Tensor, classes: int, ignore_index: int) -> Tensor:
 LIBRARY = torch.library.Library("l2t", "DEF")
 _KERNELS: dict[str, Callable[..., Any]] = {
     "value": _value,
-    "grad": grad_direct,
+    "grad": _grad,
     "grad_vjp": _grad_vjp,
     "grad_jvp": _grad_jvp,
 }

@@ -6,7 +6,7 @@ One function a check or a sentence, grouped by the module that calls it. The for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -81,6 +81,24 @@ def no_run(directory: Path) -> FileNotFoundError:
     )
 
 
+def task_or_folder(where: str, is_folder: bool, names: Iterable[str]) -> None:
+    """What to compare."""
+    if not is_folder:
+        raise ValueError(
+            f"l2t.cli: compare must be given a task ({', '.join(names)}) or an existing folder, got {where!r}. "
+            "Check the spelling."
+        )
+
+
+def run_has_a_task(directory: Path, config: Mapping[str, object]) -> None:
+    """A run of `l2t.teach` rather than of `l2t teach` has no task to take data from."""
+    if not config:
+        raise ValueError(
+            f"l2t.cli: the run must come from `l2t teach`, got {str(directory)!r} without a config.json. "
+            "Call l2t.compare.compare with its data instead."
+        )
+
+
 def command_failed(error: BaseException) -> str:
     """The one line that a failed command says on the standard error."""
     text = " ".join(str(error).split())
@@ -151,13 +169,12 @@ def teacher_file_exists(file: Path) -> None:
         )
 
 
-def teacher_file_is_one(file: Path, is_one: bool) -> None:
-    """The file is a teacher."""
-    if not is_one:
-        raise ValueError(
-            f"l2t.Teacher.load: path must be a teacher that this library saved, got {str(file)!r}, which is not. "
-            "Give what Teacher.save or `l2t teach` wrote."
-        )
+def teacher_file_is_none(file: Path) -> ValueError:
+    """The file is no teacher."""
+    return ValueError(
+        f"l2t.Teacher.load: path must be a teacher that this library saved, got {str(file)!r}, which is not. "
+        "Give what Teacher.save or `l2t teach` wrote."
+    )
 
 
 def gate_slots(slots: int) -> None:
@@ -203,7 +220,8 @@ def op_logits(logits: torch.Tensor) -> Exception:
 def op_target(target: torch.Tensor, logits: torch.Tensor) -> Exception:
     """What the ops themselves take as target."""
     return ValueError(
-        f"torch.ops.l2t: target must be of shape ({logits.shape[0]},), int64 on {logits.device}, got {_described(target)}. "
+        f"torch.ops.l2t: target must be of shape ({logits.shape[0]},), int64 on {logits.device}, got "
+        f"{_described(target)}. "
         "Use l2t.dynamic_loss for other shapes and dtypes."
     )
 
@@ -220,7 +238,8 @@ def op_argument(name: str, tensor: torch.Tensor, shape: tuple[int, ...], logits:
     """A table or a vector of rows that does not fit the logits."""
     dtype = str(logits.dtype).removeprefix("torch.")
     return ValueError(
-        f"torch.ops.l2t: {name} must be of shape {tuple(shape)}, {dtype} on {logits.device}, got {_described(tensor)}. "
+        f"torch.ops.l2t: {name} must be of shape {tuple(shape)}, {dtype} on {logits.device}, got "
+        f"{_described(tensor)}. "
         "Use l2t.dynamic_loss, which casts and checks."
     )
 
@@ -228,19 +247,22 @@ def op_argument(name: str, tensor: torch.Tensor, shape: tuple[int, ...], logits:
 def op_wanted(wanted: Sequence[bool]) -> Exception:
     """A gradient to something that is not there."""
     return ValueError(
-        f"torch.ops.l2t: wanted must be a bool for each result, true only for arguments that are given, got {list(wanted)}. "
+        "torch.ops.l2t: wanted must be a bool for each result, true only for arguments that are given, got "
+        f"{list(wanted)}. "
         "Ask for gradients of given tensors."
     )
 
 
 def target_range(value: int, row: int, num_classes: int, groups: int, ignore_index: int) -> Exception:
     """A target that is neither a class nor ignored; under vmap as the user gave it."""
+    # Under vmap what lies beyond the classes was moved beyond those of all groups (ops.py).
     if value >= groups * num_classes:
         value -= (groups - 1) * num_classes
-        ignore_index -= (groups - 1) * num_classes if ignore_index >= groups * num_classes else 0
+    if ignore_index >= groups * num_classes:
+        ignore_index -= (groups - 1) * num_classes
     return IndexError(
-        f"l2t.dynamic_loss: target must be in [0, {num_classes}) or ignore_index={ignore_index}, got {value} in row {row}. "
-        "Number the classes from 0, or give this value as ignore_index."
+        f"l2t.dynamic_loss: target must be in [0, {num_classes}) or ignore_index={ignore_index}, got {value} "
+        f"at position {row} of the flattened target. Number the classes from 0, or pass ignore_index={value}."
     )
 
 
@@ -255,7 +277,8 @@ def third_derivative() -> Exception:
 def forward_twice() -> Exception:
     """Forward over forward."""
     return NotImplementedError(
-        "l2t.dynamic_loss: a second derivative must be forward over reverse, reverse over forward or reverse over reverse, "
+        "l2t.dynamic_loss: a second derivative must be forward over reverse, reverse over forward or reverse "
+        "over reverse, "
         "got forward over forward. Use torch.func.jvp of torch.func.grad, or torch.func.hessian."
     )
 
@@ -267,7 +290,8 @@ def loss_choice(argument: str, name: object, names: Collection[str]) -> None:
     """The link and the reduction."""
     if name not in names:
         raise ValueError(
-            f"l2t.dynamic_loss: {argument} must be one of {', '.join(names)}, got {name!r}. Choose one of these."
+            f"l2t.dynamic_loss: {argument} must be one of {', '.join(names)}, got {name!r}. Choose one of "
+            "these."
         )
 
 
@@ -281,7 +305,8 @@ def loss_tensors(logits: object, target: object) -> None:
         raise _loss_target_shape(logits, target)
     if target.device != logits.device:
         raise ValueError(
-            f"l2t.dynamic_loss: target must be on the device of logits, {logits.device}, got {target.device}. "
+            f"l2t.dynamic_loss: target must be on the device of logits, {logits.device}, got "
+            f"{target.device}. "
             f"Move it there with target.to({str(logits.device)!r})."
         )
 
@@ -289,7 +314,8 @@ def loss_tensors(logits: object, target: object) -> None:
 def _loss_logits(logits: object) -> Exception:
     if isinstance(logits, torch.Tensor) and logits.is_floating_point():
         return ValueError(
-            f"l2t.dynamic_loss: logits must be of shape (N, C), (N, C, d1, ...) or (C,), got {_described(logits)}. "
+            "l2t.dynamic_loss: logits must be of shape (N, C), (N, C, d1, ...) or (C,), got "
+            f"{_described(logits)}. "
             "Give one score a class."
         )
     return TypeError(
@@ -301,8 +327,8 @@ def _loss_logits(logits: object) -> Exception:
 def _loss_target_dtype(target: object) -> Exception:
     if isinstance(target, torch.Tensor) and target.is_floating_point():
         return TypeError(
-            f"l2t.dynamic_loss: target must be class indices, got {_described(target)}. Class probabilities are not "
-            "supported: pass target.argmax(1), or put soft targets into the rows of weight with link='identity'."
+            f"l2t.dynamic_loss: target must be class indices, got {_described(target)}. Pass "
+            "target.argmax(1), or put the probabilities of each class into its row of weight, link='identity'."
         )
     return TypeError(
         f"l2t.dynamic_loss: target must be an int64 or uint8 tensor, got {_described(target)}. "
@@ -321,7 +347,8 @@ def _loss_target_shape(logits: torch.Tensor, target: torch.Tensor) -> Exception:
 def loss_weight(weight: object) -> Exception:
     """A weight that is none of the structures."""
     return TypeError(
-        f"l2t.dynamic_loss: weight must be l2t.Full, l2t.Diagonal, l2t.LowRank, a tensor or None, got {_described(weight)}. "
+        "l2t.dynamic_loss: weight must be l2t.Full, l2t.Diagonal, l2t.LowRank, a tensor or None, got "
+        f"{_described(weight)}. "
         "Wrap the coefficients in one of these."
     )
 
@@ -340,8 +367,9 @@ def loss_coefficients(
     if isinstance(weight, torch.Tensor):
         if weight.shape not in (line, (num_classes, num_classes)):
             raise ValueError(
-                f"l2t.dynamic_loss: weight must be of shape ({num_classes}, {num_classes}) or ({num_classes},) for "
-                f"{num_classes} classes, got {_described(weight)}. Give one coefficient a class, or one a pair of classes."
+                f"l2t.dynamic_loss: weight must be of shape ({num_classes}, {num_classes}) or "
+                f"({num_classes},) for {num_classes} classes, got {_described(weight)}. Give one coefficient "
+                "for each class, or for each pair of classes."
             )
         _loss_dtype("weight", weight, logits)
     elif isinstance(weight, Full):
@@ -371,17 +399,19 @@ def _loss_table(name: str, tensor: object, shape: tuple[int, ...], logits: torch
         raise TypeError(f"l2t.dynamic_loss: {name} must be a tensor, got {_described(tensor)}. Use torch.tensor(...).")
     if tensor.shape != shape:
         raise ValueError(
-            f"l2t.dynamic_loss: {name} must be of shape {tuple(shape)} for logits of shape {tuple(logits.shape)}, "
+            f"l2t.dynamic_loss: {name} must be of shape {tuple(shape)} for logits of shape "
+            f"{tuple(logits.shape)}, "
             f"got {_described(tensor)}. Give one entry for each class (or sample)."
         )
     _loss_dtype(name, tensor, logits)
 
 
 def _loss_dtype(name: str, tensor: torch.Tensor, logits: torch.Tensor) -> None:
-    """Coefficients have the dtype of the logits or of the arithmetic; under autocast any float up to float32."""
+    """Coefficients have the dtype of logits or of the arithmetic, under autocast any up to float32."""
     if tensor.device != logits.device:
         raise ValueError(
-            f"l2t.dynamic_loss: {name} must be on the device of logits, {logits.device}, got {tensor.device}. "
+            f"l2t.dynamic_loss: {name} must be on the device of logits, {logits.device}, got "
+            f"{tensor.device}. "
             f"Move it there with .to({str(logits.device)!r})."
         )
     if tensor.dtype is logits.dtype:
@@ -396,7 +426,8 @@ def _loss_dtype(name: str, tensor: torch.Tensor, logits: torch.Tensor) -> None:
     dtype = str(logits.dtype).removeprefix("torch.")
     fits = dtype if logits.dtype in (torch.float32, torch.float64) else f"{dtype} or float32"
     raise TypeError(
-        f"l2t.dynamic_loss: {name} must be {fits} with {dtype} logits, got {_described(tensor)}. Cast it with .to(torch.{dtype})."
+        f"l2t.dynamic_loss: {name} must be {fits} with {dtype} logits, got {_described(tensor)}. Cast it "
+        f"with .to(torch.{dtype})."
     )
 
 
@@ -408,7 +439,8 @@ def module_coefficients(
     tensors = [x for x in parts if isinstance(x, torch.Tensor)]
     if any(x.requires_grad and not isinstance(x, torch.nn.Parameter) for x in tensors):
         raise ValueError(
-            "l2t.DynamicLoss: coefficients must be parameters or tensors without gradient, got one that requires a gradient. "
+            "l2t.DynamicLoss: coefficients must be parameters or tensors without gradient, got one that "
+            "requires a gradient. "
             "Call l2t.dynamic_loss with coefficients that are computed."
         )
     first = next(iter(tensors), None)
@@ -416,20 +448,14 @@ def module_coefficients(
         if weight is not None or bias is not None or scale is not None:
             raise TypeError(
                 "l2t.DynamicLoss: coefficients must be floating-point tensors with an entry for each class, "
-                f"got {_described(parts[0] if first is None else first)}. Start from l2t.Diagonal.identity(num_classes)."
+                f"got {_described(parts[0] if first is None else first)}. Start from "
+                "l2t.Diagonal.identity(num_classes)."
             )
         return
     loss_coefficients(first.new_empty(0, first.shape[0]), weight, bias, scale)
 
 
 # ---- unroll ----------------------------------------------------------------------------------------------------------
-
-
-def _shown(value: object) -> str:
-    """A tensor by shape, dtype and device, anything else by its type."""
-    if isinstance(value, torch.Tensor):
-        return f"a tensor of shape {tuple(value.shape)}, {value.dtype} on {value.device}"
-    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
 def unroll_not_inference() -> None:
@@ -442,35 +468,45 @@ def unroll_not_inference() -> None:
 
 
 def unroll_student(student: object) -> None:
-    """The student is a module whose tensors can be put in and out."""
-    if not isinstance(student, torch.nn.Module) or isinstance(student, torch.jit.ScriptModule):
+    """The student is a module whose parameters can be replaced for a call."""
+    if not isinstance(student, nn.Module) or isinstance(student, torch.jit.ScriptModule):
         raise TypeError(
-            f"l2t.unroll: student must be an ordinary torch.nn.Module, got {_shown(student)}. "
+            f"l2t.unroll: student must be an ordinary torch.nn.Module, got {_described(student)}. "
             "Give the module that loss and measure are to be called with."
         )
-    for name, p in student.named_parameters():
-        if torch.nn.parameter.is_lazy(p):
-            raise ValueError(
-                f"l2t.unroll: every parameter of student must have a shape, got the uninitialised {name}. "
-                "Run the module on one batch first."
-            )
-
-
-def unroll_parameters(count: int) -> None:
-    """There is something to train."""
-    if count == 0:
+    trained = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
+    if not trained:
         raise ValueError(
             "l2t.unroll: student must have a parameter that requires a gradient, got none. "
             "Call requires_grad_() on what is to be trained."
         )
+    for name, p in trained:
+        if torch.nn.parameter.is_lazy(p):
+            raise ValueError(
+                f"l2t.unroll: parameters of student must have a shape, got the uninitialised {name}. "
+                "Run the module on one batch first."
+            )
+        if p.is_complex():
+            raise TypeError(
+                f"l2t.unroll: parameters of student must be real, got {name} of {_described(p)}. "
+                "Keep real and imaginary part as a real parameter, and use torch.view_as_complex in the module."
+            )
+        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+            raise ValueError(
+                f"l2t.unroll: parameters of student must have no gradient hooks, got one on {name}, which the "
+                "run would pass by. Do in loss or in the module what the hook does, and remove it."
+            )
 
 
 def unroll_functions(loss: object, measure: object) -> None:
     """The loss and the measure are functions."""
-    for name, value, form in (("loss", loss, "loss(model, batch, step)"), ("measure", measure, "measure(model)")):
+    for name, value, form in (
+        ("loss", loss, "loss(model, batch, step)"),
+        ("measure", measure, "measure(model)"),
+    ):
         if not callable(value):
             raise TypeError(
-                f"l2t.unroll: {name} must be a function, got {_shown(value)}. It is called as {form}."
+                f"l2t.unroll: {name} must be a function, got {_described(value)}. It is called as {form}."
             )
 
 
@@ -478,7 +514,7 @@ def unroll_batches(batches: object) -> None:
     """There is something to iterate over."""
     if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
         raise TypeError(
-            f"l2t.unroll: batches must be an iterable, got {_shown(batches)}. "
+            f"l2t.unroll: batches must be an iterable, got {_described(batches)}. "
             "Give a list of batches, a DataLoader or a generator: one batch a step."
         )
 
@@ -486,36 +522,37 @@ def unroll_batches(batches: object) -> None:
 def unroll_optimizer(optimizer: object, known_type: type) -> None:
     """The optimiser knows its transpose."""
     if not isinstance(optimizer, known_type):
+        got = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
         raise TypeError(
-            f"l2t.unroll: optimizer must be an l2t.optim optimizer, got {_shown(optimizer)}. "
+            f"l2t.unroll: optimizer must be one of l2t.optim, got {got}. "
             "Use l2t.optim.SGD(lr=..., momentum=..., weight_decay=...)."
         )
 
 
-def unroll_meta(meta: Iterable[torch.Tensor] | None) -> list[torch.Tensor] | None:
+def unroll_meta(meta: Iterable[Tensor] | None) -> list[Tensor] | None:
     """Returns the meta tensors without repetition, or None for all that are reached."""
     if meta is None:
         return None
-    if isinstance(meta, torch.Tensor) or not isinstance(meta, Iterable):
+    if isinstance(meta, Tensor) or not isinstance(meta, Iterable):
         raise TypeError(
-            f"l2t.unroll: meta must be a list of tensors, got {_shown(meta)}. Put a single tensor in a list."
+            f"l2t.unroll: meta must be a list of tensors, got {_described(meta)}. Put a single tensor in a list."
         )
     chosen = list({id(x): x for x in meta}.values())
     if not chosen:
         raise ValueError(
-            "l2t.unroll: meta must hold a tensor, got an empty list (or a generator that was used up). "
+            "l2t.unroll: meta must hold a tensor, got an empty list or a generator that was used up. "
             "Give list(teacher.parameters()), or None for every leaf that is reached."
         )
     for i, x in enumerate(chosen):
-        if not isinstance(x, torch.Tensor):
+        if not isinstance(x, Tensor):
             raise TypeError(
-                f"l2t.unroll: meta must be a list of tensors, got {_shown(x)} at position {i}. "
+                f"l2t.unroll: meta must be a list of tensors, got {_described(x)} at position {i}. "
                 "Give the tensors themselves."
             )
         if not (x.requires_grad and x.is_leaf):
-            lacks = "does not require a gradient" if x.is_leaf else "was computed from others (not a leaf)"
+            lacks = "does not require a gradient" if x.is_leaf else "is not a leaf"
             raise ValueError(
-                f"l2t.unroll: meta must hold leaves that require a gradient, got {_shown(x)} at position {i}, "
+                f"l2t.unroll: meta must hold leaves that require a gradient, got {_described(x)} at position {i}, "
                 f"which {lacks}. Call requires_grad_() on it, or give the leaves it was computed from."
             )
     return chosen
@@ -523,9 +560,9 @@ def unroll_meta(meta: Iterable[torch.Tensor] | None) -> list[torch.Tensor] | Non
 
 def unroll_loss(value: object, step: int) -> None:
     """The loss is a scalar with a graph."""
-    if not isinstance(value, torch.Tensor) or value.dim() != 0 or not value.is_floating_point():
+    if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
         raise ValueError(
-            f"l2t.unroll: loss must return a real 0-dim tensor, got {_shown(value)} at step {step}. "
+            f"l2t.unroll: loss must return a real 0-dim tensor, got {_described(value)} at step {step}. "
             "Take the mean or the sum (the sum over students that share a run)."
         )
     if not value.requires_grad:
@@ -539,32 +576,32 @@ def unroll_trains(trains: bool) -> None:
     """The loss is one of the student."""
     if not trains:
         raise ValueError(
-            "l2t.unroll: loss must depend on the parameters of the model it is given, got none of them at any step. "
-            "Use the model argument, not another module or tensors kept from before the run."
+            "l2t.unroll: loss must depend on the parameters of the model that it is given, got none of them at any "
+            "step. Use the model argument, not another module or tensors kept from before the run."
         )
 
 
 def unroll_measure(value: object) -> None:
     """The measure is a scalar or one number a student, with a graph."""
-    if not isinstance(value, torch.Tensor) or value.dim() > 1 or not value.is_floating_point():
+    if not isinstance(value, Tensor) or value.dim() > 1 or not value.is_floating_point():
         raise ValueError(
-            f"l2t.unroll: measure must return a real tensor of shape () or (S,), got {_shown(value)}. "
+            f"l2t.unroll: measure must return a real tensor of shape () or (S,), got {_described(value)}. "
             "Take the mean over samples."
         )
     if not value.requires_grad:
         raise ValueError(
-            "l2t.unroll: measure must return a tensor with a graph, got a detached one. Compute it from the model that "
-            "measure is given, by differentiable operations (cross-entropy or 1 - p_y, not accuracy)."
+            "l2t.unroll: measure must return a tensor with a graph, got a detached one. Compute it from the model "
+            "that measure is given, by differentiable operations (cross-entropy or 1 - p_y, not accuracy)."
         )
 
 
-def unroll_buffers(names: Sequence[str], buffers: Sequence[torch.Tensor | None]) -> None:
+def unroll_buffers(names: Sequence[str], buffers: Sequence[object]) -> None:
     """Buffers are carried from step to step without a graph."""
     for name, buffer in zip(names, buffers, strict=True):
-        if not isinstance(buffer, torch.Tensor) or buffer.requires_grad:
-            got = "a tensor with a graph" if isinstance(buffer, torch.Tensor) else _shown(buffer)
+        if not isinstance(buffer, Tensor) or buffer.requires_grad:
+            got = "one with a graph" if isinstance(buffer, Tensor) else _described(buffer)
             raise ValueError(
-                f"l2t.unroll: buffer {name} must be a tensor without a graph after a step, got {got}. "
+                f"l2t.unroll: buffer {name} must be a tensor without a graph after a call of the model, got {got}. "
                 "Update it from detached values, as BatchNorm does."
             )
 
@@ -573,52 +610,50 @@ def unroll_open(is_open: bool) -> None:
     """A run is walked back once."""
     if not is_open:
         raise RuntimeError(
-            "l2t.unroll: backward must be called once, got a second call on a run whose steps are freed. "
-            "Unroll again, or give the sum of the cotangents to one call."
+            "l2t.unroll: backward must be called once a run, got a second call, when the steps are freed already. "
+            "Unroll again, or give one call the sum of the cotangents."
         )
 
 
-def unroll_cotangent(gradient: object, measure: torch.Tensor) -> torch.Tensor:
+def unroll_cotangent(gradient: object, measure: Tensor) -> Tensor:
     """Returns the cotangent of the measure, ones by default."""
     if gradient is None:
         return torch.ones_like(measure)
-    if not isinstance(gradient, torch.Tensor) or gradient.shape != measure.shape:
+    if not isinstance(gradient, Tensor) or gradient.shape != measure.shape:
         raise ValueError(
             f"l2t.unroll: gradient must be a tensor of the measure's shape {tuple(measure.shape)}, "
-            f"got {_shown(gradient)}. Give one number a measure, or nothing for ones."
+            f"got {_described(gradient)}. Give one number a measure, or nothing for ones."
         )
     return gradient.detach().to(measure)
 
 
-def unroll_no_leak(clean: bool, step: int) -> None:
-    """A step reaches earlier steps through the model's weights alone."""
-    if not clean:
-        raise RuntimeError(
-            f"l2t.unroll: loss and measure must reach earlier steps through the model's weights alone, got a graph "
-            f"that leads into step {step} from a later one. Detach what loss carries from step to step "
-            "(state features are constants of the run)."
-        )
+def unroll_leak(step: int) -> RuntimeError:
+    """A later step has reached this one otherwise than through the model's weights."""
+    return RuntimeError(
+        "l2t.unroll: loss and measure must reach earlier steps through the model's weights alone, got a graph that "
+        f"leads into step {step} from a later one. Detach what loss carries from step to step "
+        "(the features of a student's state are constants of the run)."
+    )
 
 
-def unroll_replayed(value: torch.Tensor, recorded: torch.Tensor | None, step: int) -> None:
+def unroll_replayed(value: Tensor, recorded: Tensor | None, step: int) -> None:
     """A step that is run again is the step that was taken."""
-    same = recorded is not None and value.shape == recorded.shape
-    if not (same and torch.allclose(value, recorded, rtol=0, atol=0, equal_nan=True)):  # type: ignore[arg-type]
+    if recorded is None or not torch.allclose(value, recorded, rtol=0, atol=0, equal_nan=True):
         raise RuntimeError(
-            f"l2t.unroll: with curvature='recompute' loss must be the same when a step is run again, got "
-            f"{value.detach()} for {recorded} at step {step}. Let it depend on model, batch, step and PyTorch's default "
-            "random numbers alone, and change no meta tensor before backward; or use curvature='reverse'."
+            "l2t.unroll: with curvature='recompute' loss must be the same when a step is run again, got "
+            f"{value.detach()} for {recorded} at step {step}. Let it depend on model, batch, step and PyTorch's "
+            "default random numbers alone and change no tensor in place before backward, or use curvature='reverse'."
         )
 
 
 def unroll_second_derivative(error: RuntimeError) -> None:
     """Says what to do about an operation that can be differentiated once only; leaves other errors alone."""
     said = str(error)
-    marks = ("is not implemented", "double backward", "Double backward", "once_differentiable", "differentiate twice")
+    marks = ("is not implemented", "double backward", "Double backward", "once_differentiable")
     if any(mark in said for mark in marks):
         raise RuntimeError(
             "l2t.unroll: every operation of loss must have a second derivative, got one that has none "
-            f"({said.splitlines()[0].rstrip('.')}). For attention call the model inside "
+            f"({said.splitlines()[0].rstrip('. ')}). For attention call the model inside "
             "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), for an RNN on a GPU inside "
             "torch.backends.cudnn.flags(enabled=False), and give modules that are not compiled."
         ) from error
@@ -632,27 +667,29 @@ Setting = TypeVar("Setting")
 def optim_setting(name: str, value: Setting, step: int | None = None) -> Setting:
     """Returns a setting of an optimiser that is a number or a 0-dim tensor."""
     at = "" if step is None else f" from its function at step {step}"
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         good = value.dim() == 0 and value.is_floating_point()
     else:
         good = isinstance(value, int | float) and not isinstance(value, bool)
     if not good:
         raise TypeError(
             f"l2t.optim.SGD: {name} must be a number, a 0-dim floating-point tensor or a function of the step, "
-            f"got {_shown(value)}{at}. Give one value for all parameters."
+            f"got {_described(value)}{at}. Give one value for all parameters."
         )
     if isinstance(value, int | float) and not 0 <= value < float("inf"):
         raise ValueError(
             f"l2t.optim.SGD: {name} must be finite and not negative, got {value}{at}. "
-            "A tensor may hold any value."
+            "Only a tensor may hold any value."
         )
     return value
 
 
-def optim_nesterov(nesterov: bool, momentum: object) -> None:
+def optim_nesterov(nesterov: bool, has_momentum: bool) -> None:
     """Nesterov's momentum needs a momentum."""
-    if nesterov and isinstance(momentum, int | float) and momentum == 0:
-        raise ValueError("l2t.optim.SGD: momentum must be positive with nesterov=True, got 0. Give one, 0.9 say.")
+    if nesterov and not has_momentum:
+        raise ValueError(
+            "l2t.optim.SGD: momentum must be positive with nesterov=True, got 0. Give one, 0.9 say."
+        )
 
 
 # ---- students, teach -------------------------------------------------------------------------------------------------
@@ -691,6 +728,15 @@ def student_cannot_stack(error: RuntimeError) -> RuntimeError:
     )
 
 
+def student_keeps_buffer(name: str, kept: bool) -> None:
+    """A student that puts a new tensor in the place of a buffer loses it under vmap."""
+    if not kept:
+        raise ValueError(
+            f"l2t.Stack: the student's buffer {name!r} must be updated in place, got a new tensor in its place. "
+            f"Write self.{name}.copy_(...) where the student assigns self.{name}."
+        )
+
+
 def recipe_count(name: str, value: object, least: int) -> None:
     """A whole number of a recipe."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -703,6 +749,15 @@ def recipe_number(name: str, value: object, low: float, high: float, open_low: b
     if not good or not (low < value if open_low else low <= value) or not value <= high or value == float("inf"):  # type: ignore[operator]
         span = f"in {'(' if open_low else '['}{low:g}, {high:g}{']' if high < float('inf') else ')'}"
         raise ValueError(f"l2t.Recipe: {name} must be a number {span}, got {value!r}. Leave it out for the default.")
+
+
+def recipe_numbers(name: str, values: object) -> None:
+    """A sequence of numbers of a recipe."""
+    good = isinstance(values, (tuple, list)) and len(values) > 0
+    if not good or not all(isinstance(x, (int, float)) and 0 < x < float("inf") for x in values):  # type: ignore[attr-defined]
+        raise ValueError(
+            f"l2t.Recipe: {name} must be a sequence of positive numbers, got {values!r}. Leave it out for the default."
+        )
 
 
 def recipe_choice(name: str, value: object, names: Iterable[str]) -> None:
@@ -791,14 +846,19 @@ def students_skipped(skipped: int, students: int, usual: float, total: int) -> s
     )
 
 
-def guard_norm(norm: float, usual: float) -> str:
+def guard_not_finite(bad: int, students: int) -> str:
     """Why the guard goes back."""
-    return f"the gradient norm is {norm:.2g} where {usual:.2g} is usual"
+    return f"{bad} of {students} students have no finite teacher gradient"
 
 
-def guard_measure(level: float, best: float) -> str:
+def guard_norm(norm: float, least: float) -> str:
     """Why the guard goes back."""
-    return f"the dev measure has risen to {level:.4f} from {best:.4f}"
+    return f"the teacher gradient's norm is {norm:.2g}, which has been {least:.2g}"
+
+
+def guard_measure(now: float, best: float) -> str:
+    """Why the guard goes back."""
+    return f"the dev measure has risen to {now:.4f}, which has been {best:.4f}"
 
 
 def guard_returns(reason: str, teacher_lr: float) -> str:
@@ -809,7 +869,7 @@ def guard_returns(reason: str, teacher_lr: float) -> str:
 def guard_gives_up(returns: int) -> str:
     """The guard has gone back too often."""
     return (
-        f"l2t.teach: {returns} returns are too many; teaching stops with the last good teacher. "
+        f"l2t.teach: {returns} returns are enough; teaching ends with the last good teacher. "
         "Teach with a smaller learning rate of the students or less momentum."
     )
 
@@ -823,11 +883,11 @@ def low_agreement(agreement: float) -> str:
     )
 
 
-def trial_chose(chosen: str, average: float, start: float) -> str:
-    """The averaged teacher lost to the start."""
+def trial_chose_start(taught: float, start: float) -> str:
+    """No taught teacher was ahead of the start."""
     return (
-        f"l2t.teach: fresh students do worse under the averaged teacher than at the start (measure {average:.4f}, "
-        f"start {start:.4f}); the result is the teacher named {chosen!r}."
+        f"l2t.teach: fresh students are not ahead under what was taught (dev error {100 * taught:.1f}%, at the start "
+        f"{100 * start:.1f}%); the result is the start, which trains as cross-entropy does."
     )
 
 

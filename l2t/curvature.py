@@ -1,7 +1,8 @@
-"""How a reverse step gets H a and ∂_Φ⟨g, a⟩: the derivatives of the inner product of a step's gradient g with a.
+"""How a reverse step gets H a and ∂_Φ⟨g, a⟩: the derivatives of the product of a step's gradient g with a.
 
-Docs: section 5 of docs/math.md. Both ways here are reverse over reverse, exact, and give the same bits: they differ in
-what is remembered. A curvature is a row of :data:`CURVATURES`; the agreement tests run over all of them.
+Docs: section 5 of docs/math.md. Both ways here are reverse over reverse, exact, and give the same bits: they
+    differ in what is remembered of a step. A curvature is a row of :data:`CURVATURES`, and the agreement
+    tests run over all.
 """
 
 from __future__ import annotations
@@ -17,36 +18,48 @@ from l2t import check
 from l2t.optim import Tensors
 from l2t.tape import Step
 
-__all__ = ["CURVATURES", "Curvature", "Recompute", "Reverse", "gradient"]
+__all__ = ["CURVATURES", "Curvature", "Recompute", "Reverse", "accumulate", "gradient"]
 
 Grads = tuple[Tensor | None, ...]
 
-# torch.autograd.grad and backward check every output in Python before they call this: 40 µs a step, a tenth of a small
-# student's step. The outputs and cotangents here are of one shape and dtype by construction.
+# What torch.autograd.grad and torch.autograd.backward call in the end. They check shape and dtype of every
+# output in
+# Python first: 40 µs a step, a tenth of a small student's step. Here these fit by construction.
 _run_backward = cast("Callable[..., Grads]", Variable._execution_engine.run_backward)
 
 
 def gradient(loss: Tensor, weights: Tensors) -> Grads:
     """∇_w L with the graph that a second derivative needs; None for a weight that the loss does not reach."""
+    retain_graph = create_graph = allow_unreachable = True
+    accumulate_grad = False
     return _run_backward(
-        (loss,), (torch.ones_like(loss),), True, True, tuple(weights), allow_unreachable=True, accumulate_grad=False
+        (loss,),
+        (torch.ones_like(loss),),
+        retain_graph,
+        create_graph,
+        tuple(weights),
+        allow_unreachable,
+        accumulate_grad,
     )
 
 
 def accumulate(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
-    """Adds the derivatives of ⟨outputs, cotangents⟩ to ``.grad`` of these inputs, of every leaf reached where none are.
+    """Adds the derivatives of ⟨outputs, cotangents⟩ to ``.grad`` of inputs, of every leaf reached if these are ().
 
-    The graph is kept: a part of it may be shared with other steps. It goes when the last reference to it does.
+    The graph is kept, since parts of it may be shared with other steps. It goes with the last reference to
+    it.
     """
+    retain_graph = allow_unreachable = accumulate_grad = True
+    create_graph = False
     try:
         _run_backward(
             tuple(outputs),
             tuple(cotangents),
-            True,
-            False,
+            retain_graph,
+            create_graph,
             tuple(inputs),
-            allow_unreachable=True,
-            accumulate_grad=True,
+            allow_unreachable,
+            accumulate_grad,
         )
     except RuntimeError as error:
         check.unroll_second_derivative(error)
@@ -62,22 +75,23 @@ class Curvature(Protocol):
     def product(
         self, step: Step, replay: Callable[[Step], Grads], a: Tensors, inputs: Sequence[Tensor]
     ) -> None:
-        """Leaves H a in ``.grad`` of the step's weights and adds ∂_Φ⟨g, a⟩ to that of the meta tensors.
+        """Adds H a to ``.grad`` of the step's weights, and ∂_Φ⟨g, a⟩ to that of the meta tensors.
 
-        ``a`` has one entry for each gradient of the step that is not None. ``replay`` runs the step again.
+        ``a`` has an entry for each gradient of the step that is not None. ``replay`` runs the step again.
+        ``inputs`` are the leaves whose ``.grad`` is wanted, or empty for every leaf reached.
         """
 
 
 def _product(grads: Grads, a: Tensors, inputs: Sequence[Tensor]) -> None:
     reached = [g for g in grads if g is not None]
-    # A gradient without a graph is constant (a loss linear in that weight).
+    # A gradient without a graph is constant: the loss is linear in that weight.
     pairs = [(g, x) for g, x in zip(reached, a, strict=True) if g.requires_grad]
     if pairs:
-        accumulate([g for g, _ in pairs], [x for _, x in pairs], inputs)
+        accumulate(*zip(*pairs, strict=True), inputs)
 
 
 class Reverse:
-    """Reverse over reverse through the graph that the run itself has built: fastest, O(T) activations."""
+    """Reverse over reverse through the graph that the run itself built: fastest; memory for all activations."""
 
     keeps_graph = True
 
@@ -90,7 +104,7 @@ class Reverse:
 
 
 class Recompute:
-    """Reverse over reverse through the graph of the step run again: one more run's time, O(T) weights only."""
+    """Reverse over reverse through the graph of the step run again: memory for all weights; a second run."""
 
     keeps_graph = False
 
@@ -98,7 +112,8 @@ class Recompute:
         self, step: Step, replay: Callable[[Step], Grads], a: Tensors, inputs: Sequence[Tensor]
     ) -> None:
         """As :class:`Curvature` says, through the graph of the replay."""
-        step.grads = replay(step)
+        if step.grads is None:
+            step.grads = replay(step)
         _product(step.grads, a, inputs)
 
 

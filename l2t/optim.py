@@ -1,10 +1,11 @@
 """Optimisers of an unrolled run: an update of the weights, and the transpose of its derivative.
 
-Docs: section 5 of docs/math.md. An optimiser here is a constant description (no parameters, no state inside), so one
-object serves many runs. ``update`` takes the steps of the ``torch.optim`` optimiser of the same name, to the bit;
-``transpose_in`` and ``transpose_out`` carry the adjoint (v_w, v_m) of weights and momentum back over one update, the
-part before and the part after the product H a of the student's Hessian; ``hypergradients`` are the derivatives to the
-optimiser's own settings. Derivatives of the student are not here (l2t/curvature.py).
+Docs: section 5 of docs/math.md. An optimiser here is a constant description without parameters or state
+    inside, so one object serves many runs. ``update`` takes the steps of the ``torch.optim`` optimiser of the
+    same name, to the bit; ``transpose_in`` and ``transpose_out`` carry the adjoint (v_w, v_m) of weights and
+    momentum back over an update; ``hypergradients`` are the derivatives to the optimiser's own settings. All
+    of them work on lists of tensors and do not care how the weights are cut into these. The student's Hessian
+    is not here (l2t/curvature.py).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Hyper(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Where an update is taken: all that it reads."""
+    """Where an update is taken: all that it reads. ``momentum`` is None where none is kept."""
 
     weights: Tensors
     momentum: Tensors | None
@@ -52,12 +53,13 @@ class SGD:
     A parameter that a step's loss does not reach keeps its value and its momentum in that step, weight decay
     included, as one whose ``.grad`` is None does in ``torch.optim``.
 
-    Each of ``lr``, ``momentum`` and ``weight_decay`` is a number, a 0-dim tensor, or a function of the step (0, 1, ...)
-    that returns either. A tensor that requires a gradient gets one from ``run.backward()``, and so does whatever it was
-    computed from. Its value is read once a run (once a step from a function), which waits for the device it is on.
+    Each of ``lr``, ``momentum`` and ``weight_decay`` is a number, a 0-dim tensor, or a function of the step
+    (0, 1, ...) that returns either. A tensor that requires a gradient gets one from ``run.backward()``, and
+    so does whatever it was computed from. A tensor's value is read once a run, or once a step from a
+    function; reading waits for the device that it is on.
 
-    Source: Sutskever et al., "On the importance of initialization and momentum in deep learning" (ICML 2013), in the
-    form of ``torch.optim.SGD``; the transposes are those of section 5 of docs/math.md.
+    Source: Sutskever et al., "On the importance of initialization and momentum in deep learning" (ICML 2013),
+        in the form of ``torch.optim.SGD``; the transposes are those of section 5 of docs/math.md.
 
     Args:
         lr: the learning rate η, not negative where it is a plain number.
@@ -93,7 +95,8 @@ class SGD:
                 self._by_step[name] = value
             else:
                 self._constant[name] = check.optim_setting(name, value)
-        check.optim_nesterov(nesterov, momentum)
+        self._keeps_momentum = callable(momentum) or isinstance(momentum, Tensor) or momentum != 0
+        check.optim_nesterov(nesterov, self._keeps_momentum)
 
     def __repr__(self) -> str:
         return (
@@ -110,7 +113,7 @@ class SGD:
             return lambda step: hyper
 
         def at(step: int) -> Hyper:
-            values = {name: check.optim_setting(name, at(step), step) for name, at in self._by_step.items()}
+            values = {name: check.optim_setting(name, f(step), step) for name, f in self._by_step.items()}
             numbers = {name: _number(value) for name, value in values.items()}
             wanted_now = wanted | {name: value for name, value in values.items() if _wants_grad(value)}
             return Hyper(**constant, **numbers, wanted=cast("dict[str, Tensor]", wanted_now))
@@ -119,8 +122,7 @@ class SGD:
 
     def start(self, weights: Tensors) -> Tensors | None:
         """The momentum before the first step: zero, or None where none is kept."""
-        keeps = callable(self.momentum) or isinstance(self.momentum, Tensor) or self.momentum != 0
-        return [torch.zeros_like(w) for w in weights] if keeps else None
+        return [torch.zeros_like(w) for w in weights] if self._keeps_momentum else None
 
     def update(self, point: Point) -> tuple[Tensors, Tensors | None]:
         """The weights and the momentum after a step."""
@@ -138,35 +140,28 @@ class SGD:
         torch._foreach_add_(m, d)
         return torch._foreach_add(d, m, alpha=mu) if self.nesterov else m, m
 
-    def transpose_in(self, v_w: Tensors, v_m: Tensors | None, hyper: Hyper) -> Tensors:
-        """The cotangent ``a`` of the step's gradient, from those of the weights and the momentum after the step."""
+    def transpose_in(self, v_w: Tensors, v_m: Tensors, hyper: Hyper) -> Tensors:
+        """The cotangent a of the step's gradient, given the adjoint of weights and momentum after the step.
+
+        ``v_m`` is zero where no momentum is kept.
+        """
         lr, mu, _, _ = hyper
-        if v_m is None:
-            return torch._foreach_mul(v_w, -lr)
         return torch._foreach_add(v_m, v_w, alpha=-lr * (1 + mu) if self.nesterov else -lr)
 
-    def transpose_out(
-        self, v_w: Tensors, v_m: Tensors | None, a: Tensors, h_a: list[Tensor | None], hyper: Hyper
-    ) -> None:
-        """Turns (v_w, v_m) after the step into those before it, in place, given ``a`` and H a (None where zero)."""
+    def transpose_out(self, v_w: Tensors, v_m: Tensors, a: Tensors, hyper: Hyper) -> None:
+        """Turns (v_w, v_m) after the step into those before it, in place, up to H a, which v_w lacks yet."""
         lr, mu, weight_decay, _ = hyper
-        if v_m is not None:
+        if self._keeps_momentum:
             torch._foreach_copy_(v_m, a)
             if self.nesterov:
                 torch._foreach_add_(v_m, v_w, alpha=lr)
             torch._foreach_mul_(v_m, mu)
         if weight_decay:
             torch._foreach_add_(v_w, a, alpha=weight_decay)
-        if all(h is not None for h in h_a):
-            torch._foreach_add_(v_w, cast("list[Tensor]", h_a))
-        else:
-            for v, h in zip(v_w, h_a, strict=True):
-                if h is not None:
-                    v += h
 
     def hypergradients(self, point: Point, v_w: Tensors, a: Tensors) -> dict[str, Tensor]:
-        """The gradients of the settings that want one: of this step, given v_w after it and ``a``."""
-        lr, mu, _, wanted = point.hyper
+        """The gradients of this step's settings that want one, given the adjoint after the step and a."""
+        lr, _, _, wanted = point.hyper
         d: dict[str, Tensor] = {}
         if "weight_decay" in wanted:
             d["weight_decay"] = _dot(a, point.weights)
@@ -174,8 +169,9 @@ class SGD:
             direction, m = self._direction(point)
             d["lr"] = -_dot(v_w, direction)
             if point.momentum is not None and m is not None:
-                v_m = torch._foreach_add(a, v_w, alpha=lr) if self.nesterov else a
-                d["momentum"] = _dot(v_m, point.momentum) - (lr * _dot(v_w, m) if self.nesterov else 0)
+                d["momentum"] = _dot(a, point.momentum)
+                if self.nesterov:
+                    d["momentum"] += lr * (_dot(v_w, point.momentum) - _dot(v_w, m))
         return {name: d[name] for name in wanted}
 
 
@@ -188,5 +184,6 @@ def _wants_grad(value: Number) -> bool:
 
 
 def _dot(xs: Tensors, ys: Tensors) -> Tensor:
-    """The inner product over all tensors of two lists."""
-    return torch.stack([torch.linalg.vecdot(x.flatten(), y.flatten()) for x, y in zip(xs, ys, strict=True)]).sum()
+    """The inner product over all tensors of two lists, on the device and in the dtype of the first."""
+    parts = [torch.linalg.vecdot(x.flatten(), y.flatten()) for x, y in zip(xs, ys, strict=True)]
+    return torch.stack([part.to(parts[0]) for part in parts]).sum()

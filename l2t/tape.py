@@ -1,9 +1,10 @@
 """What is remembered of a step, and how a student is run at weights that are not its own.
 
-Docs: sections 5 and 6 of docs/math.md. :class:`Student` calls a function with the user's module while given tensors
-stand in the places of its parameters and buffers; :class:`Step` holds what the walk back needs of one step;
-:class:`Randomness` is the state of the random number generators. When a step is stored and dropped is decided in
-l2t/schedule.py, and which derivative is taken of it in l2t/curvature.py.
+Docs: sections 5 and 6 of docs/math.md. :class:`Student` calls a function with the user's module while given
+    tensors stand in the places of its parameters and buffers; :class:`Step` holds what the walk back needs of
+    a step; :class:`Randomness` is the state of the random number generators; :class:`Adjoint` is a vector of
+    the weights' shape. When a step is stored and dropped is decided in l2t/schedule.py, what is derived from
+    it in l2t/curvature.py.
 """
 
 from __future__ import annotations
@@ -14,32 +15,32 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors
 
 from l2t import check
 from l2t.optim import Hyper, Tensors
 
-__all__ = ["Randomness", "Step", "Student"]
+__all__ = ["Adjoint", "Randomness", "Step", "Student"]
 
 Result = TypeVar("Result")
 
 
 class Student:
-    """A module and the places in which its trainable parameters and its buffers are kept.
+    """A module and the places in which it keeps its trainable parameters and its buffers.
 
-    A parameter or buffer that sits in several places (tied embeddings) is one entry of the lists, bound to all of its
+    A parameter that sits in several places (tied embeddings) is one entry of the list, bound to all of its
     places. Frozen parameters are left where they are.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        check.unroll_parameters(len(trained))
-        self.names = [name for name, _ in trained]
-        self.parameters = [p for _, p in trained]
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.names, self.parameters = list(trained), list(trained.values())
         index = {id(p): i for i, p in enumerate(self.parameters)}
+        self.buffer_names: list[str] = []
+        self.buffers: list[Tensor] = []
         self._parameter_places: list[tuple[dict[str, Any], str, int]] = []
         self._buffer_places: list[tuple[dict[str, Any], str]] = []
-        self.buffer_names: list[str] = []
         for prefix, part in module.named_modules():
             for name, p in part._parameters.items():
                 if id(p) in index:
@@ -48,13 +49,14 @@ class Student:
                 if b is not None:
                     self._buffer_places.append((part._buffers, name))
                     self.buffer_names.append(f"{prefix}.{name}" if prefix else name)
-        self.buffers: list[Tensor] = [place[name] for place, name in self._buffer_places]
-        self.cuda_devices = sorted({x.device for x in [*self.parameters, *self.buffers] if x.is_cuda}, key=str)
+                    self.buffers.append(b)
+        devices = {x.device for x in [*self.parameters, *self.buffers] if x.is_cuda}
+        self.cuda_devices = sorted(devices, key=str)
 
     def call(
         self, function: Callable[..., Result], weights: Tensors, buffers: list[Tensor], *arguments: object
     ) -> tuple[Result, list[Tensor]]:
-        """``function(module, *arguments)`` at these weights and at copies of these buffers, and the buffers after it.
+        """``function(module, *arguments)`` at these weights and at copies of these buffers; and the buffers then.
 
         The module's own tensors are back in their places on return, whatever happened.
         """
@@ -85,23 +87,23 @@ class Randomness(NamedTuple):
 
     @staticmethod
     def now(devices: Sequence[torch.device]) -> Randomness:
-        """The present state, on the CPU and on these CUDA devices."""
+        """The present state, of the CPU's and of these CUDA devices' generators."""
         return Randomness(torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices])
 
     def restore(self, devices: Sequence[torch.device]) -> None:
-        """Make this state the present one."""
+        """Makes this state the present one."""
         torch.set_rng_state(self.cpu)
         for state, device in zip(self.cuda, devices, strict=True):
             torch.cuda.set_rng_state(state, device)
 
 
-@dataclass
+@dataclass(slots=True)
 class Step:
     """One step of a run: the state before it, what it was taken with, and what it gave.
 
-    ``batch``, ``buffers`` and ``randomness`` are there where the step is to be run again, ``grads`` where its graph is
-    kept instead, ``momentum`` where a hypergradient reads it. ``reached`` lists the weights that the loss reaches, None
-    for all of them.
+    ``batch``, ``buffers`` and ``randomness`` are there where the step is to be run again, ``grads`` where its
+    graph is kept instead, ``momentum`` where a hypergradient reads it. ``reached`` lists the weights that the
+    loss reaches, None for all of them.
     """
 
     index: int
@@ -114,3 +116,41 @@ class Step:
     loss: Tensor | None = None  # 0-dim, detached
     grads: tuple[Tensor | None, ...] | None = None
     reached: list[int] | None = None
+
+
+class Adjoint:
+    """A vector of the weights' shape, zero at first: one flat tensor a dtype and device, and its parts.
+
+    ``parts`` are views of ``flats``, one for each weight. Arithmetic on the flats, and on their norm, does
+    not cost more for a student of many layers.
+    """
+
+    def __init__(self, weights: Tensors) -> None:
+        groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+        for i, w in enumerate(weights):
+            groups.setdefault((w.dtype, w.device), []).append(i)
+        self._members = list(groups.values())
+        self.flats: list[Tensor] = []
+        self._parts: list[list[Tensor]] = []
+        for (dtype, device), members in groups.items():
+            sizes = [weights[i].numel() for i in members]
+            self.flats.append(torch.zeros(sum(sizes), dtype=dtype, device=device))
+            pieces = zip(members, self.flats[-1].split(sizes), strict=True)
+            self._parts.append([piece.view(weights[i].shape) for i, piece in pieces])
+        self.parts = self.cut(self.flats)
+
+    def cut(self, flats: Tensors) -> Tensors:
+        """Views of other flats like these, one for each weight and of its shape."""
+        pieces = [_unflatten_dense_tensors(x, like) for x, like in zip(flats, self._parts, strict=True)]
+        if len(pieces) == 1:
+            return pieces[0]  # type: ignore[no-any-return]
+        by_weight = {
+            i: x
+            for members, xs in zip(self._members, pieces, strict=True)
+            for i, x in zip(members, xs, strict=True)
+        }
+        return [by_weight[i] for i in range(len(by_weight))]
+
+    def norm(self) -> list[Tensor]:
+        """The norm of each flat, in float64 so that squares do not overflow."""
+        return [torch.linalg.vector_norm(x, dtype=torch.float64) for x in self.flats]

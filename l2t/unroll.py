@@ -1,15 +1,17 @@
 """unroll(): a student's whole training run, and the exact gradient of what it ends in to all that shaped it.
 
-Docs: section 5 of docs/math.md. The run is taken as any training loop takes it; ``run.backward()`` walks back over its
-steps with the adjoint (v_w, v_m) of weights and momentum. Each line of :meth:`Run.backward` is a formula of that section.
+Docs: section 5 of docs/math.md. The run is taken as any training loop takes it; ``run.backward()`` walks back
+    over its steps with the adjoint (v_w, v_m) of weights and momentum, by the formulas of that section in
+    their order.
 
 The parts: l2t/optim.py (an update and its transpose), l2t/curvature.py (derivatives of a step's gradient),
-l2t/tape.py (what is remembered of a step, and the student at given weights), l2t/schedule.py (which steps are
-remembered). What a student learns, and from which loss, is the caller's.
+    l2t/tape.py (what is remembered of a step, the student at given weights), l2t/schedule.py (which steps are
+    remembered). What a student learns, and from which loss, is the caller's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any
@@ -21,18 +23,18 @@ from l2t import check
 from l2t.curvature import CURVATURES, Curvature, Grads, accumulate, gradient
 from l2t.optim import SGD, Hyper, Point, Tensors
 from l2t.schedule import Drop, Restore, Reverse, Schedule, Store, StoreAll
-from l2t.tape import Randomness, Step, Student
+from l2t.tape import Adjoint, Randomness, Step, Student
 
 __all__ = ["Report", "Run", "unroll"]
 
 
 class Report:
-    """What a run cost and how it went. Numbers are fetched from the device when they are asked for, not before.
+    """What a run cost and how it went. Numbers come from the device when they are asked for, not before.
 
     Attributes:
         steps: the number of steps T.
-        seconds_forward: seconds of this process in the run, the measure included.
-        seconds_backward: seconds in the walk back, None before it.
+        seconds_forward: seconds of this process for the run, the measure included.
+        seconds_backward: seconds for the walk back; None before it.
     """
 
     def __init__(self, losses: list[Tensor], measure: Tensor, seconds_forward: float) -> None:
@@ -41,40 +43,44 @@ class Report:
         self.seconds_backward: float | None = None
         self._losses = losses
         self._measure = measure
-        self._norms: list[Tensor] = []  # of the final weights first; [parameters] each
+        self._norms: list[list[Tensor]] = []  # in the order of the walk back
 
     @property
     def losses(self) -> list[float]:
         """The loss of each step."""
-        return torch.stack(self._losses).tolist() if self._losses else []
+        return [float(x) for x in self._losses]
 
     @property
     def adjoint_norms(self) -> list[float]:
-        """‖∂J/∂w_t‖ for t = 0, ..., T, of the initial weights first; empty before the walk back.
+        """‖∂J/∂w_t‖ for t = 0, ..., T: of the initial weights first. Empty before the walk back.
 
-        Many orders of magnitude between its ends tell of a run that forgets (vanishing) or that is not stable (exploding).
+        Orders of magnitude between its ends tell of a run that forgets (vanishing towards t = 0) or that is
+        not stable (exploding).
         """
-        if not self._norms:
-            return []
-        return torch.stack(self._norms[::-1]).double().norm(dim=1).tolist()  # type: ignore[no-any-return]
+        return [math.hypot(*(float(x) for x in norms)) for norms in reversed(self._norms)]
 
     @property
     def nonfinite(self) -> tuple[str, int] | None:
-        """Where the first value that is not finite arose, in the order of computation, or None.
+        """The first value that is not finite, in the order of computation; None if all are.
 
-        ``("loss", t)``: the loss of step t; ``("measure", T)``: the measure; ``("adjoint", t)``: ∂J/∂w_t, in the walk back.
+        ``("loss", t)``: the loss of step t. ``("measure", T)``: the measure. ``("adjoint", t)``: ∂J/∂w_t.
         """
-        finite = torch.tensor(self.losses).isfinite().tolist()
-        if not all(finite):
-            return "loss", finite.index(False)
-        if not self._measure.isfinite().all():
+        for t, x in enumerate(self.losses):
+            if not math.isfinite(x):
+                return "loss", t
+        if not bool(self._measure.isfinite().all()):
             return "measure", self.steps
-        finite = torch.tensor(self.adjoint_norms).isfinite().tolist()[::-1]
-        return None if all(finite) else ("adjoint", self.steps - finite.index(False))
+        norms = self.adjoint_norms
+        return next(
+            (("adjoint", t) for t in reversed(range(len(norms))) if not math.isfinite(norms[t])), None
+        )
 
     def __repr__(self) -> str:
-        back = "not yet" if self.seconds_backward is None else f"{self.seconds_backward:.3g} s"
-        return f"Report(steps={self.steps}, forward={self.seconds_forward:.3g} s, backward={back}, nonfinite={self.nonfinite})"
+        back = "none" if self.seconds_backward is None else f"{self.seconds_backward:.3g} s"
+        return (
+            f"Report(steps={self.steps}, forward={self.seconds_forward:.3g} s, backward={back}, "
+            f"nonfinite={self.nonfinite})"
+        )
 
 
 class Run:
@@ -108,7 +114,12 @@ class Run:
 
     def _forward(self, batches: Iterable[Any], measure: Callable[..., Tensor]) -> None:
         start = perf_counter()
-        student, optimizer, keeps_graph = self._student, self._optimizer, self._curvature.keeps_graph
+        student, optimizer, tape, keeps_graph = (
+            self._student,
+            self._optimizer,
+            self._tape,
+            self._curvature.keeps_graph,
+        )
         settings = optimizer.settings()
         w: Tensors = [p.detach().clone().requires_grad_() for p in student.parameters]
         m = optimizer.start(w)
@@ -119,7 +130,7 @@ class Run:
             hyper = settings(t)
             for action in self._schedule.forward(t):
                 if isinstance(action, Store):
-                    self._tape[t] = step = Step(t, hyper, w, m if hyper.wanted else None)
+                    tape[t] = step = Step(t, hyper, w, m if hyper.wanted else None)
                     if not keeps_graph:
                         step.batch, step.buffers = batch, b
                         step.randomness = Randomness.now(student.cuda_devices)
@@ -130,9 +141,10 @@ class Run:
                     g = gradient(value, w)
                     w, m, reached = _update(optimizer, w, m, g, hyper)
                     trains |= reached != []
-                    if t in self._tape:
-                        self._tape[t].loss, self._tape[t].reached = losses[-1], reached
-                        self._tape[t].grads = g if keeps_graph else None
+                    if t in tape:
+                        tape[t].loss, tape[t].reached = losses[-1], reached
+                        tape[t].grads = g if keeps_graph else None
+                    del value, g  # or they would hold this step's graph while the next one is built
         check.unroll_trains(trains or not losses)
         value, _ = student.call(measure, w, b)
         check.unroll_measure(value)
@@ -152,123 +164,142 @@ class Run:
             gradient: the cotangent of the measure, of its shape. Default ones: of several measures, the sum.
 
         Raises:
-            RuntimeError: a second call; an operation of the loss that has no second derivative; a loss that carries a
-                graph from one step to the next; with ``curvature="recompute"``, a loss that is not the same when the
-                step is run again.
+            RuntimeError: a second call; an operation of the loss that has no second derivative; a loss that
+                carries a graph from one step to the next; with ``curvature="recompute"``, a loss that is not
+                the same when its step is run again.
+            ValueError: a cotangent of another shape.
         """
         check.unroll_not_inference()
         check.unroll_open(self._end is not None)
         v = check.unroll_cotangent(gradient, self.measure)
-        assert self._end is not None
         start = perf_counter()
-        (value, w), self._end = self._end, None
-        randomness = Randomness.now(self._student.cuda_devices)
-        # meta=None lets every leaf that is reached have its gradient, but for the student's own parameters.
+        devices = self._student.cuda_devices
+        randomness = Randomness.now(devices)
+        # meta=None gives every leaf that is reached its gradient. The student's own parameters are to be left
+        # out.
         own = self._student.parameters if self._meta is None else []
         own_grads = [p.grad for p in own]
         for p in own:
             p.grad = None
         try:
             with torch.no_grad():
-                self._walk_back(value, v, w)
+                self._walk_back(v)
         finally:
             self._tape.clear()
             for p, kept in zip(own, own_grads, strict=True):
                 p.grad = kept
-            randomness.restore(self._student.cuda_devices)
+            randomness.restore(devices)
         self.report.seconds_backward = perf_counter() - start
 
-    def _walk_back(self, value: Tensor, v: Tensor, w: Tensors) -> None:
-        """Section 5 of docs/math.md, from the measure to the initial weights."""
-        optimizer, norms = self._optimizer, self.report._norms
-        accumulate([value], [v], self._inputs(w, self.report.steps))
-        v_w: Tensors = [torch.zeros_like(x) if x.grad is None else x.grad for x in w]
-        v_m = optimizer.start(v_w)
-        norms.append(_norms(v_w))
+    def _walk_back(self, v: Tensor) -> None:
+        assert self._end is not None
+        (value, w), self._end = self._end, None
+        steps, norms = self.report.steps, self.report._norms
+        v_w, v_m = Adjoint(w), Adjoint(w)
         v_settings: list[tuple[Tensor, Tensor]] = []
-        for action in self._schedule.reverse(self.report.steps):
+
+        _lend(w, v_w, steps)
+        accumulate([value], [v], self._inputs(w, steps))  # v_w = ∇M(w_T), v_m = 0
+        del value, w
+        norms.append(v_w.norm())
+        for action in self._schedule.reverse(steps):
             if isinstance(action, Restore):
                 step = self._tape[action.step]
             elif isinstance(action, Reverse):
                 self._reverse(step, v_w, v_m, v_settings)
-                norms.append(_norms(v_w))
+                norms.append(v_w.norm())
             elif isinstance(action, Drop):
                 del self._tape[action.step]
-        if self._meta is not None:
-            chosen = {id(x) for x in self._meta}
-            v_settings += [(p, x) for p, x in zip(self._student.parameters, v_w, strict=True) if id(p) in chosen]
-        if v_settings:
-            accumulate([x for x, _ in v_settings], [d for _, d in v_settings], self._meta or [])
+        self._finish(v_w, v_settings)
 
     def _reverse(
-        self, step: Step, v_w: Tensors, v_m: Tensors | None, v_settings: list[tuple[Tensor, Tensor]]
+        self, step: Step, v_w: Adjoint, v_m: Adjoint, v_settings: list[tuple[Tensor, Tensor]]
     ) -> None:
-        """Takes the adjoint (v_w, v_m) back over one step, in place."""
-        optimizer, hyper, w, m = self._optimizer, step.hyper, step.weights, step.momentum
-        check.unroll_no_leak(all(x.grad is None for x in w), step.index)
-        if step.reached is not None:
-            w, m, v_w, v_m = (_pick(x, step.reached) for x in (w, m, v_w, v_m))
-        a = optimizer.transpose_in(v_w, v_m, hyper)
-        self._curvature.product(step, self._replay, a, self._inputs(step.weights, step.index))
+        """Takes the adjoint (v_w, v_m) back over a step."""
+        optimizer, hyper, reached = self._optimizer, step.hyper, step.reached
+        _lend(step.weights, v_w, step.index)
+        if reached is None:
+            flat_a = optimizer.transpose_in(v_w.flats, v_m.flats, hyper)
+            a = v_w.cut(flat_a)
+        else:
+            a = flat_a = optimizer.transpose_in(_pick(v_w.parts, reached), _pick(v_m.parts, reached), hyper)
         if hyper.wanted:
-            assert step.grads is not None
+            if step.grads is None:
+                step.grads = self._replay(step)
+            w, m, v = (_pick(x, reached) for x in (step.weights, step.momentum, v_w.parts))
             grads = [g for g in step.grads if g is not None]
-            for name, d in optimizer.hypergradients(Point(w, m, grads, hyper), v_w, a).items():
-                setting = hyper.wanted[name]
-                v_settings.append((setting, d.to(setting)))
-        optimizer.transpose_out(v_w, v_m, a, [x.grad for x in w], hyper)
+            d = optimizer.hypergradients(Point(w, m, grads, hyper), v, a)
+            v_settings += [(hyper.wanted[name], x.to(hyper.wanted[name])) for name, x in d.items()]
+        if reached is None:
+            optimizer.transpose_out(v_w.flats, v_m.flats, flat_a, hyper)
+        else:
+            optimizer.transpose_out(_pick(v_w.parts, reached), _pick(v_m.parts, reached), a, hyper)
+        self._curvature.product(step, self._replay, a, self._inputs(step.weights, step.index))  # v_w += H a
+
+    def _finish(self, v_w: Adjoint, v_settings: list[tuple[Tensor, Tensor]]) -> None:
+        """Hands the gradients of settings and initial weights to the leaves behind them."""
+        ends = v_settings
+        if self._meta is not None:
+            chosen = {id(x) for x in self._meta}
+            own = zip(self._student.parameters, v_w.parts, strict=True)
+            ends = ends + [(p, v) for p, v in own if id(p) in chosen]
+        if ends:
+            accumulate(*zip(*ends, strict=True), self._meta or [])
 
     def _replay(self, step: Step) -> Grads:
         """The gradient of a step run again: same weights, buffers, batch and random numbers."""
-        assert step.buffers is not None and step.randomness is not None
+        assert step.buffers is not None
+        assert step.randomness is not None
         step.randomness.restore(self._student.cuda_devices)
         with torch.enable_grad():
             value, _ = self._student.call(self._loss, step.weights, step.buffers, step.batch, step.index)
         check.unroll_replayed(value, step.loss, step.index)
         return gradient(value, step.weights)
 
-    def _inputs(self, weights: Tensors, index: int) -> list[Tensor]:
-        """The leaves that want a gradient in the reverse of step ``index``; none given means every leaf reached."""
+    def _inputs(self, weights: Tensors, index: int) -> Tensors:
+        """The leaves whose ``.grad`` the reverse of step ``index`` fills; empty for every leaf that it reaches."""
         if self._meta is None:
             return []
-        # The weights of the step before are among them only to find a loss that carries a graph over (no_leak).
+        # The weights of the step before are there only so that _lend can tell a graph that leads into that
+        # step.
         before = self._tape.get(index - 1)
         return [*weights, *(before.weights if before else ()), *self._meta]
+
+
+def _lend(weights: Tensors, adjoint: Adjoint, index: int) -> None:
+    """Makes the adjoint the ``.grad`` of a step's weights, so that the engine adds H a to it in place."""
+    for w, part in zip(weights, adjoint.parts, strict=True):
+        if w.grad is not None:
+            raise check.unroll_leak(index)
+        w.grad = part
 
 
 def _update(
     optimizer: SGD, w: Tensors, m: Tensors | None, g: Grads, hyper: Hyper
 ) -> tuple[Tensors, Tensors | None, list[int] | None]:
-    """The next weights, as leaves, and momentum, and which weights the loss reaches (None for all)."""
+    """The weights after a step, as leaves; the momentum; and which weights the loss reaches, None for all."""
+    reached = None if all(x is not None for x in g) else [i for i, x in enumerate(g) if x is not None]
     with torch.no_grad():
         grads = [x for x in g if x is not None]
-        if len(grads) == len(w):
-            reached = None
-            w, m = optimizer.update(Point(w, m, grads, hyper))
-        else:
-            reached = [i for i, x in enumerate(g) if x is not None]
-            w_new, m_new = optimizer.update(Point(_pick(w, reached), _pick(m, reached), grads, hyper))
-            w = _put([x.detach() for x in w], reached, w_new)
-            m = None if m is None or m_new is None else _put(m, reached, m_new)
-    for x in w:
+        new_w, new_m = optimizer.update(Point(_pick(w, reached), _pick(m, reached), grads, hyper))
+        if reached is not None:
+            # The others stay as they are, but as leaves of their own: a leaf belongs to one step.
+            new_w = _put(new_w, reached, [x.detach() for x in w])
+            new_m = m if m is None or new_m is None else _put(new_m, reached, m)
+    for x in new_w:
         x.requires_grad_()
-    return w, m, reached
+    return new_w, new_m, reached
 
 
-def _pick(xs: Tensors | None, indices: list[int]) -> Any:
-    return None if xs is None else [xs[i] for i in indices]
+def _pick(xs: Any, indices: list[int] | None) -> Any:
+    """The tensors at these indices; all of them, or None, where there is nothing to pick."""
+    return xs if xs is None or indices is None else [xs[i] for i in indices]
 
 
-def _put(xs: Tensors, indices: list[int], new: Tensors) -> list[Tensor]:
-    out = list(xs)
-    for i, x in zip(indices, new, strict=True):
-        out[i] = x
-    return out
-
-
-def _norms(xs: Tensors) -> Tensor:
-    """The norm of each tensor."""
-    return torch.stack(torch._foreach_norm(xs))
+def _put(xs: Tensors, indices: list[int], others: Tensors) -> Tensors:
+    """These tensors at these indices among others."""
+    by_index = dict(zip(indices, xs, strict=True))
+    return [by_index.get(i, x) for i, x in enumerate(others)]
 
 
 DEFAULT_OPTIMIZER = SGD(lr=0.1, momentum=0.9)
@@ -298,7 +329,8 @@ def unroll(
 
     Args:
         student: any ``nn.Module`` with a parameter that requires a gradient.
-        batches: an iterable (list, DataLoader, generator), one batch a step; a batch is whatever ``loss`` takes.
+        batches: an iterable (list, DataLoader, generator), one batch a step; a batch is whatever ``loss``
+            takes.
         loss: ``loss(model, batch, step)``, the 0-dim loss of a step, differentiable twice. It reaches earlier
             steps through the model's weights alone: what else it carries from step to step is detached.
         measure: ``measure(model)`` at the final weights, 0-dim or of shape (S,), differentiable.
@@ -307,12 +339,13 @@ def unroll(
             measure, optimizer or batches. A parameter of the student among them means its initial value.
             Default: every leaf that is reached, the student's own parameters apart.
         curvature: ``"reverse"`` keeps each step's graph, so memory grows with the activations of the run;
-            ``"recompute"`` keeps a step's weights and batch and runs it again in the walk back, the same step bit
-            for bit (PyTorch's default random numbers and buffers included), for one more run's time and the same
-            gradient to the bit. ``loss`` must then depend on model, batch and step alone.
+            ``"recompute"`` keeps a step's weights and batch and runs it again in the walk back, the same step
+            bit for bit (PyTorch's default random numbers and buffers included), for one more run's time and
+            the same gradient to the bit. ``loss`` must then depend on model, batch and step alone.
 
     Returns:
-        A :class:`Run` with ``measure``, ``weights``, ``buffers``, ``report`` and ``backward()``. Values that are
+        A :class:`Run` with ``measure``, ``weights``, ``buffers``, ``report`` and ``backward()``. Values that
+        are
         not finite raise nothing: ``run.report.nonfinite`` says where the first one arose.
 
     Raises:

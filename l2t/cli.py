@@ -1,0 +1,574 @@
+"""The command `l2t`: teach, compare, report, doctor.
+
+Arguments, what is refused before any work is done, exit codes and what is printed. The work itself is in
+teach.py, compare.py, report.py and doctor.py, which are imported when they are needed, so that `l2t --help`
+is quick.
+
+Exit codes: 0 done, 1 failed, 2 asked for something that is not there, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import shlex
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from l2t import check, doctor
+from l2t.files import write_json
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+    from l2t.report import Run
+
+RUNS = Path("runs")
+
+FIRST_SCREEN = """\
+Teach a teacher which loss its students should be trained with, and see whether that beats tuned baselines.
+
+three commands make a result:
+  l2t teach digits             teach a teacher on real handwritten digits; it goes to
+  {runs}/digits-<regime>/seed-0 l2t compare digits           20 fresh students for each loss, every baseline
+  tuned on the dev set: a table l2t report {runs}/digits-*     one HTML page: results, the learned loss, the
+  course of the teaching
+
+tasks and regimes:
+{tasks}
+
+`l2t COMMAND --help` says more. Ctrl-C leaves a run that --resume goes on with.
+"""
+
+TEACH = """\
+Teaches one teacher a seed: episodes of fresh students, each trained from start to end under the teacher's
+loss, then one step of the teacher along the exact gradient of their dev-set measure. Progress shows the
+measure, the dev error, the gradient's norm and the agreement of independent students about its direction:
+near 0 the teacher learns nothing; a smaller --lr, more --students or fewer coefficients (--weight) help.
+"""
+
+TEACH_EXAMPLES = """\
+examples:
+  l2t teach digits --regime symmetric                   a regime of its own recipe
+  l2t teach mnist1d --seeds 0 1 2 --jobs 2              three teachers, two at a time
+  l2t teach digits --weight full --link identity        soft targets per class and stage
+  l2t teach digits --updates 100 --set steps=200        any field of l2t.Recipe
+  l2t teach digits --updates 100 --set steps=200 --resume    the same run again after Ctrl-C or a crash
+"""
+
+COMPARE = """\
+Trains fresh students under each frozen teacher and under every baseline. All arms have the same students,
+steps and batches; each has its learning rate tuned on dev from the same grid with the same budget. The test
+set is looked at once, at the end. Losses against a baseline are reported like wins.
+"""
+
+COMPARE_EXAMPLES = """\
+examples:
+  l2t compare digits                       every teacher in {runs}/digits-<default regime>
+  l2t compare digits --regime symmetric    those of another regime
+  l2t compare {runs}/demo                    every teacher below a folder
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    import l2t
+
+    parser = argparse.ArgumentParser(
+        prog="l2t",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=FIRST_SCREEN.format(runs=RUNS, tasks=_tasks()),
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"l2t {l2t.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
+    teach = _command(commands, "teach", "teach a teacher on a task", TEACH, TEACH_EXAMPLES)
+    teach.add_argument("task", metavar="TASK", help="name of a task (see l2t --help)")
+    teach.add_argument(
+        "--regime", metavar="NAME", help="what is wrong with the training data; default: the task's first"
+    )
+    teach.add_argument("--student", metavar="NAME", help="which student network; default: the task's first")
+    teach.add_argument(
+        "--seed",
+        "--seeds",
+        dest="seeds",
+        metavar="N",
+        nargs="+",
+        type=int,
+        default=[0],
+        help="one teacher a seed; default: 0",
+    )
+    teach.add_argument(
+        "--data-seed",
+        metavar="N",
+        type=int,
+        default=0,
+        help="draws noise, subset and dev set, never the test set; default: 0",
+    )
+    teach.add_argument(
+        "--jobs",
+        metavar="N",
+        type=_positive,
+        default=1,
+        help="teachers at a time, each in a process; default: 1",
+    )
+    place = teach.add_argument_group("where")
+    place.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help=f"folder of the run, or over several; default: {RUNS}/<task>-<regime>/seed-<seed>",
+    )
+    place.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run that is there; a finished one is left as it is",
+    )
+    teacher = teach.add_argument_group("the teacher (default: what suits the task and regime)")
+    teacher.add_argument("--weight", metavar="KIND", help="what it sets: shared, per-class, low-rank or full")
+    teacher.add_argument("--link", metavar="LINK", help="sigmoid, identity or log-sigmoid")
+    teacher.add_argument(
+        "--slots", metavar="K", type=_positive, help="slots of the attention; 1 is a static loss"
+    )
+    recipe = teach.add_argument_group("the teaching (default: what suits the task and regime)")
+    recipe.add_argument("--updates", metavar="N", type=_positive, help="updates of the teacher")
+    recipe.add_argument("--students", metavar="S", type=_positive, help="students an episode")
+    recipe.add_argument(
+        "--lr", metavar="RATE", type=float, help="the students' learning rate; without it a probe picks it"
+    )
+    recipe.add_argument("--set", metavar="FIELD=VALUE", nargs="+", default=[], help="any field of l2t.Recipe")
+    recipe.add_argument(
+        "--no-guard", action="store_true", help="do not go back to the last good teacher when a run breaks"
+    )
+    teach.add_argument("--quiet", action="store_true", help="no progress, no summary")
+
+    compare = _command(
+        commands,
+        "compare",
+        "fresh students under teachers and baselines",
+        COMPARE,
+        COMPARE_EXAMPLES.format(runs=RUNS),
+    )
+    compare.add_argument("where", metavar="TASK|DIR", nargs="+", help="a task, or folders of runs")
+    compare.add_argument(
+        "--regime", metavar="NAME", help="with a task: which regime; default: the task's first"
+    )
+    compare.add_argument(
+        "--students", metavar="S", type=_positive, default=20, help="fresh students an arm; default: 20"
+    )
+    compare.add_argument("--jobs", metavar="N", type=_positive, default=1, help="processes; default: 1")
+    compare.add_argument(
+        "--again", action="store_true", help="even where the same comparison is there already"
+    )
+    compare.add_argument("--quiet", action="store_true", help="no progress; the table alone")
+
+    report = _command(
+        commands,
+        "report",
+        "one self-contained HTML page",
+        "Writes DIR/report.html. It needs no network and no other file.",
+        "example:\n  l2t report runs/digits-clean",
+    )
+    report.add_argument("directory", metavar="DIR", type=Path, help="a run, or a folder over runs")
+
+    _command(
+        commands,
+        "doctor",
+        "versions, machine, what was built in, whether it works",
+        "Examines the installation; exit code 1 where something has to be mended.",
+        "",
+    )
+    return parser
+
+
+def _command(
+    commands: Any, name: str, summary: str, description: str, epilog: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    return parser
+
+
+def _tasks() -> str:
+    """The tasks and their regimes, a line each."""
+    from l2t import tasks
+
+    lines = []
+    for name in tasks.names():
+        task = tasks.get(name)
+        lines += [f"  {name:<10} {task.title}", f"  {'':<10} {', '.join(task.regimes)}"]
+    return "\n".join(lines)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(check.not_positive(text))
+    return number
+
+
+_positive.__name__ = "whole number"  # what argparse calls a value that is none
+
+
+class _UsageError(Exception):
+    """What was asked for is not there or is refused: exit code 2."""
+
+
+@contextlib.contextmanager
+def _asking() -> Iterator[None]:
+    """Around the part of a command that looks at what was asked for, before any work is done."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise _UsageError(str(error)) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (without the program's name; sys.argv by default) and returns the exit
+    code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+        return 0
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as stop:  # argparse has said what is wrong
+        return stop.code if isinstance(stop.code, int) else 2
+    try:
+        return _COMMANDS[options.command](options)
+    except KeyboardInterrupt:
+        again = ["l2t", *(argument for argument in arguments if argument != "--resume"), "--resume"]
+        hint = f" Go on with: {shlex.join(again)}" if options.command == "teach" else ""
+        print(f"\nl2t {options.command}: stopped.{hint}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `l2t compare digits | head`
+        sys.stdout = None
+        return 1
+    except Exception as error:
+        if "L2T_TRACEBACK" in os.environ:
+            raise
+        print(check.command_failed(error), file=sys.stderr)
+        return 2 if isinstance(error, _UsageError) else 1
+
+
+# ---- teach ----
+
+
+def _teach(options: argparse.Namespace) -> int:
+    with _asking():
+        lessons = [_lesson(options, seed) for seed in dict.fromkeys(options.seeds)]
+    if len(lessons) == 1:
+        return _teach_one(lessons[0])
+    return _teach_several(lessons, options.jobs)
+
+
+class _Lesson(NamedTuple):
+    """One run of `l2t teach`, complete and checked: what a process of its own needs to know."""
+
+    task: str
+    config: dict[str, Any]
+    directory: Path
+    resume: bool
+    guard: bool
+    quiet: bool
+
+
+def _lesson(options: argparse.Namespace, seed: int) -> _Lesson:
+    """Looks at everything that was asked for; raises a ValueError before any work is done."""
+    import l2t
+    from l2t import tasks
+
+    task = tasks.get(options.task)
+    regime = task.regimes[0] if options.regime is None else options.regime
+    student = next(iter(task.students)) if options.student is None else options.student
+    task.student(student)
+    given = {"updates": options.updates, "students": options.students, "lr": options.lr}
+    changes = {name: value for name, value in given.items() if value is not None} | _settings(options.set)
+    recipe = dataclasses.replace(task.recipe(regime), **changes)
+    given = {"weight": options.weight, "link": options.link, "slots": options.slots}
+    teacher = task.teacher(regime) | {name: value for name, value in given.items() if value is not None}
+    l2t.Teacher(**teacher, seed=seed)
+    name = f"{'static' if teacher.get('slots') == 1 else 'seed'}-{seed}"
+    if options.out is None:
+        directory = RUNS / f"{task.name}-{regime}" / name
+    else:
+        directory = options.out / name if len(options.seeds) > 1 else options.out
+    if (directory / "checkpoint.json").exists():
+        check.run_may_start(directory, options.resume)
+    config = {
+        "task": task.name,
+        "regime": regime,
+        "student": student,
+        "seed": seed,
+        "data_seed": options.data_seed,
+        "teacher": teacher,
+        "recipe": recipe.to_json(),
+        "guard": not options.no_guard,
+        "versions": doctor.versions(),
+    }
+    return _Lesson(task.name, config, directory, options.resume, not options.no_guard, options.quiet)
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Fields of a Recipe from FIELD=VALUE; a value is JSON, or else a string."""
+    from l2t import Recipe
+
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    found = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        check.setting_form(pair, bool(equals))
+        try:
+            found[check.known("cli", "field of --set", name, fields)] = json.loads(text)
+        except json.JSONDecodeError:
+            found[name] = text
+    return found
+
+
+def _teach_one(lesson: _Lesson) -> int:
+    import l2t
+    from l2t import tasks
+
+    task, config = tasks.get(lesson.task), lesson.config
+    data = task.load(config["regime"], config["data_seed"])
+    began = time.perf_counter()
+    if not (lesson.directory / "checkpoint.json").exists():
+        write_json(lesson.directory / "config.json", config)
+    taught = l2t.teach(
+        l2t.Teacher(**config["teacher"], seed=config["seed"]),
+        task.student(config["student"]),
+        data.train,
+        data.dev,
+        recipe=l2t.Recipe(**config["recipe"]),
+        seed=config["seed"],
+        directory=lesson.directory,
+        resume=lesson.resume,
+        guard=lesson.guard,
+        progress=not lesson.quiet,
+    )
+    if not lesson.quiet:
+        print(_taught_line(taught.history, lesson.directory, time.perf_counter() - began))
+    return 0
+
+
+def _taught_line(history: dict[str, Any], directory: Path, seconds: float) -> str:
+    """What a teaching came to, in a line: means over its first and its last updates."""
+    rows = history["updates"]
+    few = max(1, len(rows) // 10)
+
+    def ends(name: str) -> list[float]:
+        parts = ([row[name] for row in part if row[name] is not None] for part in (rows[:few], rows[-few:]))
+        return [statistics.fmean(part) if part else math.nan for part in parts]
+
+    measure, error = ends("measure"), ends("dev_error")
+    return (
+        f"{directory}: {len(rows)} updates, {seconds:.0f} s; "
+        f"dev measure {measure[0]:.3f} -> {measure[1]:.3f}, dev error {100 * error[0]:.1f}% -> {100 * error[1]:.1f}%, agreement {ends('agreement')[1]:.2f}"
+    )
+
+
+def _teach_several(lessons: Sequence[_Lesson], jobs: int) -> int:
+    """Teaches in processes, `jobs` at a time; returns the worst of their exit codes.
+
+    Each child is a group of its own, so that Ctrl-C reaches it once, through here, and after its last update.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting, codes = list(lessons), []
+    running: dict[int, BaseProcess] = {}  # by the line of the screen that the child's progress is on
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                line = min(set(range(jobs)) - running.keys())
+                os.environ["TQDM_POSITION"] = str(line)  # tqdm reads it when the child imports it
+                running[line] = context.Process(target=_child, args=(waiting.pop(0),))
+                running[line].start()
+            multiprocessing.connection.wait([child.sentinel for child in running.values()])
+            for line, child in list(running.items()):
+                if child.exitcode is not None:
+                    codes.append(abs(child.exitcode))
+                    del running[line]
+    except KeyboardInterrupt:
+        for child in running.values():
+            if child.pid is not None:
+                os.kill(child.pid, signal.SIGINT)
+        for child in running.values():
+            child.join()
+        raise
+    finally:
+        os.environ.pop("TQDM_POSITION", None)
+    return max(codes)
+
+
+def _child(lesson: _Lesson) -> None:
+    """A teaching in a process of its own."""
+    os.setpgid(0, 0)
+    try:
+        sys.exit(_teach_one(lesson))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        print(check.command_failed(error), file=sys.stderr)
+        sys.exit(1)
+
+
+# ---- compare, report, doctor ----
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from l2t import tasks
+    from l2t.report import find_runs
+
+    with _asking():
+        if options.where[0] in tasks.names() and not Path(options.where[0]).is_dir():
+            task = tasks.get(options.where[0])
+            regime = task.regimes[0] if options.regime is None else options.regime
+            task.setting(regime)
+            folders = [RUNS / f"{task.name}-{regime}"]
+        else:
+            folders = [Path(where) for where in options.where]
+            check.task_or_folder(options.where[0], folders[0].is_dir(), tasks.names())
+        runs = find_runs(*folders)
+        for run in runs:
+            check.run_has_a_task(run.directory, run.config)
+        groups: dict[str, list[Run]] = {}
+        for run in runs:
+            groups.setdefault(json.dumps(_course(run), sort_keys=True), []).append(run)
+    for group in groups.values():
+        _compare_group(group, options)
+    return 0
+
+
+def _course(run: Run) -> dict[str, Any]:
+    """What teachers must share to be compared with the same students of the same baselines."""
+    fields = ("steps", "batch_size", "momentum", "weight_decay", "decay", "dev_fraction", "threads")
+    names = ("task", "regime", "student", "data_seed")
+    return {name: run.config[name] for name in names} | {name: run.config["recipe"][name] for name in fields}
+
+
+def _compare_group(runs: Sequence[Run], options: argparse.Namespace) -> None:
+    """Compares teachers of one course, unless the very same comparison is there already; prints the table."""
+    import l2t
+    from l2t import tasks
+    from l2t.compare import compare
+
+    config = runs[0].config
+    task = tasks.get(config["task"])
+    static = [run for run in runs if run.is_static] if any(not run.is_static for run in runs) else []
+    dynamic = [run for run in runs if run not in static]
+    also = {
+        "static taught loss" if len(static) == 1 else f"static taught loss, {run.name}": run.teacher
+        for run in static
+    }
+    of = {
+        "course": _course(runs[0]),
+        "students": options.students,
+        "teachers": {run.name: _fingerprint(run.directory / "teacher.safetensors") for run in runs},
+        "version": l2t.__version__,
+    }
+    if options.again or any(run.comparison is None or run.comparison.get("of") != of for run in dynamic):
+        data = task.load(config["regime"], config["data_seed"])
+        found = compare(
+            {run.name: run.teacher for run in dynamic},
+            task.student(config["student"]),
+            data.train,
+            data.test,
+            data.dev,
+            recipe=l2t.Recipe(**config["recipe"]),
+            also=also,
+            noise=data.noise,
+            dev_is_clean=data.dev_is_clean,
+            students=options.students,
+            grid=task.setting(config["regime"]).grid,
+            progress=not options.quiet,
+        )
+        for run in dynamic:
+            comparison = {**found[run.name], "also": list(also), "of": of}
+            write_json(run.directory / "comparison.json", comparison)
+    comparisons = {run.name: json.loads((run.directory / "comparison.json").read_text()) for run in dynamic}
+    print("\n".join(comparison_table(f"{config['task']}, {config['regime']}", comparisons)))
+
+
+def _fingerprint(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def comparison_table(title: str, comparisons: Mapping[str, dict[str, Any]]) -> list[str]:
+    """The lines of the table that `l2t compare` prints: arms by rows, for each teacher difference and p."""
+    from l2t.report import ALPHA, verdict
+
+    first = next(iter(comparisons.values()))
+    width = max(
+        24,
+        *(len(arm) + 2 for arm in first["test_error"]),
+        *(len(f"taught, {name}") + 2 for name in comparisons),
+    )
+    students = len(first["test_error"]["taught"])
+
+    def cells(comparison: dict[str, Any], arm: str) -> str:
+        errors = [100 * error for error in comparison["test_error"][arm]]
+        sd = statistics.stdev(errors) if len(errors) > 1 else math.nan
+        return f"{statistics.fmean(errors):7.2f} ± {sd:4.2f}  {comparison['tuning'][arm]['lr']:>6g}"
+
+    def against(comparison: dict[str, Any], arm: str) -> str:
+        difference = 100 * comparison["summary"][arm]["difference"]
+        p = comparison["p"][arm]
+        return f"{difference:+8.2f}  {'-' if p is None else f'{p:.1e}':>7}  {verdict(comparison, arm):<4}"
+
+    lines = [
+        "",
+        f"{title}: test error in percent, mean ± sd of {students} fresh students an arm",
+        "",
+        f"{'':{width}}{'test error':>15}  {'rate':>5}"
+        + "".join(f"  {'taught, ' + name + ' less this':>24}" for name in comparisons),
+    ]
+    for name, comparison in comparisons.items():
+        lines.append(f"{'taught, ' + name:{width}}{cells(comparison, 'taught')}")
+    others = [arm for arm in first["test_error"] if arm != "taught"]
+    for arm in sorted(others, key=lambda arm: first["summary"][arm]["mean"]):
+        lines.append(
+            f"{arm:{width}}{cells(first, arm)}  " + "  ".join(against(c, arm) for c in comparisons.values())
+        )
+    lines += [
+        "",
+        f"win, loss: paired t-test over students, p < {ALPHA}; rate: each arm's learning rate, tuned on dev",
+    ]
+    return lines
+
+
+def _report(options: argparse.Namespace) -> int:
+    from l2t import report
+
+    with _asking():
+        runs = report.find_runs(options.directory)
+    print(report.write(options.directory, runs))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    return doctor.main()
+
+
+_COMMANDS = {"teach": _teach, "compare": _compare, "report": _report, "doctor": _doctor}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,547 @@
+"""The figures of the report: each function draws one and returns it as an inline SVG element.
+
+Colours are names of CSS variables of the page, so that a figure follows its light and its dark theme; text
+stays text. What a figure shows is computed elsewhere (report.py) or by the loss itself: `learned_loss`
+evaluates the teacher's loss and its gradient, no formula of it is repeated here.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from l2t import check
+from l2t.reference import LINKS
+from l2t.teacher import StudentState, Teacher
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Drawn in these numbers and renamed to the page's variables afterwards.
+SERIES = 10
+STAGES = 5
+_VARIABLES = (
+    *("ink", "muted", "grid", "paper", "taught", "plain", "plus", "minus"),
+    *(f"series-{i}" for i in range(SERIES)),
+    *(f"stage-{i}" for i in range(STAGES)),
+)
+_COLOURS = {name: f"#0000{number + 16:02x}" for number, name in enumerate(_VARIABLES)}
+
+
+def colour(name: str) -> str:
+    """The stand-in that matplotlib draws for the page's colour `name`."""
+    return _COLOURS[name]
+
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.title_fontsize": 8,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "axes.edgecolor": colour("muted"),
+    "axes.labelcolor": colour("ink"),
+    "axes.titlecolor": colour("ink"),
+    "text.color": colour("ink"),
+    "xtick.color": colour("muted"),
+    "ytick.color": colour("muted"),
+    "xtick.labelcolor": colour("ink"),
+    "ytick.labelcolor": colour("ink"),
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "grid.color": colour("grid"),
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "svg.fonttype": "none",
+}
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def _styled(draw: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Draws in the style above and leaves the user's own as it was."""
+
+    @functools.wraps(draw)
+    def styled(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            from matplotlib import rc_context
+        except ImportError as error:
+            raise check.missing_package("report", "matplotlib") from error
+        with rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+def _figure(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """An empty figure of width x height CSS pixels; one axes, or a list of `columns`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 96, height / 96), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False, **options)[0]
+    for ax in axes:
+        ax.set_facecolor("none")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(True)
+    figure.patch.set_alpha(0)
+    return figure, axes[0] if columns == 1 else list(axes)
+
+
+def _svg(figure: Figure, label: str, *, broad: bool = False) -> str:
+    """The figure as an SVG element that scales with the page, described by `label` for those who cannot see
+    it.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for name, stand_in in _COLOURS.items():
+        text = text.replace(stand_in, f"var(--{name})")
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", text, flags=re.S)
+    text = re.sub(r"font: ((?:bold )?)([\d.]+)px [^;\"]*", _font, text)
+    text = re.sub(r' ?font-family: [^;"]*;| transform="rotate\(-0 [^"]*"', "", text)
+    text = re.sub(r' (?:d|x|y|transform)="[^"]*"', _rounded, text)
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
+    assert size is not None
+    wide = float(size[1]) * 96 / 72
+    box = f'viewBox="0 0 {size[1]} {size[2]}" width="{wide:.0f}"'
+    kind = ' class="broad"' if broad else ""
+    head = f'<svg{kind} role="img" aria-label="{html.escape(label)}" {box}>'
+    text = re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
+    return re.sub(r'<g id="[^"]*"', "<g", text)
+
+
+def _font(found: re.Match[str]) -> str:
+    """A text's size and weight; its family is the page's."""
+    return f"font-size: {found[2]}px" + ("; font-weight: bold" if found[1] else "")
+
+
+def _rounded(found: re.Match[str]) -> str:
+    """Coordinates to a hundredth of a point: a third of the bytes."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", found[0])
+
+
+def _label_ends(
+    ax: Axes, x: float, heights: Sequence[float], labels: Sequence[str], colours: Sequence[str]
+) -> None:
+    """Writes each line's label beside its end (x, height), moved apart where they would overlap."""
+    to_screen = ax.transData
+    points = to_screen.transform([(x, height) for height in heights])[:, 1]
+    low, high = (float(edge) for edge in ax.transAxes.transform([(0, 0), (0, 1)])[:, 1])
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    gap = 13.0 * (high - low) / (figure.get_figheight() * 96 * 0.78)  # 13 CSS pixels of an axes' height
+    places: list[float] = []
+    order = np.argsort(points, kind="stable")
+    for index in order:
+        places.append(max(float(points[index]), places[-1] + gap) if places else float(points[index]))
+    excess = max(0.0, places[-1] - high) if places else 0.0
+    for rank in range(len(places) - 1, -1, -1):  # pushed over the top: move down from there
+        ceiling = places[rank + 1] - gap if rank + 1 < len(places) else places[rank] - excess
+        places[rank] = min(places[rank], ceiling)
+    places = [float(to_screen.inverted().transform((0, place))[1]) for place in places]
+    for place, index in zip(places, order, strict=True):
+        ax.annotate(
+            labels[index], (x, place), (4, 0), textcoords="offset points", va="center", fontsize=8,
+            color=colours[index], annotation_clip=False,
+        )  # fmt: skip
+
+
+# ---- results ----
+
+
+@_styled
+def comparison(
+    arms: Mapping[str, Sequence[float]], taught: Sequence[str], oracles: Sequence[str] = ()
+) -> str:
+    """One row an arm: its test errors in percent as dots, their mean, and one standard deviation around it.
+
+    Args:
+        arms: errors by arm, in the order of the rows from the top.
+        taught: the arms to set off, by colour and by a line through their common mean.
+        oracles: arms that know what nobody else does, drawn hollow.
+    """
+    figure, ax = _figure(680, 52 + 27 * len(arms))
+    jitter = np.random.default_rng(0)
+    for row, (arm, values) in enumerate(arms.items()):
+        errors = np.asarray(values)
+        tint = colour("taught" if arm in taught else "plain")
+        face = "none" if arm in oracles else tint
+        heights = row + jitter.uniform(-0.24, 0.24, len(errors))
+        ax.scatter(errors, heights, s=13, c=face, edgecolors=tint, alpha=0.5, linewidths=0.8, zorder=3)
+        mean, sd = errors.mean(), errors.std(ddof=1) if len(errors) > 1 else 0.0
+        ax.plot([mean - sd, mean + sd], [row, row], color=tint, linewidth=2.2, zorder=2)
+        edge = {"markeredgecolor": colour("paper"), "markeredgewidth": 1.4}
+        ax.plot(mean, row, "o", markersize=8, color=tint, zorder=4, **edge)
+    if taught:
+        middle = float(np.mean([arms[arm] for arm in taught]))
+        ax.axvline(middle, color=colour("taught"), linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    ax.set_yticks(range(len(arms)), list(arms))
+    for tick, arm in zip(ax.get_yticklabels(), arms, strict=True):
+        if arm in taught:
+            tick.set_color(colour("taught"))
+            tick.set_fontweight("bold")
+    ax.set_ylim(len(arms) - 0.4, -0.6)
+    ax.grid(False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.set_xlabel("test error, %")
+    return _svg(figure, "Test error of every student by arm, with mean and standard deviation")
+
+
+@_styled
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], taught: Sequence[str], ylabel: str
+) -> str:
+    """Errors in percent of the students over their training steps, one line an arm."""
+    figure, ax = _figure(680, 300)
+    others = [arm for arm in series if arm not in taught]
+    tints = []
+    for arm, (steps, errors) in series.items():
+        if arm in taught:
+            tints.append(colour("taught"))
+            dash = (0, (1, 0)) if arm == taught[0] else (0, (4 + taught.index(arm), 1.5))
+            ax.plot(steps, errors, color=tints[-1], linestyle=dash, linewidth=2.0, zorder=3)
+        else:
+            tints.append(colour(f"series-{others.index(arm) % SERIES}"))
+            ax.plot(steps, errors, color=tints[-1], linewidth=1.2, zorder=2)
+    final = [float(errors[-1]) for _, errors in series.values()]
+    values = [value for _, errors in series.values() for value in errors]
+    if min(values) > 0 and max(values) > 4 * max(final):
+        _log_axis(ax, min(values), max(values))
+    last = max(float(steps[-1]) for steps, _ in series.values())
+    ax.set_xlim(0, last)
+    ax.set_xlabel("student step")
+    ax.set_ylabel(ylabel)
+    _label_ends(ax, last, final, list(series), tints)
+    return _svg(figure, f"{ylabel} over the students' steps")
+
+
+def _log_axis(ax: Axes, low: float, high: float) -> None:
+    """A logarithmic y axis with plain numbers, which also has labels where it spans less than a decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 200 else (1.0,), numticks=8))
+    ax.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}" if 1e-3 <= value < 1e5 else f"{value:.0e}")
+    )
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+# ---- the learned loss ----
+
+
+def _stage_colours(count: int) -> list[str]:
+    return [colour(f"stage-{round(i * (STAGES - 1) / max(1, count - 1))}") for i in range(count)]
+
+
+def _percent(state: StudentState) -> str:
+    return f"{float(state.progress):.0%}"
+
+
+class _Shape(NamedTuple):
+    """A loss along the way from wrong to right."""
+
+    p: Tensor  # [P], probability of the true class; the rest is spread evenly
+    loss: Tensor  # [C, P], less that at uniform p
+    pull: Tensor  # [C, P], on the true logit
+
+
+def _shape(classes: int, loss_of: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> _Shape:
+    """What `loss_of(logits, target)` gives, and by its gradient how it pulls, for each true class."""
+    p = torch.linspace(0.005, 0.995, 100, dtype=torch.float64)
+    p = torch.cat([p, torch.tensor([1.0 / classes], dtype=torch.float64)]).sort().values
+    guess = int((p - 1.0 / classes).abs().argmin())
+    target = torch.arange(classes).repeat_interleave(len(p))  # [C * P]
+    rows = torch.arange(len(target))
+    logits = torch.zeros(len(target), classes, dtype=dtype)
+    logits[rows, target] = torch.log(p / (1 - p) * (classes - 1)).to(dtype).repeat(classes)
+    logits.requires_grad_()
+    loss = loss_of(logits, target)
+    (slope,) = torch.autograd.grad(loss.sum(), logits)
+    loss = loss.detach().double().reshape(classes, -1)
+    return _Shape(p, loss - loss[:, guess, None], -slope[rows, target].double().reshape(classes, -1))
+
+
+def _shapes(teacher: Teacher, stages: Sequence[StudentState]) -> tuple[_Shape, list[_Shape]]:
+    """Cross-entropy's shape and the teacher's at each stage."""
+
+    def at(state: StudentState) -> _Shape:
+        def loss(logits: Tensor, target: Tensor) -> Tensor:
+            return teacher.loss(logits, target, state, reduction="none")
+
+        return _shape(teacher.num_classes, loss, next(teacher.parameters()).dtype)
+
+    known = _shape(teacher.num_classes, functools.partial(cross_entropy, reduction="none"), torch.float64)
+    return known, [at(state) for state in stages]
+
+
+def _guess_line(ax: Axes, classes: int) -> None:
+    """Marks where the student guesses: there calibrated losses pull alike."""
+    tint = colour("muted")
+    ax.axvline(1.0 / classes, color=tint, linewidth=0.7, linestyle=(0, (1, 2)))
+    where: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    ax.annotate("guess", (1.0 / classes, 0), (3, 4), fontsize=8, color=tint, **where)
+
+
+@_styled
+def learned_loss(teacher: Teacher, stages: Sequence[StudentState]) -> tuple[str, str]:
+    """The pull on the true logit, and the loss, against p_y at several stages, beside cross-entropy.
+
+    The student's remaining probability is spread evenly over the other classes; a line is the mean over the
+    classes. Both come from the teacher's own loss and its gradient.
+    """
+    known, drawn = _shapes(teacher, stages)
+    found = []
+    for field, ylabel in (("pull", "pull on the true logit"), ("loss", "loss, less that of a guess")):
+        figure, ax = _figure(430, 290)
+        dashed = {"color": colour("ink"), "linestyle": (0, (4, 3)), "linewidth": 1.3}
+        ax.plot(known.p, getattr(known, field)[0], label="cross-entropy", zorder=4, **dashed)
+        for tint, state, shape in zip(_stage_colours(len(stages)), stages, drawn, strict=True):
+            name = f"{_percent(state)} of the run" if len(stages) > 1 else "taught"
+            ax.plot(shape.p, getattr(shape, field).mean(0), color=tint, label=name, zorder=3)
+        if field == "loss":  # where it leaves for infinity, it may
+            shown = torch.stack([shape.loss.mean(0) for shape in (known, *drawn)])[:, 2:-2]
+            ax.set_ylim(float(shown.min()) - 0.1, float(shown.max()) + 0.1)
+        else:
+            ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+        _guess_line(ax, teacher.num_classes)
+        ax.set_xlim(0, 1)
+        ax.set_xlabel("probability that the student gives the true class")
+        ax.set_ylabel(ylabel)
+        ax.legend(loc="upper right")
+        found.append(_svg(figure, f"{ylabel} against the probability of the true class, at several stages"))
+    return found[0], found[1]
+
+
+@_styled
+def pull_by_class(teacher: Teacher, stages: Sequence[StudentState]) -> str | None:
+    """The pull on the true logit against p_y, a line a true class, a panel a stage; None if all are alike."""
+    known, drawn = _shapes(teacher, stages)
+    if max(float((shape.pull - shape.pull[:1]).abs().max()) for shape in drawn) < 1e-3:
+        return None
+    figure, axes = _figure(70 + 168 * len(stages), 220, len(stages), sharey=True)
+    axes = axes if isinstance(axes, list) else [axes]
+    tints = [colour(f"series-{label % SERIES}") for label in range(teacher.num_classes)]
+    for ax, state, shape in zip(axes, stages, drawn, strict=True):
+        for tint, line in zip(tints, shape.pull, strict=True):
+            ax.plot(shape.p, line, color=tint, linewidth=1.1)
+        ax.plot(known.p, known.pull[0], color=colour("ink"), linestyle=(0, (4, 3)), linewidth=1.2)
+        ax.set_title(f"{_percent(state)} of the run" if len(stages) > 1 else "taught")
+        ax.set_xlim(0, 1)
+        ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
+        ax.set_xlabel("probability of the true class")
+    axes[0].set_ylabel("pull on the true logit")
+    heights = drawn[-1].pull[:, -1].tolist()
+    _label_ends(axes[-1], 1.0, heights, [str(label) for label in range(teacher.num_classes)], tints)
+    return _svg(figure, "Pull on the true logit by class, at several stages", broad=True)
+
+
+def dense(weight: Any) -> Tensor:
+    """The (C, C) matrix of a weight."""
+    matrix: Tensor = weight if isinstance(weight, Tensor) else weight.dense()
+    return matrix
+
+
+def local_weights(teacher: Teacher, state: StudentState) -> Tensor:
+    """The loss near a guess as weights of the log-probabilities, ``-∂ℓ_y/∂log p_j`` at uniform p: (C, C).
+
+    Cross-entropy has the identity, and so has every calibrated loss without off-diagonals but for a factor a
+    row.
+    """
+    weight, bias, scale = teacher(state)
+    table = dense(weight).detach().double()
+    zeros = table.new_zeros(len(table))
+    bias = zeros if bias is None else bias.detach().double()
+    scale = zeros + 1 if scale is None else scale.detach().double()
+    u = (bias - table.sum(1) * math.log(len(table))).requires_grad_()
+    (slope,) = torch.autograd.grad(LINKS[teacher.link](u).sum(), u)
+    return (scale * slope)[:, None] * table
+
+
+@_styled
+def off_diagonals(teacher: Teacher, stages: Sequence[StudentState]) -> str | None:
+    """Heat maps of the weights that a sample of one class gives the other classes; None where there are
+    none.
+    """
+    maps = [local_weights(teacher, state).numpy().copy() for state in stages]
+    for values in maps:
+        np.fill_diagonal(values, 0.0)
+    bound = max(float(np.abs(values).max()) for values in maps)
+    if bound == 0.0:
+        return None
+    classes = teacher.num_classes
+    figure, axes = _figure(70 + 168 * len(maps), 235, len(maps), sharey=True)
+    axes = axes if isinstance(axes, list) else [axes]
+    for ax, state, values in zip(axes, stages, maps, strict=True):
+        _heat(ax, values / bound)
+        ax.set_title(f"{_percent(state)} of the run" if len(maps) > 1 else "taught")
+        ax.set_aspect("equal")
+        ax.set_ylim(classes, 0)
+        every = np.arange(0, classes, 1 + (classes - 1) // 12)
+        ax.set_xticks(every + 0.5, every)
+        ax.set_yticks(every + 0.5, every)
+        ax.set_xlabel("other class")
+    axes[0].set_ylabel("true class")
+    return _svg(figure, "Weights of the other classes at several stages", broad=True)
+
+
+def _heat(ax: Axes, values: Any) -> None:
+    """Cells in the colour of their sign, the more opaque the larger: right on a light and on a dark page."""
+    from matplotlib.patches import Rectangle
+
+    ax.grid(False)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(length=0)
+    for (row, column), value in np.ndenumerate(values):
+        tint = colour("plus" if value > 0 else "minus")
+        opacity = max(0.03, abs(float(value)))
+        ax.add_patch(Rectangle((column, row), 0.94, 0.94, color=tint, alpha=opacity, linewidth=0))
+    ax.set_xlim(0, values.shape[1])
+
+
+@_styled
+def over_progress(
+    values: Tensor,
+    progress: Sequence[float],
+    ylabel: str,
+    names: Sequence[str],
+    reference: float | None = None,
+) -> str:
+    """Numbers of the teacher along a student's run: values (T, n), one line a column."""
+    figure, ax = _figure(430, 250)
+    columns = values.shape[1]
+    tints = [colour(f"series-{i % SERIES}") for i in range(columns)]
+    if reference is not None:
+        ax.axhline(reference, color=colour("ink"), linestyle=(0, (4, 3)), linewidth=1.0)
+    for column in range(columns):
+        ax.plot(progress, values[:, column], color=tints[column], linewidth=1.4)
+    spread = float(values.max() - values.min())
+    if reference is not None:
+        spread = max(spread, abs(float(values.mean()) - reference))
+    if spread < 1e-3 * max(1e-9, float(values.abs().max())):
+        middle = float(values.mean())
+        ax.set_ylim(middle - 0.05 * max(1.0, abs(middle)), middle + 0.05 * max(1.0, abs(middle)))
+    ax.set_xlim(0, 1)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.set_xlabel("share of the student's run")
+    ax.set_ylabel(ylabel)
+    if columns > 1:
+        _label_ends(ax, float(progress[-1]), values[-1].tolist(), names, tints)
+    return _svg(figure, f"{ylabel} over the student's run")
+
+
+@_styled
+def mix(shares: Tensor, progress: Sequence[float]) -> str:
+    """The attention over the K slots along a student's run: shares (T, K) that sum to one."""
+    figure, ax = _figure(430, 250)
+    slots = shares.shape[1]
+    tints = [colour(f"series-{i % SERIES}") for i in range(slots)]
+    ax.stackplot(progress, shares.T, colors=tints, alpha=0.75, linewidth=0)
+    upper = shares[-1].cumsum(0)
+    middle = upper - shares[-1] / 2
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1)
+    ax.grid(False)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.set_xlabel("share of the student's run")
+    ax.set_ylabel("attention")
+    _label_ends(ax, float(progress[-1]), middle.tolist(), [f"slot {i + 1}" for i in range(slots)], tints)
+    return _svg(figure, "Attention over the slots along the student's run")
+
+
+# ---- the teaching ----
+
+
+@_styled
+def history(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float | None]]],
+    ylabel: str,
+    *,
+    log: bool = False,
+    marks: Mapping[str, Sequence[float]] | None = None,
+    limits: tuple[float, float] | None = None,
+) -> str:
+    """A number of the teaching over its updates, one line a teacher, faint as measured and bold as a running
+    median.
+
+    Args:
+        series: updates and values by teacher; None is a gap.
+        ylabel: what is drawn.
+        log: on a logarithmic scale.
+        marks: updates at which a teacher was taken back by the guard, drawn as upright lines.
+        limits: of the y axis.
+    """
+    figure, ax = _figure(430, 240)
+    handles = []
+    everything: list[float] = []
+    for number, (name, (updates, values)) in enumerate(series.items()):
+        tint = colour("taught") if len(series) == 1 else colour(f"series-{number % SERIES}")
+        numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
+        if log:
+            numbers[numbers <= 0] = np.nan
+        everything.extend(numbers[np.isfinite(numbers)].tolist())
+        ax.plot(updates, numbers, color=tint, alpha=0.3, linewidth=0.9)
+        handles += ax.plot(updates, _running_median(numbers), color=tint, linewidth=1.7, label=name)
+        for update in (marks or {}).get(name, ()):
+            ax.axvline(update, color=tint, linewidth=1.0, linestyle=(0, (2, 2)))
+    if everything and min(everything) > 0 and (log or max(everything) > 20 * np.median(everything)):
+        _log_axis(ax, min(everything), max(everything))
+    if limits is not None:
+        ax.set_ylim(*limits)
+        if limits[0] < 0 < limits[1]:
+            ax.axhline(0, color=colour("muted"), linewidth=0.8)
+    ax.set_xlabel("teacher update")
+    ax.set_ylabel(ylabel)
+    if len(series) > 1:
+        ax.legend(handles=handles, loc="best")
+    return _svg(figure, f"{ylabel} over the teacher's updates")
+
+
+def _running_median(values: Any, window: int = 7) -> Any:
+    half = window // 2
+    parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return np.array([np.nanmedian(part) if np.isfinite(part).any() else np.nan for part in parts])
+
+
+@_styled
+def adjoint(norms: Mapping[str, Sequence[float]]) -> str:
+    """Norm of the adjoint of the student's weights by step, one line an update: how far back the measure
+    reaches.
+    """
+    figure, ax = _figure(430, 250)
+    everything: list[float] = []
+    for tint, (name, values) in zip(_stage_colours(len(norms)), norms.items(), strict=True):
+        numbers = np.array(values, dtype=float)
+        numbers[~(np.isfinite(numbers) & (numbers > 0))] = np.nan
+        everything.extend(numbers[np.isfinite(numbers)].tolist())
+        ax.plot(range(len(values)), numbers, color=tint, label=name)
+    if everything:
+        _log_axis(ax, min(everything), max(everything))
+    ax.set_xlabel("student step")
+    ax.set_ylabel("adjoint norm")
+    ax.legend(loc="best", title="at update")
+    return _svg(figure, "Norm of the adjoint by step, at several updates")

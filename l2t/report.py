@@ -1,0 +1,583 @@
+"""`l2t report`: one self-contained HTML page about a taught teacher, or about several side by side.
+
+`find_runs` looks for runs, `write` reads what `l2t teach` and `l2t compare` left in them and writes
+``report.html`` beside it: result, learned loss, course of the teaching, settings. The page asks for nothing
+over the network.
+
+Not here: how a figure is drawn (figures.py); what is in the files (teach.py, compare.py).
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from l2t import check, figures
+from l2t.files import write_whole
+from l2t.teacher import StudentState, Teacher
+
+ALPHA = 0.01  # where a difference is called one
+STAGES = 5
+
+
+class Run(NamedTuple):
+    """A taught teacher and what its folder says of it."""
+
+    name: str
+    directory: Path
+    teacher: Teacher
+    history: dict[str, Any]
+    config: dict[str, Any]  # of `l2t teach`; empty for a run of l2t.teach
+    comparison: dict[str, Any] | None
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the teacher has one loss for every stage."""
+        return self.teacher.slots == 1
+
+    @property
+    def states(self) -> list[StudentState]:
+        """The states of a student along its training, mean over those of the last episode."""
+        columns = self.history["states"]
+        return [
+            StudentState(**dict(zip(columns, row, strict=True)))
+            for row in zip(*columns.values(), strict=True)
+        ]
+
+
+def find_runs(*directories: Path) -> list[Run]:
+    """The finished runs in the folders, or one level below them, in the order of their names.
+
+    Raises:
+        FileNotFoundError: for a folder that holds none.
+    """
+    found = []
+    for directory in directories:
+        inside = [directory, *sorted(directory.glob("*/"), key=_by_number)]
+        runs = [path for path in inside if (path / "teacher.safetensors").is_file()]
+        if not runs:
+            raise check.no_run(directory)
+        found += [_read(path) for path in runs]
+    return found
+
+
+def _by_number(path: Path) -> tuple[str, int]:
+    stem, _, number = path.name.rpartition("-")
+    return (stem, int(number)) if number.isdigit() else (path.name, 0)
+
+
+def _read(directory: Path) -> Run:
+    def content(name: str) -> Any:
+        path = directory / name
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    history = content("history.json") or {}
+    return Run(
+        name=directory.resolve().name,
+        directory=directory,
+        teacher=Teacher.load(directory),
+        history={"updates": [], "events": [], "probe": [], "states": {}, "adjoint_norms": {}, **history},
+        config=content("config.json") or {},
+        comparison=content("comparison.json"),
+    )
+
+
+def write(directory: Path, runs: Sequence[Run]) -> Path:
+    """Writes ``directory/report.html`` about the runs, whole, and returns its path."""
+    path = directory / "report.html"
+    write_whole(path, page(runs))
+    return path
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The HTML page about the runs."""
+    compared = [run for run in runs if run.comparison]
+    parts = [_header(runs, compared)]
+    if compared:
+        parts.append(_results(compared))
+    parts.append(_learned(runs))
+    parts.append(_teaching(runs))
+    parts.append(_settings(runs))
+    title = f"l2t: {_subject(runs[0])}"
+    return _PAGE.format(title=html.escape(title), style=_STYLE, body="\n".join(parts))
+
+
+# ---- words ----
+
+
+def _subject(run: Run) -> str:
+    if "task" in run.config:
+        return f"{run.config['task']}, {run.config['regime']}"
+    return run.name
+
+
+def percent(value: float, digits: int = 2) -> str:
+    """A share as a percentage with a sign that breaks no line."""
+    return f"{100 * value:.{digits}f}\u202f%"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value in two figures."""
+    if p is None:
+        return "–"
+    if p >= 0.001:
+        return f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+    exponent = math.floor(math.log10(p)) if p > 0 else -99
+    return f"{p / 10.0**exponent:.1f}·10<sup>−{-exponent}</sup>" if p > 0 else "0"
+
+
+def best_baseline(comparison: Mapping[str, Any]) -> str:
+    """The arm of least mean test error that is neither taught nor told what nobody knows."""
+    others = {"taught", *comparison.get("also", ()), *comparison.get("oracles", ())}
+    errors: dict[str, float] = {
+        arm: statistics.fmean(values) for arm, values in comparison["test_error"].items() if arm not in others
+    }
+    return min(errors, key=errors.__getitem__)
+
+
+def verdict(comparison: Mapping[str, Any], arm: str) -> str:
+    """The taught loss against an arm at p < 0.01: "win", "loss" or "even"."""
+    p = comparison["p"].get(arm)
+    errors = comparison["test_error"]
+    difference = statistics.fmean(errors["taught"]) - statistics.fmean(errors[arm])
+    if p is None or p >= ALPHA or difference == 0:
+        return "even"
+    return "win" if difference < 0 else "loss"
+
+
+def headline(runs: Sequence[Run]) -> str:
+    """The result in one sentence, whatever it is, as HTML."""
+    compared = [run for run in runs if run.comparison is not None and not (run.is_static and len(runs) > 1)]
+    if not compared:
+        return "A teacher has been taught; <code>l2t compare</code> has not yet compared it with baselines."
+    comparisons = [run.comparison for run in compared if run.comparison is not None]
+    taught = statistics.fmean(
+        value for comparison in comparisons for value in comparison["test_error"]["taught"]
+    )
+    arm = best_baseline(comparisons[0])
+    baseline = statistics.fmean(comparisons[0]["test_error"][arm])
+    students = len(comparisons[0]["test_error"]["taught"])
+    verdicts = [verdict(comparison, arm) for comparison in comparisons]
+    worst = max(
+        (comparison["p"][arm] for comparison in comparisons if comparison["p"][arm] is not None), default=None
+    )
+    numbers = (
+        f"<b>{percent(taught)}</b> errors on the test set, against <b>{percent(baseline)}</b> under the best "
+        f"tuned baseline, {html.escape(arm)}"
+    )
+    every = "" if len(compared) == 1 else f" for each of {len(compared)} teachers"
+    test = f"paired <i>t</i>-test over {students} students"
+    start = f"Students under the taught loss make {numbers}: "
+    if set(verdicts) == {"win"}:
+        return f"{start}fewer{every} ({test}, <i>p</i> ≤ {p_value(worst)})."
+    if set(verdicts) == {"loss"}:
+        return f"{start}more{every} ({test}, <i>p</i> ≤ {p_value(worst)})."
+    if len(compared) == 1:
+        return f"{start}no clear difference ({test}, <i>p</i> = {p_value(worst)})."
+    words = {"win": "fewer with", "even": "no clear difference with", "loss": "more with"}
+    counts = ", ".join(f"{said} {verdicts.count(word)}" for word, said in words.items() if word in verdicts)
+    return f"{start}{counts} of {len(compared)} teachers ({test}, <i>p</i> &lt; {ALPHA})."
+
+
+# ---- sections ----
+
+
+def _header(runs: Sequence[Run], compared: Sequence[Run]) -> str:
+    config = runs[0].config
+    about = [f"<b>{html.escape(_subject(runs[0]))}</b>"]
+    if "student" in config:
+        about.append(f"student {html.escape(config['student'])}")
+    about.append(
+        f"teacher: {runs[0].teacher.kind} weights, {runs[0].teacher.link} link, {runs[0].teacher.slots} slots"
+    )
+    about.append(f"{len(runs)} teacher{'s' if len(runs) > 1 else ''}")
+    return (
+        f"<header><p class=brand>l2t · learning to teach</p><h1>{headline(runs)}</h1>"
+        f"<p class=about>{' · '.join(about)}</p></header>"
+    )
+
+
+def _label(run: Run, runs: Sequence[Run]) -> str:
+    return "taught" if len(runs) == 1 else f"taught, {run.name}"
+
+
+def _results(compared: Sequence[Run]) -> str:
+    first = compared[0].comparison
+    assert first is not None
+    shared = [arm for arm in first["test_error"] if arm != "taught"]
+    comparisons = {_label(run, compared): run.comparison for run in compared if run.comparison is not None}
+    errors = {label: comparison["test_error"]["taught"] for label, comparison in comparisons.items()}
+    order = sorted(shared, key=lambda arm: statistics.fmean(first["test_error"][arm]))
+    errors |= {arm: first["test_error"][arm] for arm in order}
+    chart = figures.comparison(
+        {arm: [100 * value for value in values] for arm, values in errors.items()},
+        list(comparisons),
+        first.get("oracles", ()),
+    )
+    of_whom = [
+        f"{html.escape(run.name)} less this" if len(compared) > 1 else "difference" for run in compared
+    ]
+    heads = "".join(f"<th>{who}</th><th><i>p</i></th>" for who in of_whom)
+    rows = []
+    for label, comparison in comparisons.items():
+        rows.append(
+            f"<tr class=taught><th>{html.escape(label)}</th>{_mean_cells(comparison, 'taught')}"
+            f"<td colspan={2 * len(comparisons)}></td></tr>"
+        )
+    for arm in order:
+        cells = "".join(_against_cells(comparison, arm) for comparison in comparisons.values())
+        rows.append(f"<tr><th>{html.escape(arm)}</th>{_mean_cells(first, arm)}{cells}</tr>")
+    head = f"<tr><th>loss</th><th>test error</th><th>rate</th>{heads}</tr>"
+    table = _table(head, rows)
+    series = {}
+    for label, comparison in comparisons.items():
+        series[label] = comparison["curves"]["taught"]
+    series |= {arm: first["curves"][arm] for arm in order}
+    curves = figures.curves(
+        {
+            arm: (curve["step"], [100 * value for value in curve["dev_error"]])
+            for arm, curve in series.items()
+        },
+        list(comparisons),
+        "dev error, %",
+    )
+    students = len(first["test_error"]["taught"])
+    edges = [
+        f"{label if arm == 'taught' else arm} ({tuning['lr']:g})"
+        for label, comparison in comparisons.items()
+        for arm, tuning in comparison["tuning"].items()
+        if tuning["at_edge"] and (arm == "taught" or comparison is first)
+    ]
+    grid = ", ".join(f"{lr:g}" for lr in first["tuning"]["taught"]["grid"])
+    note = (
+        f"{students} fresh students an arm, the same starts and batches for all; each arm's learning rate "
+        f"was tuned on dev rows from the same grid ({grid}). Test error is mean ± standard deviation over "
+        "students; a difference is taught less baseline in points, with the <i>p</i> of a paired "
+        f"<i>t</i>-test; ▲ and ▼ mark wins and losses at <i>p</i> &lt; {ALPHA}."
+    )
+    if edges:
+        note += f" At the edge of the grid: {html.escape(', '.join(edges))}."
+    return _section(
+        "Result",
+        f"<figure class=wide>{chart}</figure>{table}<p class=note>{note}</p>"
+        + f"<figure class=wide>{curves}<figcaption>Learning curves: dev error while tuning, at the chosen "
+        "learning rate, mean over students.</figcaption></figure>",
+    )
+
+
+def _mean_cells(comparison: Mapping[str, Any], arm: str) -> str:
+    values = [100 * value for value in comparison["test_error"][arm]]
+    sd = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"<td>{statistics.fmean(values):.2f}{sd}</td><td>{comparison['tuning'][arm]['lr']:g}</td>"
+
+
+def _against_cells(comparison: Mapping[str, Any], arm: str) -> str:
+    errors = comparison["test_error"]
+    difference = 100 * (statistics.fmean(errors["taught"]) - statistics.fmean(errors[arm]))
+    word = verdict(comparison, arm)
+    mark = {"win": "▲ ", "loss": "▼ ", "even": ""}[word]
+    sign = "−" if difference < 0 else "+"
+    p = p_value(comparison["p"].get(arm))
+    return f"<td class={word}>{mark}{sign}{abs(difference):.2f}</td><td class=p>{p}</td>"
+
+
+def _table(head: str, rows: Iterable[str]) -> str:
+    return f"<div class=scroll><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
+
+
+def _details(summary: str, body: str, *, shown: bool = False) -> str:
+    return f"<details{' open' if shown else ''}><summary>{html.escape(summary)}</summary>{body}</details>"
+
+
+def _learned(runs: Sequence[Run]) -> str:
+    shown = [run for run in runs if run.history["states"]]
+    parts = [_figures(_loss_figures(run)) for run in shown]
+    if len(shown) > 1:
+        pairs = enumerate(zip(shown, parts, strict=True))
+        parts = [_details(run.name, part, shown=number == 0) for number, (run, part) in pairs]
+    text = (
+        "<p>What a student feels from the teacher at five points of its training. The student's state at "
+        "these points is that of the last episode. Dashed is cross-entropy.</p>"
+    )
+    return _section("The learned loss", text + "".join(parts)) if parts else ""
+
+
+def _loss_figures(run: Run) -> list[tuple[str, str]]:
+    teacher, states = run.teacher, run.states
+    course = thinned(states, 60)
+    stages = thinned(states, 1 if run.is_static else STAGES)
+    progress = [float(state.progress) for state in course]
+    pull, loss = figures.learned_loss(teacher, stages)
+    found = [
+        (pull, "How hard the loss pulls the true logit up, mean over the classes."),
+        (loss, "The loss itself. The rest of the probability is spread evenly over the other classes."),
+    ]
+    broad = (
+        (figures.pull_by_class(teacher, stages), "The pull again, one line a true class."),
+        (
+            figures.off_diagonals(teacher, stages),
+            "Soft targets: the weight of each other class for samples of the true class. Blue raises its "
+            "logit, red lowers it.",
+        ),
+    )
+    found += [(svg, caption) for svg, caption in broad if svg is not None]
+    if run.is_static:
+        return found
+    names = [f"class {label}" for label in range(teacher.num_classes)]
+    with torch.no_grad():
+        coefficients = [teacher(state) for state in course]
+        mix = torch.stack([teacher._mix(teacher._features(state)) for state in course])
+    weights = torch.stack([figures.local_weights(teacher, state).diagonal() for state in course])
+    shown: list[tuple[Tensor, str, str, float | None]] = []
+    if float((weights - 1).abs().max()) > 1e-4:
+        caption = "Weight of the true class near a guess; cross-entropy has 1 for all."
+        shown.append((weights, "weight of the true class", caption, 1.0))
+    if teacher.link != "identity":
+        exponents = torch.stack([figures.dense(c.weight).diagonal() for c in coefficients])
+        caption = "Diagonal a of the coefficients: the smaller, the closer to cross-entropy."
+        shown.append((exponents, "a", caption, None))
+        biases = torch.stack([c.bias for c in coefficients if c.bias is not None])
+        caption = "Bias b: the lower, the less samples count that look mislabelled."
+        shown.append((biases, "b", caption, None))
+    for values, ylabel, caption, reference in shown:
+        if float((values - values[:, :1]).abs().max()) < 1e-6:
+            values = values[:, :1]
+        found.append((figures.over_progress(values, progress, ylabel, names, reference), caption))
+    found.append((figures.mix(mix, progress), "Attention over the slots along the student's training."))
+    return found
+
+
+def thinned(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` of the items, evenly spread from the first to the last; the middle one for 1."""
+    if count == 1:
+        return [items[len(items) // 2]]
+    count = min(count, len(items))
+    return (
+        [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)] if count > 1 else list(items)
+    )
+
+
+def _teaching(runs: Sequence[Run]) -> str:
+    def series(name: str, factor: float = 1.0) -> dict[str, tuple[list[int], list[float | None]]]:
+        return {
+            run.name: (
+                [row["update"] for row in run.history["updates"]],
+                [None if row[name] is None else factor * row[name] for row in run.history["updates"]],
+            )
+            for run in runs
+        }
+
+    if not any(run.history["updates"] for run in runs):
+        return ""
+    marks = {
+        run.name: [event["update"] for event in run.history["events"] if event["kind"] == "guard"]
+        for run in runs
+    }
+    measure = runs[0].history.get("recipe", {}).get("measure", "measure")
+    found = [
+        (
+            figures.history(series("measure"), f"dev {measure}", marks=marks),
+            "What the teacher lowers, on rows held back from its students.",
+        ),
+        (
+            figures.history(series("dev_error", 100), "dev error, %", marks=marks),
+            "Dev error of the episode's students.",
+        ),
+        (
+            figures.history(series("norm"), "gradient norm", log=True, marks=marks),
+            "Median norm of the students' teacher gradients.",
+        ),
+        (
+            figures.history(series("agreement"), "agreement", marks=marks, limits=(-1.05, 1.05)),
+            "Mean cosine between the teacher gradients of independent students: near 0, nothing is learned.",
+        ),
+    ]
+    for run in runs:
+        if run.history["adjoint_norms"]:
+            caption = (
+                "Norm of the adjoint by step: the more it grows towards the left, the less stable the run."
+            )
+            if len(runs) > 1:
+                caption = f"{html.escape(run.name)}: {caption[0].lower()}{caption[1:]}"
+            found.append((figures.adjoint(run.history["adjoint_norms"]), caption))
+    text = (
+        "<p>Thin lines are single episodes, thick ones running medians. Dashed upright lines: the guard went "
+        "back to the last good teacher.</p>"
+    )
+    return _section("The teaching", text + _figures(found) + _events(runs) + _probes(runs))
+
+
+def _events(runs: Sequence[Run]) -> str:
+    items = [
+        f"<li>{html.escape(run.name)}, update {event['update']}: {html.escape(event['sentence'])}</li>"
+        for run in runs
+        for event in run.history["events"]
+    ]
+    return _details(f"What was said aloud ({len(items)})", f"<ul>{''.join(items)}</ul>") if items else ""
+
+
+def _probes(runs: Sequence[Run]) -> str:
+    rows = []
+    for run in runs:
+        for row in run.history["probe"]:
+            chosen = " class=taught" if row["lr"] == run.history["lr"] else ""
+            numbers = "".join(
+                f"<td>{_number(row[name])}</td>" for name in ("lr", "norm", "agreement", "measure")
+            )
+            rows.append(f"<tr{chosen}><th>{html.escape(run.name)}</th>{numbers}</tr>")
+    head = "<tr><th>run</th><th>rate</th><th>norm</th><th>agreement</th><th>measure</th></tr>"
+    return _details("How the students' learning rate was probed", _table(head, rows)) if rows else ""
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _settings(runs: Sequence[Run]) -> str:
+    tables = []
+    first = runs[0]
+    about = {name: value for name, value in first.config.items() if not isinstance(value, Mapping)}
+    about["learning rate while teaching"] = first.history.get("lr")
+    for title, values in (
+        ("Run", about),
+        ("Recipe", first.history.get("recipe", {})),
+        ("Teacher", first.teacher.config()),
+        ("Versions", first.config.get("versions", {})),
+    ):
+        names = {name: str(name).replace("_", " ") for name in values}
+        rows = (
+            f"<tr><th>{html.escape(names[name])}</th><td>{html.escape(_value(value))}</td></tr>"
+            for name, value in values.items()
+        )
+        if values:
+            tables.append(f"<div><h3>{title}</h3><table class=settings>{''.join(rows)}</table></div>")
+    which = ""
+    if len(runs) > 1:
+        differing = ", ".join(name.replace("_", " ") for name in _differing(runs))
+        which = f" of {html.escape(first.name)}; the others differ in {html.escape(differing or 'nothing')}"
+    return _section("Settings", f"<p>Settings{which}.</p><div class=columns>{''.join(tables)}</div>")
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    """Names of the settings that are not the same in all runs."""
+    flat = []
+    for run in runs:
+        values = {
+            "teacher": run.teacher.config(),
+            **{name: value for name, value in run.config.items() if name != "teacher"},
+        }
+        lines: dict[str, Any] = {}
+        for name, value in values.items():
+            lines.update(value if isinstance(value, Mapping) else {name: value})
+        flat.append({**lines, "rate while teaching": run.history.get("lr")})
+    return [name for name in flat[0] if any(values.get(name) != flat[0][name] for values in flat)]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_value, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return (
+        {True: "yes", False: "no", None: "–"}.get(value, str(value))
+        if isinstance(value, (bool, type(None)))
+        else str(value)
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{title}</h2>{body}</section>"
+
+
+def _figures(found: Iterable[tuple[str, str]]) -> str:
+    return (
+        "<div class=grid>"
+        + "".join(f"<figure>{svg}<figcaption>{caption}</figcaption></figure>" for svg, caption in found)
+        + "</div>"
+    )
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+_STYLE = """
+:root {
+  --paper: #fbfbf9; --card: #ffffff; --ink: #1b1f24; --muted: #687280; --grid: #e7e8ea; --line: #dddfe2;
+  --taught: #c2410c; --plain: #5b6b7f; --plus: #1d4ed8; --minus: #b91c1c; --win: #15803d; --loss: #b91c1c;
+  --series-0: #2563eb; --series-1: #d97706; --series-2: #059669; --series-3: #9333ea; --series-4: #db2777;
+  --series-5: #0891b2; --series-6: #65a30d; --series-7: #8b5e3c; --series-8: #64748b; --series-9: #dc2626;
+  --stage-0: #3730a3; --stage-1: #7e22ce; --stage-2: #be185d; --stage-3: #ea580c; --stage-4: #ca9a04;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #131619; --card: #1a1e22; --ink: #e7e9ec; --muted: #949da8; --grid: #2a2f35; --line: #343a41;
+    --taught: #fb923c; --plain: #94a3b8; --plus: #60a5fa; --minus: #f87171; --win: #4ade80; --loss: #f87171;
+    --series-0: #60a5fa; --series-1: #fbbf24; --series-2: #34d399; --series-3: #c084fc; --series-4: #f472b6;
+    --series-5: #22d3ee; --series-6: #a3e635; --series-7: #d6a77a; --series-8: #a3b1c2; --series-9: #f87171;
+    --stage-0: #818cf8; --stage-1: #c084fc; --stage-2: #f472b6; --stage-3: #fb923c; --stage-4: #fde047;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; background: var(--paper); color: var(--ink); font-size: 16px; line-height: 1.55;
+  font-family: -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  font-variant-numeric: tabular-nums; -webkit-text-size-adjust: 100%;
+}
+main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 5rem; }
+.brand { color: var(--muted); font-size: .85rem; letter-spacing: .04em; margin: 0 0 1rem; }
+h1 { font-size: clamp(1.25rem, 1rem + 1.6vw, 1.85rem); line-height: 1.35; font-weight: 500; margin: 0 0 1rem;
+text-wrap: pretty; } h1 b { color: var(--taught); font-weight: 700; white-space: nowrap; }
+h1 b + b, h1 b ~ b { color: inherit; }
+.about { color: var(--muted); margin: 0; }
+.about b { color: var(--ink); }
+h2 { font-size: 1.25rem; margin: 3.25rem 0 .75rem; padding-top: 1rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1rem 0 .4rem; }
+p { max-width: 46rem; }
+.note, figcaption { color: var(--muted); font-size: .875rem; line-height: 1.45; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1.5rem
+2rem; align-items: start; } .columns { columns: 24rem 2; column-gap: 2rem; }
+.columns > div { margin-bottom: 1.25rem; } .columns h3 { break-after: avoid; margin-top: 0; }
+figure { margin: 0; min-width: 0; }
+figure.wide { margin: .5rem 0 1.25rem; }
+figure:has(svg.broad) { grid-column: 1 / -1; }
+figcaption { margin-top: .35rem; max-width: 27rem; }
+svg { display: block; max-width: 100%; height: auto; }
+figure.wide, .scroll { overflow-x: auto; }
+figure.wide svg { min-width: 32rem; }
+table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .3rem .75rem .3rem 0; text-align: right; white-space: nowrap; vertical-align: baseline; }
+th:first-child { text-align: left; font-weight: 500; }
+thead th { color: var(--muted); font-weight: 500; border-bottom: 1px solid var(--line); }
+tbody tr + tr > * { border-top: 1px solid var(--grid); }
+tr.taught > * { color: var(--taught); font-weight: 600; }
+td.win { color: var(--win); } td.loss { color: var(--loss); } td.even, td.p { color: var(--muted); }
+table.settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+table.settings th { color: var(--muted); font-weight: 400; }
+details { margin: 1rem 0; }
+summary { cursor: pointer; font-weight: 500; margin-bottom: .75rem; }
+code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+li { margin: .25rem 0; font-size: .9rem; overflow-wrap: anywhere; }
+@media print { details { display: block; } h2 { break-after: avoid; } figure { break-inside: avoid; } }
+"""

@@ -25,10 +25,8 @@ from l2t.students import (
     Make,
     Stack,
     TaughtLoss,
-    cross_entropy,
     draw_batches,
-    error,
-    evaluate,
+    judge,
     seed_of,
     split_pools,
 )
@@ -50,11 +48,10 @@ class _Rows(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """What students of one arm came to."""
+    """What the students of one arm came to on the test set."""
 
     error: Tensor  # [S]
     loss: Tensor  # [S], cross-entropy in nats
-    curve: list[Tensor]  # dev error [S] at each step of the curve
 
 
 def compare(
@@ -150,7 +147,7 @@ def compare(
             bar.update()
         # The one look at the test set.
         results = {
-            name: _judge(stack, *(_for_all(part, stack.size) for part in test))
+            name: _Result(*judge(stack, *(part.expand(stack.size, *part.shape) for part in test)))
             for name, stack in finals.items()
         }
     seconds = time.perf_counter() - began
@@ -177,10 +174,6 @@ def _taught(teacher: Teacher) -> Arm:
 def _named(teacher: str, arms: Mapping[str, Arm], values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of one teacher's arms, its own under the name ``taught``."""
     return {"taught": values[f"taught by {teacher}"], **{arm: values[arm] for arm in arms}}
-
-
-def _for_all(tensor: Tensor, students: int) -> Tensor:
-    return tensor.expand(students, *tensor.shape)
 
 
 class _Share(NamedTuple):
@@ -241,7 +234,7 @@ def _run(
     curve: list[Tensor] = []
 
     def look(step: int) -> None:
-        curve.append(_judge(stack, *dev).error)
+        curve.append(judge(stack, *dev)[0])
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, 4))
@@ -256,18 +249,6 @@ def _run(
             then=look,
         )
     return stack, curve
-
-
-@torch.no_grad()
-def _judge(stack: Stack, inputs: Tensor, targets: Tensor) -> _Result:
-    """Errors and cross-entropy of the students; one whose logits are not finite is wrong everywhere."""
-    logits = evaluate(stack, inputs)
-    broken = ~logits.isfinite().all(-1).all(-1)
-    return _Result(
-        torch.where(broken, 1.0, error(logits, targets)),
-        torch.where(broken, math.inf, cross_entropy(logits, targets)),
-        [],
-    )
 
 
 def _tune(

@@ -11,6 +11,7 @@ Not here: the losses to compare with (baselines.py) and the reverse pass (unroll
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from l2t import check
 from l2t.functional import dynamic_loss
 from l2t.teacher import Coefficients, StudentState, Teacher
+from l2t.weight import Weight
 
 Make = Callable[[], nn.Module]
 """Makes a fresh student; its start weights come from torch's global generator, seeded for the call."""
@@ -70,32 +71,50 @@ class Stack(nn.Module):
         check.students_alike(all(shape == shapes[0] for shape in shapes))
         self.size = len(students)
         self.student = students[0]
-        with torch.no_grad():
-            stacked: dict[int, nn.Parameter] = {}  # by identity, so that tied weights stay tied
-            for name, parameter in list(self.student.named_parameters(remove_duplicate=False)):
-                if id(parameter) not in stacked:
-                    every = torch.stack([student.get_parameter(name) for student in students])
-                    stacked[id(parameter)] = nn.Parameter(every, parameter.requires_grad)
-                owner, _, leaf = name.rpartition(".")
-                self.student.get_submodule(owner)._parameters[leaf] = stacked[id(parameter)]
-            for name, _ in list(self.student.named_buffers(remove_duplicate=False)):
-                owner, _, leaf = name.rpartition(".")
-                every = torch.stack([student.get_buffer(name) for student in students])
-                self.student.get_submodule(owner)._buffers[leaf] = every
+        # Where the student's tensors live: (a module's own dict, name in it), tied ones at every place.
+        self._places: list[tuple[dict[str, Any], str]] = []
+        stacked: dict[int, Tensor] = {}  # by identity, so that tied weights stay tied
+        named = [
+            *self.student.named_parameters(remove_duplicate=False),
+            *self.student.named_buffers(remove_duplicate=False),
+        ]
+        for name, tensor in named:
+            owner, _, leaf = name.rpartition(".")
+            module = self.student.get_submodule(owner)
+            place: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+            if id(tensor) not in stacked:
+                every = torch.stack([_tensor_at(student, name) for student in students]).detach()
+                is_parameter = isinstance(tensor, nn.Parameter)
+                stacked[id(tensor)] = nn.Parameter(every, tensor.requires_grad) if is_parameter else every
+            place[leaf] = stacked[id(tensor)]
+            self._places.append((place, leaf))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Run student i on ``inputs[i]``."""
-        parameters: dict[str, Tensor] = dict(self.student.named_parameters())
-        buffers = dict(self.student.named_buffers())
+        tensors = [place[name] for place, name in self._places]
         try:
-            logits: Tensor = torch.vmap(self._one, randomness="different")(parameters, buffers, inputs)
+            logits: Tensor = torch.vmap(self._one, randomness="different")(tensors, inputs)
             return logits
         except RuntimeError as error:
             raise check.student_cannot_stack(error) from error
+        finally:
+            for (place, name), tensor in zip(self._places, tensors, strict=True):
+                place[name] = tensor
 
-    def _one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        logits: Tensor = functional_call(self.student, (parameters, buffers), (inputs,))
+    def _one(self, tensors: list[Tensor], inputs: Tensor) -> Tensor:
+        # What functional_call does, without its walk through the module at every step.
+        for (place, name), tensor in zip(self._places, tensors, strict=True):
+            place[name] = tensor
+        logits: Tensor = self.student(inputs)
+        for (place, name), tensor in zip(self._places, tensors, strict=True):
+            check.student_keeps_buffer(name, place.get(name) is tensor)
         return logits
+
+
+def _tensor_at(module: nn.Module, name: str) -> Tensor:
+    owner, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(module.get_submodule(owner), leaf)
+    return tensor
 
 
 class Pools(NamedTuple):
@@ -209,48 +228,56 @@ class TaughtLoss:
     def __init__(self, teacher: Teacher, record: bool = False) -> None:
         self.teacher = teacher
         self.record = record
-        self._parameters = {name: value.detach() for name, value in teacher.named_parameters()}
-        self._given: dict[int, tuple[dict[str, Tensor], list[Tensor]]] = {}  # by step
-        self._spec: Any = None
-        self._coefficients = torch.vmap(self._one, in_dims=(None, 0))
+        self._given: dict[int, tuple[StudentState, list[Tensor]]] = {}  # by step
         self._rows = torch.vmap(self._loss)
+        self._kind: type[Weight] | None = None
 
     def __call__(self, logits: Tensor, target: Tensor, state: StudentState, step: int) -> Tensor:
         """Mean loss of each student, (S,): logits (S, B, C), target (S, B)."""
         if step in self._given:
             leaves = self._given[step][1]
         else:
-            for name in self.teacher.features if self.teacher.slots > 1 else ():
-                check.teacher_state(name, getattr(state, name))
-            known = _without_none(state)
             with torch.no_grad():
-                leaves, self._spec = tree_flatten(self._coefficients(self._parameters, known))
+                leaves = self._leaves(self.teacher(state))
             if self.record:
                 leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-                self._given[step] = known, leaves
-        return self._rows(logits, target, tree_unflatten(leaves, self._spec))
+                self._given[step] = state, leaves
+        return self._rows(logits, target, *leaves)
 
-    def _one(self, parameters: dict[str, Tensor], state: dict[str, Tensor]) -> Coefficients:
-        result: Coefficients = functional_call(self.teacher, parameters, (_with_none(state),))
-        return result
+    def _leaves(self, coefficients: Coefficients) -> list[Tensor]:
+        weight, bias, scale = coefficients
+        assert isinstance(weight, tuple)
+        assert bias is not None
+        assert scale is not None
+        self._kind = type(weight)
+        return [*weight, scale] if self.teacher.link == "identity" else [*weight, bias, scale]
 
-    def _loss(self, logits: Tensor, target: Tensor, coefficients: Coefficients) -> Tensor:
-        return dynamic_loss(logits, target, *coefficients, link=self.teacher.link)
+    def _loss(self, logits: Tensor, target: Tensor, *leaves: Tensor) -> Tensor:
+        assert self._kind is not None
+        *weight, scale = leaves
+        bias = None if self.teacher.link == "identity" else weight.pop()
+        return dynamic_loss(logits, target, self._kind(*weight), bias, scale, link=self.teacher.link)
 
     def gradient(self) -> Tensor:
         """What the reverse pass left, as a gradient to the teacher's parameters, (S, P): a row a student."""
-        students = len(next(iter(self._given.values()))[0]["progress"])
-        own = {  # a copy for each student, so that each has its own gradient
-            name: value.expand(students, *value.shape).clone().requires_grad_()
-            for name, value in self._parameters.items()
-        }
         steps = sorted(self._given)
-        states = {
-            name: torch.stack([self._given[step][0][name] for step in steps], 1)  # [S, T]
-            for name in self._given[steps[0]][0]
+        states = [self._given[step][0] for step in steps]
+        students = len(self._given[steps[0]][1][0])
+        own = {  # a copy for each student, so that each has its own gradient
+            name: value.detach().expand(students, *value.shape).clone().requires_grad_()
+            for name, value in self.teacher.named_parameters()
         }
-        every = torch.vmap(torch.vmap(self._one, in_dims=(None, 0)))(own, states)
-        leaves, _ = tree_flatten(every)  # [S, T, ...] each
+        known = {
+            name: torch.stack([getattr(state, name) for state in states], 1)  # [S, T]
+            for name in StudentState._fields
+            if getattr(states[0], name) is not None
+        }
+
+        def one(parameters: dict[str, Tensor], known: dict[str, Tensor]) -> list[Tensor]:
+            state = StudentState(*(known.get(name) for name in StudentState._fields))  # type: ignore[arg-type]
+            return self._leaves(functional_call(self.teacher, parameters, (state,)))
+
+        leaves = torch.vmap(one)(own, known)  # [S, T, ...] each
         gradients = [
             torch.stack([_gradient(self._given[step][1][index]) for step in steps], 1)
             for index in range(len(leaves))
@@ -268,15 +295,6 @@ class TaughtLoss:
 
 def _gradient(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def _without_none(state: StudentState) -> dict[str, Tensor]:
-    """The known fields: torch.vmap takes tensors only."""
-    return {name: torch.as_tensor(value) for name, value in state._asdict().items() if value is not None}
-
-
-def _with_none(state: dict[str, Tensor]) -> StudentState:
-    return StudentState(*(state.get(name) for name in StudentState._fields))  # type: ignore[arg-type]
 
 
 class Lesson:
@@ -373,3 +391,17 @@ def evaluate(stack: Stack, inputs: Tensor, chunk: int = 4096) -> Tensor:
         return torch.cat([stack(part) for part in inputs.split(max(1, chunk // stack.size), 1)], 1)
     finally:
         stack.train(training)
+
+
+@torch.no_grad()
+def judge(stack: Stack, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Error and cross-entropy (S,) of the students on inputs (S, D, ...) and targets (S, D).
+
+    A student whose logits are not finite is wrong everywhere and has an infinite cross-entropy.
+    """
+    logits = evaluate(stack, inputs)
+    broken = ~logits.isfinite().flatten(1).all(1)
+    return (
+        torch.where(broken, 1.0, error(logits, targets)),
+        torch.where(broken, math.inf, cross_entropy(logits, targets)),
+    )

@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
 from typing import Any, NamedTuple
 
 import torch
@@ -37,13 +37,13 @@ from l2t.students import (
     DECAYS,
     Lesson,
     Make,
-    Pools,
     Stack,
     TaughtLoss,
     cross_entropy,
     draw_batches,
     error,
     evaluate,
+    judge,
     learning_rates,
     seed_of,
     split_pools,
@@ -86,15 +86,17 @@ class Recipe:
         window: norms that the running median looks back on.
         probe_lrs: learning rates that the probe tries, the largest first.
         probe_students: students a try.
-        probe_norm: largest median norm that the probe takes.
+        probe_norm: largest median norm that the probe takes; no norm may be ten times the median.
         probe_agreement: least agreement that the probe takes.
-        guard_norm: the guard goes back when the median norm of an episode is this many times its median over
-            the good ones, twice in a row.
-        guard_rise: the guard goes back when the measure, a median over three episodes, is this share above
-            its best.
+        guard_window: episodes that the guard looks at together.
+        guard_norm: the guard goes back when the median norm of an episode is this many times the least that
+            it has seen of a window, twice in a row.
+        guard_rise: the guard goes back when the mean measure of a window is this share, and four standard
+            errors, above its best.
         guard_shrink: factor of the teacher's step after each return.
-        guard_returns: returns after which teaching stops.
+        guard_returns: returns after which teaching ends.
         trial_students: fresh students on whom the result is tried against the start before it is returned.
+        trial_rates: factors of the students' learning rate; each teacher is tried at its best one.
         threads: torch threads while teaching; bits depend on them. One is fastest for small students. None
             leaves the setting alone.
     """
@@ -118,34 +120,40 @@ class Recipe:
     clip: float = 2.0
     skip: float = 50.0
     window: int = 100
-    probe_lrs: tuple[float, ...] = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005)
+    probe_lrs: tuple[float, ...] = (0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)
     probe_students: int = 8
     probe_norm: float = 1.0
-    probe_agreement: float = 0.2
-    guard_norm: float = 10.0
-    guard_rise: float = 0.1
+    probe_agreement: float = 0.3
+    guard_window: int = 5
+    guard_norm: float = 30.0
+    guard_rise: float = 0.05
     guard_shrink: float = 0.5
-    guard_returns: int = 4
-    trial_students: int = 16
+    guard_returns: int = 5
+    trial_students: int = 10
+    trial_rates: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     threads: int | None = 1
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "students", "updates", "window", "probe_students"):
+        """Refuse what makes no sense, before any work is done."""
+        for name in ("steps", "batch_size", "students", "updates", "window", "guard_window", "guard_returns"):
             check.recipe_count(name, getattr(self, name), 1)
-        for name in ("warmup", "guard_returns", "trial_students"):
-            check.recipe_count(name, getattr(self, name), 0)
+        for name in ("probe_students", "trial_students"):
+            check.recipe_count(name, getattr(self, name), 2)
+        check.recipe_count("warmup", self.warmup, 0)
+        if self.threads is not None:
+            check.recipe_count("threads", self.threads, 1)
         for name in ("teacher_lr", "sharpness", "clip", "skip", "probe_norm", "guard_norm", "guard_rise"):
             check.recipe_number(name, getattr(self, name), 0.0, math.inf, open_low=True)
-        for name in ("weight_decay",):
-            check.recipe_number(name, getattr(self, name), 0.0, math.inf)
+        check.recipe_number("weight_decay", self.weight_decay, 0.0, math.inf)
         for name in ("momentum", "cooldown", "average", "dev_fraction", "guard_shrink"):
             check.recipe_number(name, getattr(self, name), 0.0, 1.0)
         if self.lr is not None:
             check.recipe_number("lr", self.lr, 0.0, math.inf, open_low=True)
         check.recipe_choice("decay", self.decay, DECAYS)
         check.recipe_choice("measure", self.measure, MEASURES)
-        object.__setattr__(self, "betas", tuple(self.betas))
-        object.__setattr__(self, "probe_lrs", tuple(sorted(self.probe_lrs, reverse=True)))
+        for name in ("betas", "probe_lrs", "trial_rates"):
+            check.recipe_numbers(name, getattr(self, name))
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def to_json(self) -> dict[str, Any]:
         """The settings as a JSON-able dict, which ``Recipe(**...)`` takes back."""
@@ -214,26 +222,24 @@ class Episode(NamedTuple):
         return float((cosines.sum() - cosines.diagonal().sum()) / (len(kept) * (len(kept) - 1)))
 
 
-class Class(NamedTuple):
-    """Students who are to take a course: their data, batches and what they are measured on."""
+class _Course(NamedTuple):
+    """What S fresh students are made from, learn from and are measured on."""
 
-    stack: Stack
-    batches: Tensor
-    dev: Data  # (S, D, ...), (S, D)
+    seeds: list[int]
+    batches: Tensor  # [T, S, B]
+    dev: Data  # [S, D, ...], [S, D]
 
 
-def gather_class(student: Make, train: Data, dev: Data | None, recipe: Recipe, seed: int, size: int) -> Class:
-    """``size`` fresh students with their splits and batches, all from ``seed``."""
+def _course(train: Data, dev: Data | None, recipe: Recipe, seed: int, size: int) -> _Course:
+    """The course of ``size`` students; their splits are their own where there is no dev set."""
     if dev is None:
         pools = split_pools(len(train[1]), size, recipe.dev_fraction, seed_of(seed, 1))
-        held = train[0][pools.dev], train[1][pools.dev]
+        learn, held = pools.train, (train[0][pools.dev], train[1][pools.dev])
     else:
-        everything = torch.arange(len(train[1])).expand(size, -1)
-        pools = Pools(everything, everything[:, :0])
+        learn = torch.arange(len(train[1])).expand(size, -1)
         held = dev[0].expand(size, *dev[0].shape), dev[1].expand(size, -1)
-    stack = Stack(student, [seed_of(seed, 2, index) for index in range(size)])
-    batches = draw_batches(pools.train, recipe.steps, recipe.batch_size, seed_of(seed, 3))
-    return Class(stack, batches, held)
+    seeds = [seed_of(seed, 2, index) for index in range(size)]
+    return _Course(seeds, draw_batches(learn, recipe.steps, recipe.batch_size, seed_of(seed, 3)), held)
 
 
 def episode(
@@ -250,7 +256,8 @@ def episode(
 
     The same ``seed`` gives the same students, splits, batches and dropout.
     """
-    stack, batches, held = gather_class(student, train, dev, recipe, seed, size)
+    seeds, batches, held = _course(train, dev, recipe, seed, size)
+    stack = Stack(student, seeds)
     loss = TaughtLoss(teacher, record=True)
     lesson = Lesson(train, batches, loss, teacher.num_classes, _dev_features(teacher, held))
     errors: list[Tensor] = []
@@ -291,13 +298,20 @@ def trial(
     train: Data,
     dev: Data | None,
     recipe: Recipe,
-    lr: float,
+    rates: Sequence[float],
     seed: int,
 ) -> Tensor:
-    """The measures (teachers, students) of the same ``recipe.trial_students`` fresh students under each."""
-    rows = []
+    """Dev errors (teachers, rates, students) of the same fresh students under each teacher and learning rate.
+
+    A student whose logits are not finite is wrong everywhere.
+    """
+    size, count = recipe.trial_students, len(rates)
+    seeds, batches, held = _course(train, dev, recipe, seed, size)
+    batches = batches.repeat(1, count, 1)
+    held = held[0].repeat(count, *[1] * (held[0].dim() - 1)), held[1].repeat(count, 1)
+    found = []
     for teacher in teachers:
-        stack, batches, held = gather_class(student, train, dev, recipe, seed, recipe.trial_students)
+        stack = Stack(student, seeds * count)
         lesson = Lesson(
             train, batches, TaughtLoss(teacher), teacher.num_classes, _dev_features(teacher, held)
         )
@@ -306,60 +320,71 @@ def trial(
             train_stack(
                 stack,
                 lesson,
-                lr=lr,
+                lr=torch.tensor(rates, dtype=train[0].dtype).repeat_interleave(size),
                 momentum=recipe.momentum,
                 weight_decay=recipe.weight_decay,
                 decay=recipe.decay,
             )
-        with torch.no_grad():
-            row = MEASURES[recipe.measure](evaluate(stack, held[0]), held[1], recipe.sharpness)
-        rows.append(row.nan_to_num(nan=math.inf))
-    return torch.stack(rows)
+        found.append(judge(stack, *held)[0].reshape(count, size))
+    return torch.stack(found)
 
 
 class Guard:
-    """Judges each episode, and says when the teacher has broken its students.
+    """Looks at a window of episodes, keeps the best teacher it has seen, and says when a run has broken.
 
-    Two signs: norms far above those of the good episodes, twice in a row, or a measure (a median over three
-    episodes) that has risen clearly above its best. All of its memory is in :attr:`memory`, which is
-    JSON-able.
+    The rules are those of :class:`Recipe`'s ``guard_`` fields; a run breaks, too, when more than half of the
+    students of an episode have no finite gradient. The good teacher is the mean of a window's teachers.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, start: dict[str, Tensor]) -> None:
         self.recipe = recipe
-        self.memory: dict[str, Any] = {"norms": [], "recent": [], "best": None, "high": 0}
+        self.good = start
+        self.window: list[dict[str, Tensor]] = []  # the teachers of the last episodes
+        # Of the same episodes, each student's measure and the median norm; and over the whole run.
+        self.memory: dict[str, Any] = {
+            "measures": [],
+            "norms": [],
+            "least_norm": None,
+            "best": None,
+            "high": 0,
+            "returns": 0,
+        }
 
-    def judge(self, norm: float, measure: float) -> str | None:
-        """Why to go back, or None; of an episode the students' median norm and mean measure."""
+    def judge(self, measures: list[float], norms: list[float], teacher: dict[str, Tensor]) -> str | None:
+        """Why to go back, or None: measures and norms of an episode's students, infinite where not finite."""
         memory, recipe = self.memory, self.recipe
-        usual = median(memory["norms"]) if memory["norms"] else math.inf
-        memory["high"] = (
-            memory["high"] + 1 if not norm <= recipe.guard_norm * usual or norm == math.inf else 0
-        )
-        if memory["high"] >= 2:
-            return check.guard_norm(norm, usual)
-        if not math.isfinite(measure):
+        finite = [index for index, norm in enumerate(norms) if math.isfinite(norm)]
+        if 2 * len(finite) < len(norms):
+            return check.guard_not_finite(len(norms) - len(finite), len(norms))
+        norm = median(norms[index] for index in finite)
+        self.window = [*self.window, teacher][-recipe.guard_window :]
+        memory["measures"] = [*memory["measures"], [measures[i] for i in finite]][-recipe.guard_window :]
+        memory["norms"] = [*memory["norms"], norm][-recipe.guard_window :]
+        least = memory["least_norm"]
+        memory["high"] = memory["high"] + 1 if least is not None and norm > recipe.guard_norm * least else 0
+        if least is not None and memory["high"] >= 2:
+            return check.guard_norm(norm, least)
+        if len(self.window) < recipe.guard_window:
             return None
-        memory["recent"] = [*memory["recent"][-2:], measure]
-        level = median(memory["recent"])
-        best = level if memory["best"] is None else memory["best"]
-        if level > best + recipe.guard_rise * abs(best):
-            return check.guard_measure(level, best)
-        memory["best"] = min(best, level)
-        if not memory["high"]:
-            memory["norms"] = [*memory["norms"], norm][-recipe.window :]
+        level = median(memory["norms"])
+        memory["least_norm"] = level if least is None else min(least, level)
+        every = [value for values in memory["measures"] for value in values]
+        now, best = mean(every), memory["best"]
+        error_of_mean = stdev(every) / math.sqrt(len(every)) if len(every) > 1 else 0.0
+        if best is None or (now < best and not memory["high"]):
+            memory["best"] = now
+            self.good = {
+                name: torch.stack([one[name] for one in self.window]).mean(0) for name in self.window[0]
+            }
+        elif now > best + max(4.0 * error_of_mean, recipe.guard_rise * abs(best)):
+            return check.guard_measure(now, best)
         return None
 
-    def is_good(self) -> bool:
-        """Whether the teacher of the last episode is one to come back to."""
-        if self.memory["high"] or not self.memory["recent"]:
-            return False
-        level, best = median(self.memory["recent"]), self.memory["best"]
-        return bool(level <= best + 0.5 * self.recipe.guard_rise * abs(best))
-
-    def forget(self) -> None:
-        """After a return: what the broken teacher showed counts no more."""
-        self.memory.update(recent=[], high=0)
+    def returned(self) -> bool:
+        """After a return: what the broken teacher showed counts no more. Whether teaching should go on."""
+        self.window = []
+        self.memory.update(measures=[], norms=[], high=0, returns=self.memory["returns"] + 1)
+        return bool(self.memory["returns"] < self.recipe.guard_returns)
 
 
 def teach(
@@ -431,6 +456,9 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+_NUMBERS = ("update", "since", "averaged", "shrink", "norms", "ended", "finished")
+
+
 class _Teaching:
     """One run of :func:`teach`: its state between updates, and what changes it."""
 
@@ -451,14 +479,15 @@ class _Teaching:
         self.student, self.train, self.dev = student, train, dev
         self.recipe, self.seed, self.progress = recipe, seed, progress
         self.directory = None if directory is None else Path(directory)
-        self.guard = Guard(recipe) if guard else None
         self.adam = self._new_adam()
-        self.good = self._weights()  # the last good teacher
-        self.average = {name: torch.zeros_like(value) for name, value in self.good.items()}
+        self.guard = Guard(recipe, self._weights()) if guard else None
+        self.average = {name: torch.zeros_like(value) for name, value in self._weights().items()}
         self.averaged = 0
         self.update = 0
+        self.since = 0  # updates since the start or the last return
         self.shrink = 1.0
         self.norms: list[float] = []
+        self.ended = False  # before the last update, by the guard
         self.finished = False
         self.history: dict[str, Any] = {
             "seed": seed,
@@ -492,7 +521,7 @@ class _Teaching:
             desc="teaching",
         ) as bar:
             try:
-                while self.update < self.recipe.updates and not self.finished:
+                while self.update < self.recipe.updates and not self.ended:
                     row = self._step()
                     bar.update()
                     bar.set_postfix_str(_postfix(row))
@@ -510,28 +539,36 @@ class _Teaching:
         return episode(self.teacher, self.student, self.train, self.dev, self.recipe, lr, seed, size)
 
     def _probe(self) -> None:
-        """Choose the students' learning rate: the largest with norms of order one and clear agreement."""
+        """Choose the students' learning rate: small norms that agree, then down while the measure falls.
+
+        Small norms alone, or agreement alone, are not enough: far above the edge of stability gradients of
+        norm 1e11 can agree, and a little above it small ones do not.
+        """
         recipe = self.recipe
-        tried: list[tuple[float, float, float]] = []  # lr, norm, agreement
-        taken = False
+        tried: list[dict[str, float]] = []
+        chosen: dict[str, float] | None = None
         with tqdm(recipe.probe_lrs, disable=not self.progress, desc="probe", unit="rate") as bar:
             for lr in bar:
-                seen = self._episode(lr, seed_of(self.seed, 0, 1), recipe.probe_students)
-                norm, agreement = median(seen.norms), seen.agreement
-                taken = norm <= recipe.probe_norm and agreement >= recipe.probe_agreement
-                tried.append((lr, norm, agreement))
-                bar.set_postfix_str(f"lr {lr:g} norm {norm:.2g} agreement {agreement:.2f}")
-                if taken:
+                seen = self._episode(lr, seed_of(self.seed, 0), recipe.probe_students)
+                norm, measure = median(seen.norms), float(seen.measure.mean())
+                row = {"lr": lr, "norm": norm, "agreement": seen.agreement, "measure": measure}
+                tried.append(row)
+                bar.set_postfix_str(f"lr {lr:g}, norm {norm:.2g}, agreement {seen.agreement:.2f}")
+                if chosen is not None and not measure < chosen["measure"]:
                     break
-        if not taken:
-            # The best of those with small gradients; where none has, the smallest rate.
-            small = [row for row in tried if row[1] <= recipe.probe_norm] or [tried[-1]]
-            lr, norm, agreement = max(small, key=lambda row: -1.0 if math.isnan(row[2]) else row[2])
-            self._event("probe", check.probe_found_none(lr, norm, agreement))
-        self.history["probe"] = _plain(
-            [{"lr": lr, "norm": norm, "agreement": agreement} for lr, norm, agreement in tried]
-        )
-        self.history["lr"] = lr
+                if (
+                    norm < recipe.probe_norm
+                    and max(seen.norms) < 10.0 * norm
+                    and seen.agreement > recipe.probe_agreement
+                ):
+                    chosen = row
+        if chosen is None:
+            # The best agreement among small norms; where none is small, the smallest rate.
+            small = [row for row in tried if row["norm"] < recipe.probe_norm] or [tried[-1]]
+            chosen = max(small, key=lambda row: -1.0 if math.isnan(row["agreement"]) else row["agreement"])
+            self._event("probe", check.probe_found_none(chosen["lr"], chosen["norm"], chosen["agreement"]))
+        self.history["probe"] = _plain(tried)
+        self.history["lr"] = chosen["lr"]
 
     def _step(self) -> dict[str, Any]:
         """One episode and what follows from it."""
@@ -544,7 +581,7 @@ class _Teaching:
         kept = [index for index, bad in enumerate(wild) if not bad]
         self.norms = [*self.norms, *(norms[index] for index in kept)][-recipe.window :]
         bound = recipe.clip * median(self.norms) if self.norms else 0.0
-        rate = recipe.teacher_lr * self.shrink * _rise_and_fall(update, recipe)
+        rate = recipe.teacher_lr * self.shrink * self._rise_and_fall()
         row: dict[str, Any] = {
             "update": update,
             "measure": _mean_finite(seen.measure),
@@ -562,20 +599,19 @@ class _Teaching:
         if row["skipped"]:
             total = row["skipped"] + sum(one["skipped"] for one in self.history["updates"])
             self._event("skip", check.students_skipped(row["skipped"], len(norms), usual, total))
-        broken = self.guard.judge(row["norm"], row["measure"]) if self.guard is not None else None
+        broken = None
+        if self.guard is not None:
+            broken = self.guard.judge(seen.measure.tolist(), norms, self._weights())
         if broken is not None:
             self._go_back(broken)
-        else:
-            if self.guard is None or self.guard.is_good():
-                self.good = self._weights()
-            if kept:
-                factors = torch.tensor([min(1.0, bound / max(norms[index], 1e-300)) for index in kept])
-                gradient = (seen.gradient[kept] * factors.to(seen.gradient)[:, None]).mean(0)
-                self._descend(gradient, rate)
-        if update >= recipe.updates * (1.0 - recipe.average):
-            for name, value in self.teacher.named_parameters():
-                self.average[name] += value.detach()
-            self.averaged += 1
+        elif kept:
+            factors = torch.tensor([min(1.0, bound / max(norms[index], 1e-300)) for index in kept])
+            gradient = (seen.gradient[kept] * factors.to(seen.gradient)[:, None]).mean(0)
+            self._descend(gradient, rate)
+            if update >= recipe.updates * (1.0 - recipe.average):
+                for name, value in self.teacher.named_parameters():
+                    self.average[name] += value.detach()
+                self.averaged += 1
         row["students_per_second"] = len(norms) / (time.perf_counter() - began)
         self.history["updates"].append(_plain(row))
         self._explain_low_agreement()
@@ -590,22 +626,29 @@ class _Teaching:
         for group in self.adam.param_groups:
             group["lr"] = rate
         self.adam.step()
+        self.since += 1
+
+    def _rise_and_fall(self) -> float:
+        """Factor of the teacher's learning rate: a warm-up, a plateau, and a line towards zero."""
+        recipe = self.recipe
+        rise = (self.since + 1) / max(1, recipe.warmup)
+        fall = (recipe.updates - self.update) / max(1.0, recipe.cooldown * recipe.updates)
+        return min(1.0, rise, fall)
 
     def _go_back(self, reason: str) -> None:
         assert self.guard is not None
-        self.teacher.load_state_dict(self.good)
+        self.teacher.load_state_dict(self.guard.good)
         self.adam = self._new_adam()
+        self.since = 0
         self.shrink *= self.recipe.guard_shrink
-        self.guard.forget()
-        self.norms = []
+        self.norms = self.norms[:20]
         for value in self.average.values():
             value.zero_()
         self.averaged = 0
-        returns = 1 + sum(event["kind"] == "guard" for event in self.history["events"])
         self._event("guard", check.guard_returns(reason, self.recipe.teacher_lr * self.shrink))
-        if returns > self.recipe.guard_returns:
-            self._event("stop", check.guard_gives_up(returns))
-            self.update = self.recipe.updates - 1
+        if not self.guard.returned():
+            self._event("stop", check.guard_gives_up(self.recipe.guard_returns))
+            self.ended = True
 
     def _explain_low_agreement(self) -> None:
         recent = [row["agreement"] for row in self.history["updates"][-10:]]
@@ -615,39 +658,50 @@ class _Teaching:
             self._event("agreement", check.low_agreement(mean(known) if known else math.nan))
 
     def _finish(self) -> None:
-        """The average of the last teachers, unless fresh students do worse under it than at the start."""
+        """The average of the last teachers; with a guard, what fresh students do best under.
+
+        Each candidate is tried at its own best learning rate, since a loss that wants another rate than the
+        one for teaching is no worse for that. A taught teacher has to be ahead of the start by a standard
+        error.
+        """
+        candidates = {}
         if self.averaged:
-            self.teacher.load_state_dict(
-                {name: value / self.averaged for name, value in self.average.items()}
-            )
-        if self.guard is not None and self.recipe.trial_students:
-            good, start = copy.deepcopy(self.teacher), self.start
-            good.load_state_dict(self.good)
-            names = ("average", "last good", "start")
-            measures = trial(
-                (self.teacher, good, start),
-                self.student,
-                self.train,
-                self.dev,
-                self.recipe,
-                self.history["lr"],
-                seed_of(self.seed, 2),
-            )
-            level = measures.mean(1)
-            noise = (measures - measures[2]).std(1) / math.sqrt(measures.shape[1])
-            fine = [index for index in range(2) if level[index] <= level[2] + 2.0 * noise[index]]
-            chosen = (fine or [2])[0]
-            self.history["trial"] = {
-                "measure": _plain(dict(zip(names, measures.tolist(), strict=True))),
-                "chosen": names[chosen],
-            }
-            if chosen:
-                self._event("trial", check.trial_chose(names[chosen], float(level[0]), float(level[2])))
-                self.teacher = (self.teacher, good, copy.deepcopy(start))[chosen]
+            candidates["average"] = {name: value / self.averaged for name, value in self.average.items()}
+        if self.guard is None:
+            self.teacher.load_state_dict(candidates.get("average", self._weights()))
+        else:
+            candidates = candidates if self.averaged >= 3 else {}
+            candidates |= {"good": self.guard.good, "start": dict(self.start.named_parameters())}
+            self._try(candidates)
         self.finished = True
         if self.directory is not None:
             self.teacher.save(self.directory)
             self._commit()
+
+    def _try(self, candidates: dict[str, dict[str, Tensor]]) -> None:
+        recipe, names = self.recipe, list(candidates)
+        teachers = [copy.deepcopy(self.start) for _ in names]
+        for teacher, weights in zip(teachers, candidates.values(), strict=True):
+            teacher.load_state_dict(weights)
+        rates = [self.history["lr"] * factor for factor in recipe.trial_rates]
+        errors = trial(teachers, self.student, self.train, self.dev, recipe, rates, seed_of(self.seed, 2))
+        means = errors.mean(-1)  # [candidates, rates]
+        best = means.argmin(-1)
+        own = errors[torch.arange(len(names)), best]  # [candidates, students]
+        chosen = int(own.mean(-1).argmin())
+        ahead = own[-1] - own[chosen]
+        if names[chosen] != "start" and not ahead.mean() > ahead.std() / math.sqrt(len(ahead)):
+            chosen = len(names) - 1
+        self.teacher = teachers[chosen]
+        self.history["trial"] = {
+            "chosen": names[chosen],
+            "rates": rates,
+            "dev_error": {name: row.tolist() for name, row in zip(names, means, strict=True)},
+        }
+        if names[chosen] == "start":
+            self._event(
+                "trial", check.trial_chose_start(float(own[:-1].mean(-1).min()), float(own[-1].mean()))
+            )
 
     def _event(self, kind: str, sentence: str) -> None:
         self.history["events"].append({"update": self.update, "kind": kind, "sentence": sentence})
@@ -693,7 +747,7 @@ class _Teaching:
             group, _, key = name.partition("/")
             groups.setdefault(group, {})[key] = value
         self.teacher.load_state_dict(groups["teacher"])
-        self.good, self.average = groups["good"], groups["average"]
+        self.average = groups["average"]
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in groups.get("adam", {}).items():
             index, _, key = name.partition("/")
@@ -703,30 +757,30 @@ class _Teaching:
                 {"state": state, "param_groups": self.adam.state_dict()["param_groups"]}
             )
         numbers = saved["numbers"]
-        self.update, self.averaged, self.shrink = numbers["update"], numbers["averaged"], numbers["shrink"]
-        self.norms, self.finished = numbers["norms"], numbers["finished"]
+        for name in _NUMBERS:
+            setattr(self, name, numbers[name])
         if self.guard is not None:
             self.guard.memory = numbers["guard"]
+            self.guard.good = groups["good"]
+            self.guard.window = [groups[f"window{index}"] for index in range(numbers["window"])]
         self.history = saved["history"]
 
     def _commit(self) -> None:
         if self.directory is None:
             return
-        tensors: dict[str, Tensor] = {}
-        for group, values in (("teacher", self._weights()), ("good", self.good), ("average", self.average)):
-            tensors.update({f"{group}/{name}": value for name, value in values.items()})
+        groups = {"teacher": self._weights(), "average": self.average}
         for index, values in self.adam.state_dict()["state"].items():
-            tensors.update({f"adam/{index}/{name}": value for name, value in values.items()})
+            groups[f"adam/{index}"] = values
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        if self.guard is not None:
+            groups["good"] = self.guard.good
+            groups |= {f"window{index}": weights for index, weights in enumerate(self.guard.window)}
+            numbers |= {"guard": self.guard.memory, "window": len(self.guard.window)}
+        tensors = {
+            f"{group}/{key}": value for group, values in groups.items() for key, value in values.items()
+        }
         name = f"checkpoint-{self.update:06d}{'-final' if self.finished else ''}.safetensors"
         write_tensors(self.directory / name, tensors, {"update": self.update})
-        numbers = {
-            "update": self.update,
-            "averaged": self.averaged,
-            "shrink": self.shrink,
-            "norms": self.norms,
-            "finished": self.finished,
-            "guard": None if self.guard is None else self.guard.memory,
-        }
         content = {
             "tensors": name,
             "identity": self.identity,
@@ -738,13 +792,6 @@ class _Teaching:
         for old in self.directory.glob("checkpoint-*.safetensors"):
             if old.name != name:
                 old.unlink()
-
-
-def _rise_and_fall(update: int, recipe: Recipe) -> float:
-    """Factor of the teacher's learning rate: a warm-up, a plateau, and a line towards zero."""
-    rise = (update + 1) / max(1, recipe.warmup)
-    fall = (recipe.updates - update) / max(1.0, recipe.cooldown * recipe.updates)
-    return min(1.0, rise, fall)
 
 
 def _milestones(updates: int) -> set[int]:

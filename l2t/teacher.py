@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from l2t import check
 from l2t.files import read_tensors, write_json, write_tensors
@@ -91,7 +91,8 @@ class Teacher(nn.Module):
             link has no bias to learn, since a constant beside a loss changes nothing.
         features: which fields of :class:`StudentState` the teacher sees.
         rank: columns of the low-rank part.
-        diagonal_start: a0; default 1 for the identity link, 0.3 else, where the link is close to a line.
+        diagonal_start: a0. The default, 1 for the identity link, 0.3 for the sigmoid and 0.1 for the
+            log-sigmoid, is where the link is close to a line.
         diagonal_range: lim.
         off_diagonal_scale: rho.
         off_diagonal_bound: beta.
@@ -144,7 +145,7 @@ class Teacher(nn.Module):
         check.teacher_features(features, StudentState._fields, slots)
         check.teacher_has_a_say(weight, link, emphasis)
         if diagonal_start is None:
-            diagonal_start = 1.0 if link == "identity" else 0.3
+            diagonal_start = {"identity": 1.0, "sigmoid": 0.3, "log-sigmoid": 0.1}[link]
         self.num_classes = num_classes
         self.kind = weight
         self.slots = slots
@@ -167,16 +168,17 @@ class Teacher(nn.Module):
                 (std * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
             )
 
+        off = 0.02 * spread / (0.1 * off_diagonal_scale)  # a larger rho must not start further off
         each = 1 if weight == "shared" else num_classes
         self._make_mix(normal)
         if link != "identity":
             self.diagonal = normal(slots, each, std=spread)
             self.bias = normal(slots, each, std=spread)
         if weight == "full":
-            self.off_diagonal = normal(slots, num_classes, num_classes - 1, std=spread)
+            self.off_diagonal = normal(slots, num_classes, num_classes - 1, std=off)
         if weight == "low-rank":
             # Of two factors that both start at zero neither would ever move; right starts at full size.
-            self.left = normal(slots, num_classes, rank, std=spread)
+            self.left = normal(slots, num_classes, rank, std=off)
             self.right = normal(num_classes, rank, std=rank**-0.5)
         if weight != "shared" and emphasis:
             self.emphases = normal(slots, num_classes, std=spread)
@@ -186,12 +188,12 @@ class Teacher(nn.Module):
             self.keys = normal(len(self.features), self.slots)
 
     def _mix(self, features: Tensor) -> Tensor:
-        """Share of each slot, [K]: softmax(features . keys)."""
+        """Share of each slot, [..., K]: softmax(features . keys)."""
         share: Tensor = torch.softmax(features @ self.keys, -1)
         return share
 
     def _features(self, state: StudentState) -> Tensor:
-        """The chosen fields of ``state`` as numbers of order one, [F].
+        """The chosen fields of ``state`` as numbers of order one, [..., F].
 
         Bounded, so that no outlier owns the attention.
         """
@@ -206,54 +208,53 @@ class Teacher(nn.Module):
             value = getattr(state, name)
             check.teacher_state(name, value)
             factor, shift = units[name.rpartition("_")[2]]
-            value = torch.as_tensor(value, dtype=like.dtype, device=like.device).detach()
-            values.append((factor * value - shift).clamp(-4.0, 4.0))
-        return torch.stack(values)
+            values.append(
+                torch.as_tensor(value, dtype=like.dtype, device=like.device).detach() * factor - shift
+            )
+        return torch.stack(torch.broadcast_tensors(*values), -1).clamp(-4.0, 4.0)
 
     def forward(self, state: StudentState) -> Coefficients:
         """Coefficients of the loss for a student in ``state``, differentiable in the teacher's parameters.
 
+        Fields of a shape (...) in place of numbers give coefficients with these leading dimensions.
+
         Raises:
             ValueError: when the state lacks a feature that this teacher was made to see.
         """
-        if self.slots > 1:
-            mix = self._mix(self._features(state))
+        mix = self._mix(self._features(state)) if self.slots > 1 else None
 
-            def mixed(slots: Tensor) -> Tensor:
-                total: Tensor = torch.tensordot(mix, slots, 1)
-                return total
-        else:
-
-            def mixed(slots: Tensor) -> Tensor:
-                return slots.select(0, 0)
+        def mixed(slots: Tensor) -> Tensor:
+            total: Tensor = slots.select(0, 0) if mix is None else torch.tensordot(mix, slots, 1)
+            return total
 
         classes, rho = self.num_classes, self.off_diagonal_scale
         bound = min(self.off_diagonal_bound, (classes - 1) / 2)
         like = next(self.parameters())
-        own = torch.full((classes,), self.diagonal_start, dtype=like.dtype, device=like.device)
+        lead = torch.broadcast_shapes(*(value.shape for value in state if isinstance(value, Tensor)))
+        own = like.new_full((*lead, classes), self.diagonal_start)
         bias = torch.zeros_like(own)  # no None: torch.vmap takes tensors only
         if self.link != "identity":
-            own = own * (self.diagonal_range * mixed(self.diagonal).tanh()).exp()  # [C], W_yy
-            bias = (self.bias_range * mixed(self.bias).tanh()).expand(classes)
-        total = own  # [C], R_y
+            own = own * (self.diagonal_range * mixed(self.diagonal).tanh()).exp()  # [..., C], W_yy
+            bias = self.bias_range * mixed(self.bias).tanh() + bias
+        total = own  # [..., C], R_y
         weight: Weight = Diagonal(own)
         if self.kind == "full":
-            raw = mixed(self.off_diagonal)  # [C, C - 1]
-            off = (own * rho / (1.0 + rho / bound * raw.abs().sum(-1)))[:, None] * raw
+            raw = mixed(self.off_diagonal)  # [..., C, C - 1]
+            off = (own * rho / (1.0 + rho / bound * raw.abs().sum(-1))).unsqueeze(-1) * raw
             total = own + off.sum(-1)
-            weight = Full(_off_diagonal(off) + torch.diag(own))
+            weight = Full(_square(own, off))
         elif self.kind == "low-rank":
-            left, right = mixed(self.left), self.right  # [C, r]
+            left, right = mixed(self.left), self.right  # [..., C, r], [C, r]
             most = left.abs() @ right.abs().sum(0)  # no less than the sum of |left @ right.T| over a row
-            left = (own * rho / (1.0 + rho / bound * most))[:, None] * left
+            left = (own * rho / (1.0 + rho / bound * most)).unsqueeze(-1) * left
             inner = (left * right).sum(-1)
             total = own + left @ right.sum(0) - inner
-            weight = LowRank(own - inner, left, right)
+            weight = LowRank(own - inner, left, right.expand(left.shape))
         pull = _slope(self.link, bias - math.log(classes) * total) * (own - total / classes)
         scale = (1.0 - 1.0 / classes) / pull
         if hasattr(self, "emphases"):
             emphasis = (self.emphasis * mixed(self.emphases).tanh()).exp()
-            scale = scale * emphasis / emphasis.mean()
+            scale = scale * (emphasis / emphasis.mean(-1, keepdim=True))
         return Coefficients(weight, bias, scale)
 
     def loss(
@@ -324,11 +325,12 @@ class Teacher(nn.Module):
         """
         file = _file(path)
         check.teacher_file_exists(file)
-        tensors, about = read_tensors(file)
-        config = dict(about.get("teacher", {}))
-        kind = _CLASSES.get(config.pop("class", ""))
-        check.teacher_file_is_one(file, kind is not None)
-        assert kind is not None  # for the type checker: the line above raised
+        try:
+            tensors, about = read_tensors(file)
+            config = dict(about["teacher"])
+            kind = _CLASSES[config.pop("class")]
+        except (SafetensorError, KeyError) as error:
+            raise check.teacher_file_is_none(file) from error
         teacher = kind(**config, dtype=next(iter(tensors.values())).dtype)
         teacher.load_state_dict(tensors)
         return teacher
@@ -356,12 +358,12 @@ class GateTeacher(Teacher):
         super().__init__(num_classes, weight, slots=slots, **settings)
 
     def _make_mix(self, normal: Callable[..., nn.Parameter]) -> None:
-        self.gate_weight = normal(len(self.features))
+        self.gate_weight = normal(len(self.features), 1)
         self.gate_bias = normal(1)
 
     def _mix(self, features: Tensor) -> Tensor:
         gate = torch.tanh((features @ self.gate_weight + self.gate_bias) / 2.0)
-        return torch.cat([torch.ones_like(gate), gate])
+        return torch.cat([torch.ones_like(gate), gate], -1)
 
 
 def static_teacher(num_classes: int, weight: str = "shared", **settings: Any) -> Teacher:
@@ -384,13 +386,14 @@ def _file(path: str | os.PathLike[str]) -> Path:
     return path if path.suffix == ".safetensors" else path / "teacher.safetensors"
 
 
-def _off_diagonal(rows: Tensor) -> Tensor:
-    """The matrix (C, C) with a zero diagonal whose rows are, diagonal left out, ``rows`` (C, C - 1)."""
-    classes = rows.shape[0]
-    # Cut into rows of C + 1, a square matrix has its diagonal in the first column.
-    return F.pad(F.pad(rows.reshape(classes - 1, classes), (1, 0)).flatten(), (0, 1)).reshape(
-        classes, classes
-    )
+def _square(diagonal: Tensor, off: Tensor) -> Tensor:
+    """Matrices [..., C, C] of diagonals [..., C] and of what is off them, rows [..., C, C - 1]."""
+    classes = off.shape[-2]
+    # Cut into rows of C + 1, a square matrix has its diagonal in the first column, but for the last entry.
+    head = diagonal[..., :-1].unsqueeze(-1).expand(*off.shape[:-2], -1, -1)
+    body = torch.cat([head, off.reshape(*off.shape[:-2], classes - 1, classes)], -1).flatten(-2)
+    tail = diagonal[..., -1:].expand(*off.shape[:-2], -1)
+    return torch.cat([body, tail], -1).reshape(*off.shape[:-2], classes, classes)
 
 
 def _slope(link: str, u: Tensor) -> Tensor:

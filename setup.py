@@ -1,4 +1,4 @@
-"""Builds the native core: the extension l2t._native, by CMake and ninja (CMakeLists.txt). All else is in pyproject.toml."""
+"""Builds the native core, the extension l2t._native, by CMake and ninja. All else is in pyproject.toml."""
 
 import os
 import shutil
@@ -15,38 +15,32 @@ ROOT = Path(__file__).parent.resolve()
 
 def tool(name: str) -> str:
     """Path of a build tool: beside the interpreter, where pip puts it, or on PATH."""
-    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    found = shutil.which(name, path=beside)
-    if found is None:
+    path = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if path is None:
         raise RuntimeError(f"l2t needs {name} to build its native core; `pip install cmake ninja` brings it.")
-    return found
+    return path
 
 
 class BuildCore(build_ext):
-    """One CMake project as one extension. Its build directory stays, so that a second build compiles what has changed."""
+    """One CMake project as one extension."""
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = ROOT / "build" / f"core-{sys.implementation.cache_tag}"
-        cache = build / "CMakeCache.txt"
-        if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text():
-            shutil.rmtree(build)  # the whole tree was moved or copied here
-        cmake, ninja = tool("cmake"), tool("ninja")
+        build = Path(self.build_temp).resolve() / "core"
+        # From nothing: an isolated build leaves a cache with the paths of an environment that is gone.
+        shutil.rmtree(build, ignore_errors=True)
+        cmake = tool("cmake")
         configure = [
-            cmake,
-            "-S", str(ROOT),
-            "-B", str(build),
-            "-G", "Ninja",
-            f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DL2T_VERSION={self.distribution.get_version()}",
-        ]  # fmt: skip
+        ]
         jobs = str(self.parallel or os.cpu_count() or 1)
-        subprocess.run(configure, check=True)
-        subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
+        subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *configure], check=True)
+        subprocess.run([cmake, "--build", build, "--parallel", jobs], check=True)
         if not target.exists():
             raise RuntimeError(f"The native core was built, but not as {target}.")
 

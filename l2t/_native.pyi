@@ -43,7 +43,7 @@ class BuildInfo(TypedDict):
 def build_info() -> BuildInfo:
     """What was built in: version, compiler, instruction set, CUDA, OpenMP."""
 
-def check_target(n: int, classes_total: int, ignore_index: int, target: int) -> int:
+def check_target(n: int, classes_total: int, ignore_index: int, target: int, /) -> int:
     """The first row whose target is neither ``ignore_index`` nor in [0, classes_total), or -1."""
 
 def value(
@@ -66,6 +66,7 @@ def value(
     scale: int,
     loss: int,
     stats: int,
+    /,
 ) -> None:
     """The loss of every row and its stats (docs/math.md section 1)."""
 
@@ -95,6 +96,7 @@ def grad(
     d_right: int,
     d_bias: int,
     d_scale: int,
+    /,
 ) -> None:
     """The gradient of <v_loss, loss> to the logits and to every coefficient (section 2)."""
 
@@ -131,6 +133,7 @@ def grad_vjp(
     d_right: int,
     d_bias: int,
     d_scale: int,
+    /,
 ) -> None:
     """The vector-Jacobian product of `grad`: cotangents x_* of its outputs back to all of its inputs (section 3)."""
 
@@ -167,5 +170,6 @@ def grad_jvp(
     d_right: int,
     d_bias: int,
     d_scale: int,
+    /,
 ) -> None:
     """The Jacobian-vector product of `grad`: tangents of its outputs along the tangents t_* of its inputs (section 4)."""

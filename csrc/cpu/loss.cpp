@@ -7,9 +7,8 @@
 #include "../l2t.h"
 
 #include <algorithm>
+#include <exception>
 #include <initializer_list>
-#include <new>
-#include <stdexcept>
 #include <vector>
 
 #include "../dispatch.h"
@@ -39,14 +38,13 @@ void value(const Call<T>& call, T* loss_out, T* stats_out) {
     const int64_t k = call.rows.target[i], y = k % c;
     const T* z = call.logits(i);
     const T max = max_of(c, z);
-    const T sum_exp = sum<T>(c, [=](int64_t j) { return exp_term(z[j], max); });
-    Stats<T> stats;
+    Stats<T> stats = stats_before_u(max, sum<T>(c, [=](int64_t j) { return sum_exp_term(z[j], max); }));
+    stats.u = call.beta(k);
     if (w.dense) {
       const T* a = w.row(k, scratch[lane]);
-      const T az = sum<T>(c, [=](int64_t j) { return az_term(a[j], z[j], max); });
-      stats = dense_stats(max, sum_exp, az, sum(c, a), call.beta(k));
+      stats.u += sum<T>(c, [=](int64_t j) { return a_log_p_term(a[j], stats.log_p(z[j])); });
     } else {
-      stats = diagonal_stats(max, sum_exp, z[y], w.diagonal(k), call.beta(k));
+      stats.u += a_log_p_term(w.diagonal(k), stats.log_p(z[y]));
     }
     loss_out[i] = loss(call.link, stats, call.kappa(k));
     store_stats(stats_out, i, stats);
@@ -128,13 +126,13 @@ void second_order(const Call<T>& call, const T* stats_in, const Inputs<T>& v, co
       if (direction.moves) {
         v_a = direction.row(k, v_a_room);
         along.sum_va = sum(c, v_a);
-        along.va_log_p = sum<T>(c, [=](int64_t j) { return va_log_p_term(v_a[j], stats.log_p(z[j])); });
+        along.va_log_p = sum<T>(c, [=](int64_t j) { return a_log_p_term(v_a[j], stats.log_p(z[j])); });
       }
     } else {
       R = w.diagonal(k);
       along.av = R * v_z[y];
       along.sum_va = direction.diagonal(k);
-      along.va_log_p = va_log_p_term(along.sum_va, stats.log_p(z[y]));
+      along.va_log_p = a_log_p_term(along.sum_va, stats.log_p(z[y]));
     }
 
     const Head<T> head = second_head(call.link, stats, call.kappa(k), call.in.v_loss[i], R, along);
@@ -163,9 +161,7 @@ l2t_status guarded(const l2t_rows& rows, const l2t_tensors& inputs, std::initial
   if (rows.n > 0 && std::find(needed.begin(), needed.end(), nullptr) != needed.end()) return L2T_MISSING_ROWS;
   try {
     dispatch(rows.dtype, f);
-  } catch (const std::bad_alloc&) {
-    return L2T_OUT_OF_MEMORY;
-  } catch (const std::length_error&) {  // what a vector says of a size beyond any memory
+  } catch (const std::exception&) {  // only memory can fail
     return L2T_OUT_OF_MEMORY;
   }
   return L2T_OK;

@@ -19,11 +19,11 @@ void each(int64_t c, const F& f) {
   for (int64_t j = 0; j < c; ++j) f(j);
 }
 
-// In blocks, and the blocks' sums summed: the rounding error of a long row stays that of a short one.
+// In short blocks, whose sums are added in double: the rounding error does not grow with the row.
 template <class T, class F>
 T sum(int64_t c, const F& term) {
-  constexpr int64_t block = 1024;
-  T total = 0;
+  constexpr int64_t block = 64;
+  double total = 0;
   for (int64_t begin = 0; begin < c; begin += block) {
     const int64_t end = std::min(begin + block, c);
     T part = 0;
@@ -31,7 +31,7 @@ T sum(int64_t c, const F& term) {
     for (int64_t j = begin; j < end; ++j) part += term(j);
     total += part;
   }
-  return total;
+  return static_cast<T>(total);
 }
 
 template <class T>

@@ -1,11 +1,11 @@
 // The loss of one row and its derivatives: docs/math.md sections 1 to 4, in the order value, grad, vjp and
 // jvp of grad.
 //
-// An op on a row is three moves. Sums over the classes (max, sum exp, a.z and the like) are the device's; the
+// An op on a row is three moves. Sums over the classes (max, sum exp, p.v and the like) are the device's; the
 // Head makes of them the handful of scalars that the row needs; then one expression per output and class. The
 // heads and the expressions are here, the function and its derivatives on one screen. Letters are those of
-// math.md, sums over classes are named by what is summed: az = sum a_j (z_j - max), pv = sum p_j v_j, ...
-// `go` is the upstream gradient of the row's loss.
+// math.md; R = sum a_j, pv = sum p_j v_j and so on are sums over classes; `go` is the upstream gradient of the
+// row's loss.
 //
 // The gradient to (z, a, beta) is a multiple of one vector, the derivative of u. Its own derivative along a
 // direction (v_z, v_a, v_beta, v_kappa) is a multiple of that vector and one of that vector's change, so a
@@ -37,28 +37,20 @@ struct Stats {
   L2T_FN T p(T z) const { return exp(log_p(z)); }
 };
 
-// The terms of two sums: sum exp(z - max), and az = sum a (z - max).
 template <class T>
-L2T_FN T exp_term(T z, T max) {
+L2T_FN T sum_exp_term(T z, T max) {
   return exp(z - max);
 }
 
+// max and sum exp(z - max) in, u still to come: beta + sum a_j log p_j, of which the next is one term.
 template <class T>
-L2T_FN T az_term(T a, T z, T max) {
-  return times(a, z - max);
+L2T_FN Stats<T> stats_before_u(T max, T sum_exp) {
+  return {max, log(sum_exp), 0};
 }
 
 template <class T>
-L2T_FN Stats<T> dense_stats(T max, T sum_exp, T az, T R, T beta) {
-  const T log_sum = log(sum_exp);
-  return {max, log_sum, az - R * log_sum + beta};
-}
-
-template <class T>
-L2T_FN Stats<T> diagonal_stats(T max, T sum_exp, T z_y, T a_y, T beta) {
-  Stats<T> stats{max, log(sum_exp), 0};
-  stats.u = times(a_y, stats.log_p(z_y)) + beta;
-  return stats;
+L2T_FN T a_log_p_term(T a, T log_p) {
+  return times(a, log_p);
 }
 
 template <class T>
@@ -100,11 +92,6 @@ template <class T>
 struct Direction {
   T pv, av, sum_va, va_log_p, v_beta, v_kappa, t_go;
 };
-
-template <class T>
-L2T_FN T va_log_p_term(T v_a, T log_p) {
-  return times(v_a, log_p);
-}
 
 template <class T>
 L2T_FN Head<T> second_head(l2t_link link, const Stats<T>& stats, T kappa, T go, T R, const Direction<T>& v) {

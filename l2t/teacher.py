@@ -173,7 +173,7 @@ class Teacher(nn.Module):
         self._make_mix(normal)
         if link != "identity":
             self.diagonal = normal(slots, each, std=spread)
-            self.bias = normal(slots, each, std=spread)
+            self.bias = normal(slots, each, std=spread / bias_range)  # b itself is of order spread
         if weight == "full":
             self.off_diagonal = normal(slots, num_classes, num_classes - 1, std=off)
         if weight == "low-rank":

@@ -126,7 +126,7 @@ def test_it_starts_along_the_gradient_of_cross_entropy(kind, link, emphasis):
     ],
 )
 def test_it_starts_training_a_student_as_cross_entropy_does(make, kind, link):
-    x = torch.randn(400, 12, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(1300, 12, generator=torch.Generator().manual_seed(1))
     y = (x @ torch.randn(12, 5, generator=torch.Generator().manual_seed(2))).argmax(1)
 
     def train(loss):
@@ -138,13 +138,17 @@ def test_it_starts_training_a_student_as_cross_entropy_does(make, kind, link):
             loss(student(x[:300]), y[:300], step).backward()
             sgd.step()
         with torch.no_grad():
-            return F.cross_entropy(student(x[300:]), y[300:]).item()
+            logits = student(x[300:])
+            return F.cross_entropy(logits, y[300:]).item(), (
+                logits.argmax(1) != y[300:]
+            ).float().mean().item()
 
     teacher = make(5, kind, link=link)
     taught = train(lambda z, y, step: teacher.loss(z, y, l2t.StudentState(step / 60, 1.0, 0.5)))
     plain = train(lambda z, y, step: F.cross_entropy(z, y))
-    assert plain < 0.6  # it does learn: guessing is 1.6
-    assert taught == pytest.approx(plain, rel=0.15)
+    assert plain[1] < 0.2  # it does learn: guessing is 0.8
+    assert taught[0] == pytest.approx(plain[0], rel=0.3)
+    assert taught[1] == pytest.approx(plain[1], abs=0.03)
 
 
 @pytest.mark.parametrize("make", [l2t.Teacher, l2t.GateTeacher, l2t.static_teacher])

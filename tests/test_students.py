@@ -1,0 +1,380 @@
+"""Students side by side are the students one by one; the course; the gradient to the teacher."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import l2t
+from l2t.students import (
+    Lesson,
+    Stack,
+    TaughtLoss,
+    Tracker,
+    cross_entropy,
+    draw_batches,
+    error,
+    evaluate,
+    judge,
+    learning_rates,
+    seed_of,
+    split_pools,
+    train,
+)
+
+SEEDS = (3, 4, 5)
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def batch_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x).tanh()).tanh())
+
+
+def alone(make, seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
+@pytest.mark.parametrize("make", [mlp, batch_norm, Tied])
+def test_a_stack_is_the_students_alone(make):
+    stack, students = Stack(make, SEEDS), [alone(make, seed) for seed in SEEDS]
+    x = torch.randn(3, 10, 6)
+    for training in (True, True, False):
+        stack.train(training)
+        together = stack(x)
+        for i, student in enumerate(students):
+            torch.testing.assert_close(together[i], student.train(training)(x[i]))
+    for (name, every), (other, _) in zip(
+        stack.student.state_dict().items(), students[0].state_dict().items(), strict=True
+    ):
+        assert name == other
+        for i, student in enumerate(students):  # weights, and buffers as training has left them
+            torch.testing.assert_close(every[i], student.state_dict()[name])
+    gradients = torch.autograd.grad(stack(x).square().sum(), list(stack.parameters()))
+    for i, student in enumerate(students):
+        own = torch.autograd.grad(student(x[i]).square().sum(), list(student.parameters()))
+        for every, one in zip(gradients, own, strict=True):
+            torch.testing.assert_close(every[i], one, rtol=1e-4, atol=1e-5)
+
+
+def test_tied_weights_stay_tied():
+    stack = Stack(Tied, SEEDS)
+    assert stack.student.first.weight is stack.student.second.weight
+    assert len(list(stack.parameters())) == 5
+
+
+def test_a_stack_survives_an_error_in_its_student():
+    stack = Stack(mlp, SEEDS)
+    before = {name: value.clone() for name, value in stack.named_parameters()}
+    with pytest.raises(RuntimeError):
+        stack(torch.randn(3, 10, 7))
+    for name, value in stack.named_parameters():
+        assert torch.equal(value, before[name])
+        assert isinstance(value, nn.Parameter)
+
+
+def test_making_a_stack_leaves_the_random_state_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    Stack(mlp, SEEDS)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_dropout_differs_between_students():
+    stack = Stack(lambda: nn.Dropout(0.5), SEEDS)
+    a, b, c = stack(torch.ones(3, 50, 4))
+    assert not torch.equal(a, b)
+    assert not torch.equal(b, c)
+
+
+class Branching(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) if x.sum().item() > 0 else -super().forward(x)
+
+
+class Assigning(nn.Linear):
+    def __init__(self, *sizes) -> None:
+        super().__init__(*sizes)
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean()
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "sentence"),
+    [
+        (lambda: Branching(6, 3), RuntimeError, r"student must be a module that torch.vmap can run"),
+        (lambda: Assigning(6, 3), ValueError, r"buffer 'mean' must be updated in place, got a new tensor"),
+        (
+            lambda: 3,
+            ValueError,
+            r"must be a function that returns a fresh torch.nn.Module, got a function that",
+        ),
+        (
+            lambda: nn.Linear(6, 1 + int(torch.rand(()) * 9)),
+            ValueError,
+            r"students of the same parameter names and",
+        ),
+    ],
+)
+def test_what_cannot_stack_says_so(make, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        Stack(make, SEEDS)(torch.randn(3, 10, 6))
+
+
+def test_an_empty_stack_says_so():
+    with pytest.raises(ValueError, match="seeds must be one or more, got none"):
+        Stack(mlp, [])
+
+
+# ---- seeds, splits, batches
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=4))
+def test_a_seed_is_one_that_torch_takes(parts):
+    assert 0 <= seed_of(*parts) < 2**63
+    torch.Generator().manual_seed(seed_of(*parts))
+
+
+def test_seeds_of_different_parts_differ():
+    parts = [(a, b) for a in range(60) for b in range(60)] + [(a,) for a in range(60)]
+    assert len({seed_of(*some) for some in parts}) == len(parts)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 40), st.floats(0, 1), st.integers(0, 1000))
+def test_a_split_is_a_partition(count, fraction, seed):
+    pools = split_pools(count, 3, fraction, seed)
+    for train_rows, dev_rows in zip(*pools, strict=True):
+        assert len(dev_rows) >= 1
+        assert len(train_rows) >= 1
+        assert sorted([*train_rows.tolist(), *dev_rows.tolist()]) == list(range(count))
+    assert torch.equal(pools.dev, split_pools(count, 3, fraction, seed).dev)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 20))
+def test_batches_walk_through_the_pool_in_epochs(steps, batch_size, size):
+    pools = 100 + torch.arange(2 * size).reshape(2, size)
+    batches = draw_batches(pools, steps, batch_size, seed=1)
+    assert batches.shape == (steps, 2, batch_size)
+    for pool, rows in zip(pools, batches.transpose(0, 1).reshape(2, -1), strict=True):
+        for epoch in rows.split(size):
+            assert len(set(epoch.tolist())) == len(epoch)
+            assert set(epoch.tolist()) <= set(pool.tolist())
+    assert torch.equal(batches, draw_batches(pools, steps, batch_size, seed=1))
+    if size > 4 and steps * batch_size > 4:
+        assert not torch.equal(batches, draw_batches(pools, steps, batch_size, seed=2))
+
+
+# ---- state
+
+
+def test_the_tracker_keeps_running_means():
+    tracker = Tracker(2, 4, 10, torch.zeros(()))
+    start = tracker.state(0)
+    torch.testing.assert_close(start.train_loss, torch.full((2,), 4.0).log())
+    torch.testing.assert_close(start.train_accuracy, torch.full((2,), 0.25))
+    logits, target = torch.randn(2, 5, 4), torch.randint(4, (2, 5))
+    tracker.update(0, logits, target)
+    tracker.update(0, -logits, target)  # the reverse pass runs a step again: no second record
+    state = tracker.state(1)
+    assert len(tracker.states) == 2
+    for i in range(2):
+        assert state.progress[i] == pytest.approx(0.1)
+        loss = F.cross_entropy(logits[i], target[i])
+        accuracy = (logits[i].argmax(1) == target[i]).float().mean()
+        torch.testing.assert_close(state.train_loss[i], 0.9 * torch.tensor(4.0).log() + 0.1 * loss)
+        torch.testing.assert_close(state.train_accuracy[i], 0.9 * 0.25 + 0.1 * accuracy)
+
+
+def test_dev_features_are_measured_in_evaluation_mode():
+    def make():
+        return nn.Sequential(nn.Dropout(0.9), nn.Linear(6, 3))
+
+    x, y = torch.randn(40, 6), torch.randint(3, (40,))
+    dev = torch.randn(2, 7, 6), torch.randint(3, (2, 7))
+    teacher = l2t.Teacher(3, features=["dev_loss", "dev_accuracy"])
+    lesson = Lesson(
+        (x, y), draw_batches(torch.arange(40).expand(2, -1), 30, 8, 0), TaughtLoss(teacher), 3, dev
+    )
+    stack = Stack(make, (0, 1))
+    before = judge(stack, *dev)
+    train(stack, lesson, lr=0.1, momentum=0.0, weight_decay=0.0, decay="constant")
+    torch.testing.assert_close(lesson.tracker.state(0).dev_loss, before[1])
+    torch.testing.assert_close(lesson.tracker.state(0).dev_accuracy, 1 - before[0])
+    assert stack.training
+    measured = {tuple(state.dev_loss.tolist()) for state in lesson.tracker.states[:-1]}
+    assert len(measured) == 30  # 20 looks or one a step
+
+
+def test_dev_features_without_a_dev_set_say_so():
+    teacher = l2t.Teacher(3, features=["dev_loss"])
+    lesson = Lesson(
+        (torch.randn(9, 6), torch.zeros(9, dtype=torch.long)), torch.zeros(2, 2, 3, dtype=torch.long),
+        TaughtLoss(teacher), 3,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="dev_loss must be a number, got None"):
+        lesson(Stack(mlp, (0, 1)), lesson.batches[0], 0)
+
+
+# ---- the course
+
+
+@pytest.mark.parametrize("decay", ["linear", "constant"])
+def test_the_course_is_that_of_torch_optim(decay):
+    x, y = torch.randn(60, 6), torch.randint(3, (60,))
+    batches = draw_batches(torch.arange(60).expand(3, -1), 12, 10, 0)
+    stack = Stack(mlp, SEEDS)
+    rates = torch.tensor([0.1, 0.2, 0.05])
+    train(
+        stack,
+        Lesson((x, y), batches, lambda z, t, state, step: cross_entropy(z, t), 3),
+        lr=rates,
+        momentum=0.9,
+        weight_decay=0.01,
+        decay=decay,
+    )
+    for i, seed in enumerate(SEEDS):
+        student = alone(mlp, seed)
+        sgd = torch.optim.SGD(student.parameters(), lr=1.0, momentum=0.9, weight_decay=0.01)
+        for step, now in enumerate(learning_rates(float(rates[i]), 12, decay)):
+            sgd.param_groups[0]["lr"] = now
+            sgd.zero_grad()
+            F.cross_entropy(student(x[batches[step, i]]), y[batches[step, i]]).backward()
+            sgd.step()
+        for every, one in zip(stack.parameters(), student.parameters(), strict=True):
+            torch.testing.assert_close(every[i], one, rtol=1e-4, atol=1e-6)
+
+
+def test_learning_rates_fall_along_a_line():
+    assert learning_rates(0.4, 4, "linear") == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert learning_rates(0.4, 2, "constant") == [0.4, 0.4]
+
+
+def test_train_calls_at_the_steps_asked_for():
+    seen = []
+    batches = torch.zeros(5, 1, 2, dtype=torch.long)
+    lesson = Lesson(
+        (torch.randn(3, 6), torch.tensor([0, 1, 2])), batches, lambda z, t, *_: cross_entropy(z, t), 3
+    )
+    train(
+        Stack(mlp, (0,)), lesson, lr=0.1, momentum=0.9, weight_decay=0.0, decay="linear", at=(0, 3, 5),
+        then=seen.append,
+    )  # fmt: skip
+    assert seen == [0, 3, 5]
+
+
+def test_evaluate_goes_by_chunks_and_restores_the_mode():
+    stack = Stack(batch_norm, SEEDS)
+    x = torch.randn(3, 11, 6)
+    torch.testing.assert_close(evaluate(stack, x, chunk=6), evaluate(stack, x))
+    assert stack.training
+    stack.eval()
+    evaluate(stack, x)
+    assert not stack.training
+
+
+def test_a_broken_student_is_wrong_everywhere():
+    stack = Stack(mlp, SEEDS)
+    with torch.no_grad():
+        next(stack.parameters())[1] = torch.nan
+    errors, losses = judge(stack, torch.randn(3, 8, 6), torch.zeros(3, 8, dtype=torch.long))
+    assert errors[1] == 1
+    assert losses[1] == torch.inf
+    assert losses[[0, 2]].isfinite().all()
+
+
+# ---- the gradient to the teacher
+
+
+@pytest.mark.parametrize(
+    ("kind", "link", "make_teacher"),
+    [
+        ("full", "identity", l2t.Teacher),
+        ("low-rank", "log-sigmoid", l2t.GateTeacher),
+        ("shared", "sigmoid", l2t.static_teacher),
+    ],
+)
+def test_gradients_of_students_are_plain_autograd_through_each_run(kind, link, make_teacher):
+    torch.manual_seed(0)
+    teacher = make_teacher(3, kind, link=link, dtype=torch.float64)
+    x, y = torch.randn(50, 6, dtype=torch.float64), torch.randint(3, (50,))
+    steps = 6
+    batches = draw_batches(torch.arange(40).expand(3, -1), steps, 8, 0)
+    stack = Stack(lambda: mlp().double(), SEEDS)
+    loss = TaughtLoss(teacher, record=True)
+    lesson = Lesson((x, y), batches, loss, 3)
+
+    def measure(model):
+        return cross_entropy(evaluate(model, x[40:].expand(3, 10, 6)), y[40:].expand(3, 10))
+
+    run = l2t.unroll(stack, batches, lesson, measure, optimizer=l2t.optim.SGD(lr=0.3, momentum=0.9))
+    run.backward()
+    found = loss.gradient()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+    for i, seed in enumerate(SEEDS):
+        weights = [w.detach().requires_grad_() for w in alone(lambda: mlp().double(), seed).parameters()]
+        moments = [torch.zeros_like(w) for w in weights]
+        average = [torch.tensor(3.0, dtype=torch.float64).log(), torch.tensor(1 / 3, dtype=torch.float64)]
+
+        def forward(rows, weights):
+            return torch.tanh(x[rows] @ weights[0].T + weights[1]) @ weights[2].T + weights[3]
+
+        for step in range(steps):
+            rows = batches[step, i]
+            z = forward(rows, weights)
+            value = teacher.loss(z, y[rows], l2t.StudentState(step / steps, *average))
+            with torch.no_grad():
+                average[0] = 0.9 * average[0] + 0.1 * F.cross_entropy(z, y[rows])
+                average[1] = 0.9 * average[1] + 0.1 * (1 - error(z[None], y[rows][None])[0])
+            grads = torch.autograd.grad(value, weights, create_graph=True)
+            moments = [0.9 * m + g for m, g in zip(moments, grads, strict=True)]
+            weights = [w - 0.3 * m for w, m in zip(weights, moments, strict=True)]
+        end = F.cross_entropy(forward(torch.arange(40, 50), weights), y[40:])
+        torch.testing.assert_close(run.measure[i], end.detach(), rtol=1e-10, atol=0)
+        own = torch.autograd.grad(end, list(teacher.parameters()))
+        torch.testing.assert_close(found[i], torch.cat([g.flatten() for g in own]), rtol=1e-8, atol=1e-12)
+
+
+def test_the_unrolled_run_and_the_course_are_the_same():
+    torch.manual_seed(0)
+    teacher = l2t.Teacher(3, "full")
+    x, y = torch.randn(50, 6), torch.randint(3, (50,))
+    batches = draw_batches(torch.arange(50).expand(3, -1), 10, 8, 0)
+    rates = learning_rates(0.2, 10, "linear")
+    unrolled = l2t.unroll(
+        Stack(mlp, SEEDS),
+        batches,
+        Lesson((x, y), batches, TaughtLoss(teacher, record=True), 3),
+        lambda model: cross_entropy(evaluate(model, x.expand(3, 50, 6)), y.expand(3, 50)),
+        optimizer=l2t.optim.SGD(lr=lambda step: rates[step], momentum=0.9, weight_decay=0.01),
+    )
+    stack = Stack(mlp, SEEDS)
+    train(
+        stack, Lesson((x, y), batches, TaughtLoss(teacher), 3), lr=0.2, momentum=0.9, weight_decay=0.01, decay="linear"
+    )  # fmt: skip
+    for name, weight in stack.named_parameters():
+        torch.testing.assert_close(unrolled.weights[name], weight.detach(), rtol=1e-4, atol=1e-6)

@@ -47,9 +47,12 @@ def _tracked() -> bool:
 
 def _below(name: str, arguments: Sequence[Any]) -> Any:
     """The op without derivatives of its own, but for those of the levels of `torch.func` below this one."""
+    functorch = torch._C._are_functorch_transforms_active()
+    if not functorch and not torch.compiler.is_compiling() and ops.readable(*arguments):
+        return ops.KERNELS[name](*arguments)
     op = getattr(torch.ops.l2t, name).default
     with torch._C._AutoDispatchBelowAutograd():
-        if not torch._C._are_functorch_transforms_active():
+        if not functorch:
             return op(*arguments)
         # Within a Function derivatives are off, at every level.
         with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
@@ -58,7 +61,9 @@ def _below(name: str, arguments: Sequence[Any]) -> Any:
 
 def _op(name: str, *arguments: Any) -> Any:
     """An op from within a derivative: with its own derivatives where somebody may ask for them."""
-    return getattr(torch.ops.l2t, name).default(*arguments) if _tracked() else _below(name, arguments)
+    if torch._C._are_functorch_transforms_active():
+        return getattr(torch.ops.l2t, name).default(*arguments)
+    return _FUNCTIONS[name].call(*arguments) if _tracked() else _below(name, arguments)
 
 
 class _Op(Function):
@@ -250,5 +255,7 @@ def _autograd_kernel(cls: type[_Op]) -> Callable[..., Any]:
     return kernel
 
 
-for _cls in (Value, Grad, GradVjp, GradJvp):
-    ops.LIBRARY.impl(_cls.op, _autograd_kernel(_cls), "Autograd")
+_FUNCTIONS: dict[str, type[_Op]] = {cls.op: cls for cls in (Value, Grad, GradVjp, GradJvp)}
+
+for _name, _cls in _FUNCTIONS.items():
+    ops.LIBRARY.impl(_name, _autograd_kernel(_cls), "Autograd")

@@ -13,8 +13,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from l2t.weight import Diagonal, Full, LowRank, Weight
-
 # ---- tasks, command line, report ----
 
 
@@ -183,7 +181,7 @@ def gate_slots(slots: int) -> None:
         raise ValueError(f"l2t.GateTeacher: slots must be 2, got {slots!r}. Use l2t.Teacher for more slots.")
 
 
-# ---- loss: the extension and the ops ---------------------------------------------------------------------------------
+# ---- loss: the extension and the ops ---------------------------------------------------------------------
 
 
 def _described(tensor: object) -> str:
@@ -221,8 +219,7 @@ def op_target(target: torch.Tensor, logits: torch.Tensor) -> Exception:
     """What the ops themselves take as target."""
     return ValueError(
         f"torch.ops.l2t: target must be of shape ({logits.shape[0]},), int64 on {logits.device}, got "
-        f"{_described(target)}. "
-        "Use l2t.dynamic_loss for other shapes and dtypes."
+        f"{_described(target)}. Use l2t.dynamic_loss for other shapes and dtypes."
     )
 
 
@@ -239,8 +236,7 @@ def op_argument(name: str, tensor: torch.Tensor, shape: tuple[int, ...], logits:
     dtype = str(logits.dtype).removeprefix("torch.")
     return ValueError(
         f"torch.ops.l2t: {name} must be of shape {tuple(shape)}, {dtype} on {logits.device}, got "
-        f"{_described(tensor)}. "
-        "Use l2t.dynamic_loss, which casts and checks."
+        f"{_described(tensor)}. Use l2t.dynamic_loss, which casts and checks."
     )
 
 
@@ -248,8 +244,7 @@ def op_wanted(wanted: Sequence[bool]) -> Exception:
     """A gradient to something that is not there."""
     return ValueError(
         "torch.ops.l2t: wanted must be a bool for each result, true only for arguments that are given, got "
-        f"{list(wanted)}. "
-        "Ask for gradients of given tensors."
+        f"{list(wanted)}. Ask for gradients of given tensors."
     )
 
 
@@ -277,21 +272,19 @@ def third_derivative() -> Exception:
 def forward_twice() -> Exception:
     """Forward over forward."""
     return NotImplementedError(
-        "l2t.dynamic_loss: a second derivative must be forward over reverse, reverse over forward or reverse "
-        "over reverse, "
-        "got forward over forward. Use torch.func.jvp of torch.func.grad, or torch.func.hessian."
+        "l2t.dynamic_loss: the second derivative must be taken over reverse mode or in it, got forward over "
+        "forward. Use torch.func.jvp of torch.func.grad, or torch.func.hessian."
     )
 
 
-# ---- loss: what users pass to dynamic_loss ---------------------------------------------------------------------------
+# ---- loss: what users pass to it ---------------------------------------------------------------------------
 
 
 def loss_choice(argument: str, name: object, names: Collection[str]) -> None:
     """The link and the reduction."""
     if name not in names:
         raise ValueError(
-            f"l2t.dynamic_loss: {argument} must be one of {', '.join(names)}, got {name!r}. Choose one of "
-            "these."
+            f"l2t.dynamic_loss: {argument} must be one of {', '.join(names)}, got {name!r}. Choose one."
         )
 
 
@@ -306,8 +299,7 @@ def loss_tensors(logits: object, target: object) -> None:
     if target.device != logits.device:
         raise ValueError(
             f"l2t.dynamic_loss: target must be on the device of logits, {logits.device}, got "
-            f"{target.device}. "
-            f"Move it there with target.to({str(logits.device)!r})."
+            f"{target.device}. Move it there with target.to({str(logits.device)!r})."
         )
 
 
@@ -315,8 +307,7 @@ def _loss_logits(logits: object) -> Exception:
     if isinstance(logits, torch.Tensor) and logits.is_floating_point():
         return ValueError(
             "l2t.dynamic_loss: logits must be of shape (N, C), (N, C, d1, ...) or (C,), got "
-            f"{_described(logits)}. "
-            "Give one score a class."
+            f"{_described(logits)}. Give one score a class."
         )
     return TypeError(
         f"l2t.dynamic_loss: logits must be a floating-point tensor, got {_described(logits)}. "
@@ -328,7 +319,7 @@ def _loss_target_dtype(target: object) -> Exception:
     if isinstance(target, torch.Tensor) and target.is_floating_point():
         return TypeError(
             f"l2t.dynamic_loss: target must be class indices, got {_described(target)}. Pass "
-            "target.argmax(1), or put the probabilities of each class into its row of weight, link='identity'."
+            "target.argmax(1), or put each class's probabilities into its row of weight, link='identity'."
         )
     return TypeError(
         f"l2t.dynamic_loss: target must be an int64 or uint8 tensor, got {_described(target)}. "
@@ -348,60 +339,30 @@ def loss_weight(weight: object) -> Exception:
     """A weight that is none of the structures."""
     return TypeError(
         "l2t.dynamic_loss: weight must be l2t.Full, l2t.Diagonal, l2t.LowRank, a tensor or None, got "
-        f"{_described(weight)}. "
-        "Wrap the coefficients in one of these."
+        f"{_described(weight)}. Wrap the coefficients in one of these."
     )
 
 
-def loss_coefficients(
-    logits: torch.Tensor,
-    weight: Weight | torch.Tensor | None,
-    bias: torch.Tensor | None,
-    scale: torch.Tensor | None,
-) -> None:
-    """Weight, bias and scale, against the logits."""
-    if weight is None and bias is None and scale is None:
-        return
-    num_classes = logits.shape[1 if logits.dim() > 1 else 0]
-    line = (num_classes,)
-    if isinstance(weight, torch.Tensor):
-        if weight.shape not in (line, (num_classes, num_classes)):
-            raise ValueError(
-                f"l2t.dynamic_loss: weight must be of shape ({num_classes}, {num_classes}) or "
-                f"({num_classes},) for {num_classes} classes, got {_described(weight)}. Give one coefficient "
-                "for each class, or for each pair of classes."
-            )
-        _loss_dtype("weight", weight, logits)
-    elif isinstance(weight, Full):
-        _loss_table("weight.weight", weight.weight, (num_classes, num_classes), logits)
-    elif isinstance(weight, Diagonal):
-        _loss_table("weight.diagonal", weight.diagonal, line, logits)
-    elif isinstance(weight, LowRank):
-        _loss_table("weight.diagonal", weight.diagonal, line, logits)
-        rank = weight.left.shape[-1:] if isinstance(weight.left, torch.Tensor) else (1,)
-        _loss_table("weight.left", weight.left, (num_classes, *rank), logits)
-        _loss_table("weight.right", weight.right, (num_classes, *rank), logits)
-    elif weight is not None:
-        raise loss_weight(weight)
-    if bias is not None:
-        _loss_table("bias", bias, line, logits)
-    if scale is not None:
-        _loss_table("scale", scale, line, logits)
+def loss_matrix(weight: torch.Tensor, num_classes: int, logits: torch.Tensor) -> None:
+    """A weight that is a plain tensor."""
+    if weight.shape not in ((num_classes,), (num_classes, num_classes)):
+        raise ValueError(
+            f"l2t.dynamic_loss: weight must be of shape ({num_classes}, {num_classes}) or ({num_classes},), got "
+            f"{_described(weight)}. Give one coefficient for each class, or for each pair of classes."
+        )
+    _loss_dtype("weight", weight, logits)
 
 
-def loss_sample_weight(logits: torch.Tensor, target: torch.Tensor, sample_weight: object) -> None:
-    """A factor a sample."""
-    _loss_table("sample_weight", sample_weight, tuple(target.shape), logits)
-
-
-def _loss_table(name: str, tensor: object, shape: tuple[int, ...], logits: torch.Tensor) -> None:
+def loss_table(name: str, tensor: object, shape: Sequence[int], logits: torch.Tensor) -> None:
+    """A part of the weight, the bias, the scale, or the sample weights."""
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"l2t.dynamic_loss: {name} must be a tensor, got {_described(tensor)}. Use torch.tensor(...).")
+        raise TypeError(
+            f"l2t.dynamic_loss: {name} must be a tensor, got {_described(tensor)}. Use torch.tensor(...)."
+        )
     if tensor.shape != shape:
         raise ValueError(
             f"l2t.dynamic_loss: {name} must be of shape {tuple(shape)} for logits of shape "
-            f"{tuple(logits.shape)}, "
-            f"got {_described(tensor)}. Give one entry for each class (or sample)."
+            f"{tuple(logits.shape)}, got {_described(tensor)}. Give one entry for each class (or sample)."
         )
     _loss_dtype(name, tensor, logits)
 
@@ -411,17 +372,14 @@ def _loss_dtype(name: str, tensor: torch.Tensor, logits: torch.Tensor) -> None:
     if tensor.device != logits.device:
         raise ValueError(
             f"l2t.dynamic_loss: {name} must be on the device of logits, {logits.device}, got "
-            f"{tensor.device}. "
-            f"Move it there with .to({str(logits.device)!r})."
+            f"{tensor.device}. Move it there with .to({str(logits.device)!r})."
         )
     if tensor.dtype is logits.dtype:
         return
-    if logits.dtype is not torch.float64 and (
-        (tensor.dtype is torch.float32
-        and logits.dtype is not torch.float32)
-        or (tensor.dtype in (torch.float16, torch.bfloat16, torch.float32)
-        and torch.is_autocast_enabled(logits.device.type))
-    ):
+    up_to_float32 = tensor.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    if tensor.dtype is torch.float32 and logits.dtype in (torch.float16, torch.bfloat16):
+        return
+    if up_to_float32 and logits.dtype is not torch.float64 and torch.is_autocast_enabled(logits.device.type):
         return
     dtype = str(logits.dtype).removeprefix("torch.")
     fits = dtype if logits.dtype in (torch.float32, torch.float64) else f"{dtype} or float32"
@@ -431,28 +389,19 @@ def _loss_dtype(name: str, tensor: torch.Tensor, logits: torch.Tensor) -> None:
     )
 
 
-def module_coefficients(
-    weight: Weight | torch.Tensor | None, bias: torch.Tensor | None, scale: torch.Tensor | None
-) -> None:
-    """What a DynamicLoss is made from: tensors of one dtype and number of classes that nobody computed."""
-    parts = (*(weight if isinstance(weight, tuple) else (weight,)), bias, scale)
-    tensors = [x for x in parts if isinstance(x, torch.Tensor)]
-    if any(x.requires_grad and not isinstance(x, torch.nn.Parameter) for x in tensors):
-        raise ValueError(
-            "l2t.DynamicLoss: coefficients must be parameters or tensors without gradient, got one that "
-            "requires a gradient. "
-            "Call l2t.dynamic_loss with coefficients that are computed."
-        )
-    first = next(iter(tensors), None)
-    if first is None or first.dim() == 0 or not first.is_floating_point():
-        if weight is not None or bias is not None or scale is not None:
+def module_coefficients(tensors: Sequence[object]) -> None:
+    """What a DynamicLoss is made from: tensors that nobody computed."""
+    for x in tensors:
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() == 0:
             raise TypeError(
-                "l2t.DynamicLoss: coefficients must be floating-point tensors with an entry for each class, "
-                f"got {_described(parts[0] if first is None else first)}. Start from "
-                "l2t.Diagonal.identity(num_classes)."
+                "l2t.DynamicLoss: coefficients must be floating-point tensors with an entry for each class, got "
+                f"{_described(x)}. Start from l2t.Diagonal.identity(num_classes)."
             )
-        return
-    loss_coefficients(first.new_empty(0, first.shape[0]), weight, bias, scale)
+        if x.requires_grad and not isinstance(x, torch.nn.Parameter):
+            raise ValueError(
+                "l2t.DynamicLoss: coefficients must be parameters or tensors without gradient, got one "
+                f"of {_described(x)} that requires one. Call l2t.dynamic_loss with computed coefficients."
+            )
 
 
 # ---- unroll ----------------------------------------------------------------------------------------------------------

@@ -74,16 +74,16 @@ def dynamic_loss(
         >>> target = torch.tensor([0, 2])
         >>> weight = l2t.Full.identity(3)
         >>> l2t.dynamic_loss(logits, target, weight)
-        tensor(-0.3594, grad_fn=<ReducedBackward>)
+        tensor(-0.3543, grad_fn=<ReducedBackward>)
         >>> l2t.dynamic_loss(logits, target, link="identity")  # cross-entropy
-        tensor(0.6295, grad_fn=<ReducedBackward>)
+        tensor(0.6216, grad_fn=<ReducedBackward>)
     """
     check.loss_choice("link", link, LINKS)
     check.loss_choice("reduction", reduction, REDUCTIONS)
     check.loss_tensors(logits, target)
-    check.loss_coefficients(logits, weight, bias, scale)
+    tables = checked_tables(logits, weight, bias, scale)
     if sample_weight is not None:
-        check.loss_sample_weight(logits, target, sample_weight)
+        check.loss_table("sample_weight", sample_weight, target.shape, logits)
 
     dtype = logits.dtype
     arithmetic = torch.float64 if dtype is torch.float64 else torch.float32
@@ -97,8 +97,7 @@ def dynamic_loss(
         target = target.reshape(-1)
     if target.dtype is torch.uint8:
         target = target.long()
-    tensors = (*_parts(weight), bias, scale, sample_weight)
-    *tables, sample_weight = (x if x is None or x.dtype is arithmetic else x.to(arithmetic) for x in tensors)
+    *tables, sample_weight = [None if x is None else x.to(arithmetic) for x in (*tables, sample_weight)]
     logits = logits.to(arithmetic)
     settings = (LINKS.index(link), ignore_index, 1)
 
@@ -119,12 +118,32 @@ def dynamic_loss(
     return loss.to(dtype)
 
 
-def _parts(weight: Weight | Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The tables of a coefficient matrix: its full matrix or diagonal, U and V."""
-    if weight is None or isinstance(weight, Tensor):
-        return weight, None, None
-    if isinstance(weight, LowRank):
-        return weight.diagonal, weight.left, weight.right
-    if isinstance(weight, (Full, Diagonal)):
-        return weight[0], None, None
-    raise check.loss_weight(weight)
+def checked_tables(
+    logits: Tensor, weight: Weight | Tensor | None, bias: Tensor | None, scale: Tensor | None
+) -> list[Tensor | None]:
+    """The coefficients as the ops take them: full matrix or diagonal, U, V, bias, scale."""
+    num_classes = logits.shape[min(logits.dim(), 2) - 1]
+    line = (num_classes,)
+    first, left, right = None, None, None
+    if isinstance(weight, Tensor):
+        first = weight
+        check.loss_matrix(first, num_classes, logits)
+    elif isinstance(weight, Full):
+        (first,) = weight
+        check.loss_table("weight.weight", first, (num_classes, num_classes), logits)
+    elif isinstance(weight, Diagonal):
+        (first,) = weight
+        check.loss_table("weight.diagonal", first, line, logits)
+    elif isinstance(weight, LowRank):
+        first, left, right = weight
+        check.loss_table("weight.diagonal", first, line, logits)
+        rank = left.shape[-1:] if isinstance(left, Tensor) else line
+        check.loss_table("weight.left", left, (*line, *rank), logits)
+        check.loss_table("weight.right", right, (*line, *rank), logits)
+    elif weight is not None:
+        raise check.loss_weight(weight)
+    if bias is not None:
+        check.loss_table("bias", bias, line, logits)
+    if scale is not None:
+        check.loss_table("scale", scale, line, logits)
+    return [first, left, right, bias, scale]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from l2t import check
-from l2t.functional import LINKS, REDUCTIONS, dynamic_loss
+from l2t.functional import LINKS, REDUCTIONS, checked_tables, dynamic_loss
 from l2t.weight import Diagonal, Full, LowRank, Weight
 
 __all__ = ["DynamicLoss"]
@@ -64,13 +64,17 @@ class DynamicLoss(nn.Module):
         check.loss_choice("reduction", reduction, REDUCTIONS)
         if isinstance(weight, Tensor):
             weight = Full(weight) if weight.dim() == 2 else Diagonal(weight)
-        check.module_coefficients(weight, bias, scale)
+        parts = {} if weight is None else dict(zip(weight._fields, weight, strict=True))
+        tensors = {**parts, "bias": bias, "scale": scale}
+        given = [x for x in tensors.values() if x is not None]
+        check.module_coefficients(given)
+        if given:
+            checked_tables(given[0].new_empty(0, given[0].shape[0]), weight, bias, scale)
         self.link = link
         self.ignore_index = ignore_index
         self.reduction = reduction
         self._structure = None if weight is None else type(weight)
-        parts = {} if weight is None else dict(zip(weight._fields, weight, strict=True))
-        for name, tensor in {**parts, "bias": bias, "scale": scale}.items():
+        for name, tensor in tensors.items():
             if tensor is None:
                 self.register_parameter(name, None)
             elif not trainable:

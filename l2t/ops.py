@@ -40,11 +40,11 @@ _COMMON = {
 }
 
 
+_SIX = ("logits", "weight", "left", "right", "bias", "scale")
+
+
 def _six(prefix: str) -> dict[str, str]:
-    return {
-        f"{prefix}_logits": _ROWS,
-        **{f"{prefix}_{part}": _TABLE for part in ("weight", "left", "right", "bias", "scale")},
-    }
+    return {f"{prefix}_{name}": _ROWS if name == "logits" else _TABLE for name in _SIX}
 
 
 _STATS = {"stats": _ROWS}
@@ -77,10 +77,8 @@ def _schema(name: str) -> str:
 # ---- the CPU: csrc ----
 
 
-def _table(name: str, table: Tensor | None, rows: tuple[int, ...], logits: Tensor) -> Tensor | None:
+def _table(name: str, table: Tensor, rows: tuple[int, ...], logits: Tensor) -> Tensor:
     """A coefficient table, its cotangent or its tangent as the core takes it."""
-    if table is None:
-        return None
     if table.shape != rows or table.dtype != logits.dtype or table.device != logits.device:
         raise check.op_argument(name, table, rows, logits)
     return table.contiguous()
@@ -123,11 +121,11 @@ class _Call:
         line = (classes,)
         self.shapes = ((n, c), (classes, c) if full else line, (classes, rank), (classes, rank), line, line)
         target = target.contiguous()
-        weight = _table("weight", weight, self.shapes[1], logits)
-        left = _table("left", left, self.shapes[2], logits)
-        right = _table("right", right, self.shapes[3], logits)
-        bias = _table("bias", bias, line, logits)
-        scale = _table("scale", scale, line, logits)
+        weight = None if weight is None else _table("weight", weight, self.shapes[1], logits)
+        left = None if left is None else _table("left", left, self.shapes[2], logits)
+        right = None if right is None else _table("right", right, self.shapes[3], logits)
+        bias = None if bias is None else _table("bias", bias, line, logits)
+        scale = None if scale is None else _table("scale", scale, line, logits)
         self.logits = logits
         self.kept = (target, weight, left, right, bias, scale)
         self.arguments = (
@@ -157,24 +155,14 @@ class _Call:
     def rows(self, stats: Tensor, v_loss: Tensor) -> tuple[Tensor, Tensor]:
         """What `value` left for the other ops, and the cotangent of the losses, as the core takes them."""
         n = self.arguments[4]
-        stats_, v_loss_ = (
-            _table("stats", stats, (n, 3), self.logits),
-            _table("v_loss", v_loss, (n,), self.logits),
-        )
-        assert stats_ is not None
-        assert v_loss_ is not None
-        return stats_, v_loss_
+        return _table("stats", stats, (n, 3), self.logits), _table("v_loss", v_loss, (n,), self.logits)
 
-    def six(self, prefix: str, logits: Tensor | None, *tables: Tensor | None) -> tuple[Tensor | None, ...]:
+    def six(self, prefix: str, *tensors: Tensor | None) -> list[Tensor | None]:
         """Cotangents or tangents of logits, weight, left, right, bias, scale as the core takes them."""
-        names = ("weight", "left", "right", "bias", "scale")
-        return (
-            _table(f"{prefix}_logits", logits, self.shapes[0], self.logits),
-            *(
-                _table(f"{prefix}_{name}", table, shape, self.logits)
-                for name, table, shape in zip(names, tables, self.shapes[1:], strict=True)
-            ),
-        )
+        return [
+            None if x is None else _table(f"{prefix}_{name}", x, shape, self.logits)
+            for name, x, shape in zip(_SIX, tensors, self.shapes, strict=True)
+        ]
 
     def outputs(self, wanted: Sequence[bool]) -> list[Tensor | None]:
         """Room for the gradients to logits, weight, left, right, bias, scale: None where not wanted."""
@@ -236,7 +224,9 @@ def _grad_jvp(*arguments: Any) -> tuple[Tensor, ...]:
     *where, stats, v_loss, t_v_loss, t0, t1, t2, t3, t4, t5, wanted = arguments
     call = _Call(*where)
     stats, v_loss = call.rows(stats, v_loss)
-    t = (_table("t_v_loss", t_v_loss, v_loss.shape, v_loss), *call.six("t", t0, t1, t2, t3, t4, t5))
+    if t_v_loss is not None:
+        t_v_loss = _table("t_v_loss", t_v_loss, v_loss.shape, v_loss)
+    t = (t_v_loss, *call.six("t", t0, t1, t2, t3, t4, t5))
     outputs = call.outputs(wanted)
     _native.grad_jvp(
         *call.arguments, stats.data_ptr(), v_loss.data_ptr(), *map(_pointer, t), *map(_pointer, outputs)
@@ -250,9 +240,10 @@ def _results(outputs: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ..
 
 
 _PLAIN = torch._C._dispatch_keys(torch.empty(0)).raw_repr()
+_ORDINARY = (Tensor, torch.nn.Parameter)
 
 
-def direct(*tensors: Tensor | None) -> bool:
+def direct(*arguments: Any) -> bool:
     """Whether the CPU kernels may be called past the dispatcher, which costs as much as a small kernel.
 
     That is so for ordinary CPU tensors while nobody watches, transforms or traces the ops.
@@ -261,21 +252,20 @@ def direct(*tensors: Tensor | None) -> bool:
         not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
-        and readable(*tensors)
+        and readable(*arguments)
     )
 
 
-def readable(*tensors: Tensor | None) -> bool:
-    """Whether these are ordinary CPU tensors, whose memory may be looked at now."""
-    return (
-        not torch._C._len_torch_dispatch_stack()
-        and torch._C._get_tracing_state() is None
-        and all(
-            x is None
-            or (type(x) in (Tensor, torch.nn.Parameter) and torch._C._dispatch_keys(x).raw_repr() == _PLAIN)
-            for x in tensors
-        )
-    )
+def readable(*arguments: Any) -> bool:
+    """Whether the tensors among these are ordinary CPU tensors, whose memory may be looked at now."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return False
+    for x in arguments:
+        if isinstance(x, Tensor) and (
+            type(x) not in _ORDINARY or torch._C._dispatch_keys(x).raw_repr() != _PLAIN
+        ):
+            return False
+    return True
 
 
 # ---- any other device: reference.py ----
@@ -334,7 +324,7 @@ def _vmap(name: str) -> Callable[..., Any]:
     gradient to one is wanted, which under vmap is one for every batch element, the batch also becomes groups
     of tables.
 
-    `torch.library.register_vmap` does the same and walks over nested arguments: that costs more than the rest.
+    `torch.library.register_vmap` does the same but walks over nested arguments, at twice the cost.
     """
     op = getattr(torch.ops.l2t, name).default
     kinds = tuple(ARGUMENTS[name].values())
@@ -404,7 +394,7 @@ def _in_group(target: Tensor, classes: int, ignore_index: int) -> Tensor:
 # ---- registration ----
 
 LIBRARY = torch.library.Library("l2t", "DEF")
-_KERNELS: dict[str, Callable[..., Any]] = {
+KERNELS: dict[str, Callable[..., Any]] = {
     "value": _value,
     "grad": _grad,
     "grad_vjp": _grad_vjp,
@@ -413,7 +403,7 @@ _KERNELS: dict[str, Callable[..., Any]] = {
 
 for _name in OPS:
     LIBRARY.define(_name + _schema(_name), tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(_name, _KERNELS[_name], "CPU")
+    LIBRARY.impl(_name, KERNELS[_name], "CPU")
     for _key in ("CUDA", "XPU", "MPS", "HPU", "PrivateUse1"):
         LIBRARY.impl(_name, _by_reference(_name), _key)
     torch.library.register_fake(f"l2t::{_name}", _fake(_name), lib=LIBRARY)

@@ -704,7 +704,7 @@ ERRORS = {
         (Z, Y, torch.ones(4)),
         {},
         ValueError,
-        "weight must be of shape (3, 3) or (3,) for 3 classes, got",
+        "weight must be of shape (3, 3) or (3,), got",
     ),
     "full shape": (
         (Z, Y, l2t.Full(torch.ones(3))),

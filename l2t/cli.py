@@ -352,6 +352,8 @@ def _teach_one(lesson: _Lesson) -> int:
     task, config = tasks.get(lesson.task), lesson.config
     data = task.load(config["regime"], config["data_seed"])
     began = time.perf_counter()
+    if not lesson.quiet and not sys.stderr.isatty():  # a log file wants no moving bar
+        print(f"teaching {lesson.directory}", flush=True)
     if not (lesson.directory / "checkpoint.json").exists():
         write_json(lesson.directory / "config.json", config)
     taught = l2t.teach(
@@ -364,7 +366,7 @@ def _teach_one(lesson: _Lesson) -> int:
         directory=lesson.directory,
         resume=lesson.resume,
         guard=lesson.guard,
-        progress=not lesson.quiet,
+        progress=not lesson.quiet and sys.stderr.isatty(),
     )
     if not lesson.quiet:
         print(_taught_line(taught.history, lesson.directory, time.perf_counter() - began))
@@ -383,7 +385,8 @@ def _taught_line(history: dict[str, Any], directory: Path, seconds: float) -> st
     measure, error = ends("measure"), ends("dev_error")
     return (
         f"{directory}: {len(rows)} updates, {seconds:.0f} s; "
-        f"dev measure {measure[0]:.3f} -> {measure[1]:.3f}, dev error {100 * error[0]:.1f}% -> {100 * error[1]:.1f}%, agreement {ends('agreement')[1]:.2f}"
+        f"dev measure {measure[0]:.3f} -> {measure[1]:.3f}, dev error {100 * error[0]:.1f}% -> "
+        f"{100 * error[1]:.1f}%, agreement {ends('agreement')[1]:.2f}"
     )
 
 
@@ -499,7 +502,7 @@ def _compare_group(runs: Sequence[Run], options: argparse.Namespace) -> None:
             dev_is_clean=data.dev_is_clean,
             students=options.students,
             grid=task.setting(config["regime"]).grid,
-            progress=not options.quiet,
+            progress=not options.quiet and sys.stderr.isatty(),
         )
         for run in dynamic:
             comparison = {**found[run.name], "also": list(also), "of": of}

@@ -112,8 +112,11 @@ def _svg(figure: Figure, label: str, *, broad: bool = False) -> str:
     """The figure as an SVG element that scales with the page, described by `label` for those who cannot see
     it.
     """
+    from matplotlib import rc_context
+
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    with rc_context({"svg.hashsalt": label}):  # the same ids every time
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     for name, stand_in in _COLOURS.items():
@@ -382,9 +385,9 @@ def local_weights(teacher: Teacher, state: StudentState) -> Tensor:
 
 
 @_styled
-def off_diagonals(teacher: Teacher, stages: Sequence[StudentState]) -> str | None:
-    """Heat maps of the weights that a sample of one class gives the other classes; None where there are
-    none.
+def off_diagonals(teacher: Teacher, stages: Sequence[StudentState]) -> tuple[str, float] | None:
+    """Heat maps of the weights that a sample of one class gives the other classes, and the weight of full
+    colour; None where there are none.
     """
     maps = [local_weights(teacher, state).numpy().copy() for state in stages]
     for values in maps:
@@ -405,7 +408,7 @@ def off_diagonals(teacher: Teacher, stages: Sequence[StudentState]) -> str | Non
         ax.set_yticks(every + 0.5, every)
         ax.set_xlabel("other class")
     axes[0].set_ylabel("true class")
-    return _svg(figure, "Weights of the other classes at several stages", broad=True)
+    return _svg(figure, "Weights of the other classes at several stages", broad=True), bound
 
 
 def _heat(ax: Axes, values: Any) -> None:

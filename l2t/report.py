@@ -320,15 +320,18 @@ def _loss_figures(run: Run) -> list[tuple[str, str]]:
         (pull, "How hard the loss pulls the true logit up, mean over the classes."),
         (loss, "The loss itself. The rest of the probability is spread evenly over the other classes."),
     ]
-    broad = (
-        (figures.pull_by_class(teacher, stages), "The pull again, one line a true class."),
-        (
-            figures.off_diagonals(teacher, stages),
+    pulls = figures.pull_by_class(teacher, stages)
+    if pulls is not None:
+        found.append((pulls, "The pull again, one line a true class."))
+    off = figures.off_diagonals(teacher, stages)
+    if off is not None:
+        svg, bound = off
+        caption = (
             "Soft targets: the weight of each other class for samples of the true class. Blue raises its "
-            "logit, red lowers it.",
-        ),
-    )
-    found += [(svg, caption) for svg, caption in broad if svg is not None]
+            f"logit, red lowers it; full colour is {bound:.2g}. Cross-entropy has 0, label smoothing of 0.1 "
+            f"has {0.1 / teacher.num_classes:.2g} everywhere."
+        )
+        found.append((svg, caption))
     if run.is_static:
         return found
     names = [f"class {label}" for label in range(teacher.num_classes)]
@@ -565,7 +568,10 @@ figure:has(svg.broad) { grid-column: 1 / -1; }
 figcaption { margin-top: .35rem; max-width: 27rem; }
 svg { display: block; max-width: 100%; height: auto; }
 figure.wide, .scroll { overflow-x: auto; }
+figure:has(svg.broad) { overflow-x: auto; }
 figure.wide svg { min-width: 32rem; }
+svg.broad { min-width: 46rem; }
+.wide figcaption, svg.broad + figcaption { max-width: 46rem; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .3rem .75rem .3rem 0; text-align: right; white-space: nowrap; vertical-align: baseline; }
 th:first-child { text-align: left; font-weight: 500; }

@@ -64,7 +64,7 @@ def cnn() -> nn.Module:
     )
 
 
-_CLEAN = {"steps": 300, "batch_size": 50, "students": 4, "updates": 80, "lr": 0.15, "teacher_lr": 0.12}
+_RECIPE = {"steps": 300, "batch_size": 50, "updates": 80, "lr": 0.15, "teacher_lr": 0.12}
 _SOFT_TARGETS = {"weight": "full", "link": "identity"}
 
 TASK = Task(
@@ -74,7 +74,7 @@ TASK = Task(
     source=source,
     students={"mlp": lambda: mlp(nn.Tanh), "mlp-relu": lambda: mlp(nn.ReLU), "cnn": cnn},
     settings={
-        "clean": Setting(Regime("4,000 training samples with their own labels"), _CLEAN, _SOFT_TARGETS),
+        "clean": Setting(Regime("4,000 training samples with their own labels"), _RECIPE, _SOFT_TARGETS),
         "few": Setting(Regime("500 training samples", samples=500), {}, {}),
         "symmetric": Setting(
             Regime(
@@ -82,8 +82,8 @@ TASK = Task(
                 dev=200,
                 noise=lambda classes: symmetric(classes, 0.4),
             ),
-            {},
-            {},
+            _RECIPE,
+            _SOFT_TARGETS,
         ),
         "pair-flip": Setting(
             Regime(
@@ -91,8 +91,8 @@ TASK = Task(
                 dev=200,
                 noise=lambda classes: pair_flip(classes, 0.4),
             ),
-            {},
-            {},
+            _RECIPE,
+            _SOFT_TARGETS,
         ),
         "long-tail": Setting(
             Regime("class counts fall from 400 to 8 along an exponential", imbalance=50.0), {}, {}

@@ -1,0 +1,393 @@
+"""The command line: what it says, refuses and writes, its exit codes, Ctrl-C, and the doctor."""
+
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import l2t
+from l2t import cli, doctor, reference, tasks
+
+TINY = ["--students", "2", "--lr", "0.1", "--set", "steps=4", "trial_students=2", "batch_size=16"]
+
+
+def teach(*arguments: str) -> int:
+    return cli.main(["teach", "digits", *arguments, *TINY])
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def bytes_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def one_line(capsys) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    return lines[0]
+
+
+# ---- what it says
+
+
+def test_the_first_screen_shows_the_way(capsys):
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    for command in ("l2t teach digits", "l2t compare digits", "l2t report runs/digits"):
+        assert command in shown
+    for name in tasks.names():
+        assert name in shown
+        assert ", ".join(tasks.get(name).regimes) in shown
+
+
+@pytest.mark.parametrize("command", ["teach", "compare", "report", "doctor"])
+def test_every_command_explains_itself(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: l2t {command}")
+    assert len(shown.splitlines()) > 5
+    assert max(map(len, shown.splitlines())) < 120
+
+
+def test_the_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"l2t {importlib.metadata.version('l2t')}"
+
+
+# ---- what it refuses
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["teach", "cifar"], "the task must be one of digits, mnist1d, got 'cifar'"),
+        (
+            ["teach", "digits", "--regime", "dirty"],
+            "the regime of digits must be one of clean, few, symmetric",
+        ),
+        (["teach", "digits", "--student", "vit"], "the student of digits must be one of mlp, "),
+        (["teach", "digits", "--weight", "huge"], "weight must be one of shared, per-class, low-rank, full"),
+        (["teach", "digits", "--link", "cubic"], "link must be one of sigmoid, identity, log-sigmoid"),
+        (["teach", "digits", "--lr", "-1"], "lr must be a number in"),
+        (["teach", "digits", "--set", "stepz=3"], "the field of --set must be one of steps, batch_size"),
+        (["teach", "digits", "--set", "steps"], "--set must be FIELD=VALUE, got 'steps'"),
+        (["teach", "digits", "--set", "measure=luck"], "measure must be one of cross-entropy"),
+        (["compare", "nowhere"], "compare must be given a task (digits, mnist1d) or an existing folder"),
+        (["compare", "digits"], "the folder must hold a taught run or seed-* folders with one"),
+        (["compare", "digits", "--regime", "dirty"], "the regime of digits must be one of clean"),
+        (["report", "nowhere"], "the folder must hold a taught run or seed-* folders with one"),
+    ],
+)
+def test_what_is_not_there_is_refused_in_one_line(arguments, sentence, here, capsys):
+    assert cli.main(arguments) == 2
+    line = one_line(capsys)
+    assert line.startswith("l2t.")
+    assert sentence in line
+    assert not any(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["sing"], ["teach"], ["teach", "digits", "--speed", "9"], ["teach", "digits", "--updates", "0"]],
+)
+def test_wrong_usage_has_exit_code_2(arguments, here, capsys):
+    assert cli.main(arguments) == 2
+    assert "usage: l2t" in capsys.readouterr().err
+    assert not any(here.iterdir())
+
+
+def test_a_count_is_a_whole_number_of_one_or_more(capsys):
+    assert cli.main(["teach", "digits", "--updates", "0"]) == 2
+    assert "it must be a whole number of 1 or more, got 0" in capsys.readouterr().err
+    assert cli.main(["teach", "digits", "--updates", "few"]) == 2
+    assert "invalid whole number value: 'few'" in capsys.readouterr().err
+
+
+# ---- teach
+
+
+def test_teach_writes_a_run(here, capsys):
+    assert teach("--seed", "3", "--updates", "2") == 0
+    run = here / "runs" / "digits-clean" / "seed-3"
+    assert str(run.relative_to(here)) in capsys.readouterr().out
+    assert {"teacher.safetensors", "teacher.json", "history.json", "config.json"} <= set(bytes_of(run))
+    config = json.loads((run / "config.json").read_text())
+    assert (config["task"], config["regime"], config["student"], config["seed"]) == (
+        "digits",
+        "clean",
+        "mlp",
+        3,
+    )
+    assert config["recipe"]["steps"] == 4
+    assert config["recipe"]["updates"] == 2
+    assert config["versions"]["torch"] == torch.__version__
+    history = json.loads((run / "history.json").read_text())
+    assert len(history["updates"]) == 2
+    taught = l2t.Teacher.load(run)
+    settings = tasks.get("digits").teacher("clean")
+    assert taught.config() == l2t.Teacher(**settings).config()
+
+
+def test_the_library_teaches_the_same_bits(here):
+    assert teach("--updates", "2", "--quiet") == 0
+    config = json.loads((here / "runs/digits-clean/seed-0/config.json").read_text())
+    task = tasks.get("digits")
+    data = task.load("clean")
+    taught = l2t.teach(
+        l2t.Teacher(**task.teacher("clean"), seed=0),
+        task.student(),
+        data.train,
+        recipe=l2t.Recipe(**config["recipe"]),
+        progress=False,
+    )
+    loaded = l2t.Teacher.load(here / "runs/digits-clean/seed-0")
+    for name, value in taught.teacher.named_parameters():
+        assert torch.equal(value, loaded.get_parameter(name))
+
+
+def test_options_reach_teacher_recipe_and_data(here):
+    options = [
+        "--weight",
+        "per-class",
+        "--link",
+        "log-sigmoid",
+        "--slots",
+        "2",
+        "--no-guard",
+        "--data-seed",
+        "7",
+    ]
+    assert (
+        teach("--regime", "symmetric", "--student", "mlp-relu", "--updates", "1", "--out", "x", *options) == 0
+    )
+    config = json.loads((here / "x" / "config.json").read_text())
+    assert (config["data_seed"], config["student"], config["guard"]) == (7, "mlp-relu", False)
+    assert config["recipe"]["lr"] == 0.1
+    assert config["recipe"]["students"] == 2
+    taught = l2t.Teacher.load(here / "x")
+    assert (taught.kind, taught.link, taught.slots) == ("per-class", "log-sigmoid", 2)
+
+
+def test_a_static_teacher_has_a_folder_of_its_own(here):
+    assert teach("--updates", "1", "--slots", "1", "--quiet") == 0
+    assert l2t.Teacher.load(here / "runs" / "digits-clean" / "static-0").slots == 1
+
+
+def test_quiet_is_quiet(here, capfd):
+    assert teach("--updates", "1", "--quiet") == 0
+    assert capfd.readouterr().out == ""
+
+
+def test_a_run_is_not_overwritten_and_a_finished_one_is_left_alone(here, capsys):
+    assert teach("--updates", "2", "--out", "run", "--quiet") == 0
+    before = bytes_of(here / "run")
+    capsys.readouterr()
+    assert teach("--updates", "2", "--out", "run", "--quiet") == 2
+    assert "(--resume), or choose another directory" in one_line(capsys)
+    assert teach("--updates", "2", "--out", "run", "--quiet", "--resume") == 0
+    assert bytes_of(here / "run") == before
+    assert teach("--updates", "3", "--out", "run", "--quiet", "--resume") == 1
+    assert "must have been started with the same arguments" in one_line(capsys)
+    assert bytes_of(here / "run") == before
+
+
+def test_several_seeds_are_the_same_bits_and_one_that_fails_is_the_exit_code(here, capfd):
+    (here / "many").mkdir()
+    (here / "many" / "seed-1").write_text("in the way")
+    assert teach("--updates", "2", "--seeds", "0", "1", "--jobs", "2", "--out", "many") == 1
+    said = capfd.readouterr()
+    assert "many/seed-0: 2 updates" in said.out
+    assert "l2t: [Errno 17] File exists: 'many/seed-1'" in said.err.splitlines()
+    assert "Traceback" not in said.err
+    assert teach("--updates", "2", "--seed", "0", "--out", "one", "--quiet") == 0
+    alone, among = ((here / where / "teacher.safetensors").read_bytes() for where in ("one", "many/seed-0"))
+    assert alone == among
+
+
+@pytest.mark.parametrize("seeds", [["0"], ["0", "1"]])
+def test_ctrl_c_leaves_a_run_that_resumes(seeds, here):
+    arguments = [
+        "teach",
+        "digits",
+        "--seeds",
+        *seeds,
+        "--jobs",
+        "2",
+        "--out",
+        "run",
+        "--updates",
+        "3000",
+        *TINY,
+    ]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "l2t.cli", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    marks = [here / "run" / ("" if len(seeds) == 1 else f"seed-{seed}") / "checkpoint.json" for seed in seeds]
+    patience = time.monotonic() + 60
+    while not all(mark.exists() for mark in marks) and time.monotonic() < patience:
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode == 130
+    assert "Traceback" not in said
+    again = said.strip().splitlines()[-1]
+    assert again.startswith("l2t teach: stopped. Go on with: l2t teach digits --seeds 0")
+    assert again.endswith("--resume")
+    for mark in marks:
+        assert 0 < len(json.loads(mark.read_text())["history"]["updates"]) < 3000
+        assert not (mark.parent / "teacher.safetensors").exists()
+    assert cli.main(["report", "run"]) == 2  # not finished, and said so
+
+
+# ---- compare and report
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """Two taught teachers and a static one, compared."""
+    folder = tmp_path_factory.mktemp("runs") / "few"
+    for seed, slots in ((0, "4"), (1, "4"), (0, "1")):
+        name = "static-0" if slots == "1" else f"seed-{seed}"
+        where = ["--out", str(folder / name), "--slots", slots, "--regime", "few", "--seed", str(seed)]
+        assert teach("--updates", "2", "--quiet", *where) == 0
+    assert cli.main(["compare", str(folder), "--students", "3", "--quiet"]) == 0
+    return folder
+
+
+def test_compare_writes_what_the_issue_promises(taught):
+    for name in ("seed-0", "seed-1"):
+        comparison = json.loads((taught / name / "comparison.json").read_text())
+        assert "taught" in comparison["test_error"]
+        assert all(len(errors) == 3 for errors in comparison["test_error"].values())
+        assert set(comparison["p"]) == set(comparison["test_error"]) - {"taught"}
+        assert comparison["also"] == ["static taught loss"]
+        assert {"cross-entropy", "static taught loss"} < set(comparison["p"])
+    assert not (taught / "static-0" / "comparison.json").exists()
+
+
+def test_teachers_share_the_baselines_of_a_comparison(taught):
+    first, second = (json.loads((taught / f"seed-{i}" / "comparison.json").read_text()) for i in (0, 1))
+    assert first["test_error"]["cross-entropy"] == second["test_error"]["cross-entropy"]
+    assert first["test_error"]["taught"] != second["test_error"]["taught"]
+
+
+def test_the_table_shows_what_the_file_holds(taught, capsys):
+    assert cli.main(["compare", str(taught), "--students", "3"]) == 0
+    shown = capsys.readouterr().out
+    comparison = json.loads((taught / "seed-0" / "comparison.json").read_text())
+    (line,) = (line for line in shown.splitlines() if line.startswith("cross-entropy "))
+    errors = torch.tensor(comparison["test_error"]["cross-entropy"], dtype=torch.float64) * 100
+    assert f"{errors.mean():.2f} ± {errors.std():.2f}" in line
+    difference = (torch.tensor(comparison["test_error"]["taught"]).double() * 100 - errors).mean()
+    assert f"{difference:+.2f}" in line
+    assert line.count("win") + line.count("loss") + line.count("even") == 2
+    assert "digits, few" in shown
+
+
+def test_the_same_comparison_is_not_made_twice(taught, monkeypatch):
+    from l2t import compare
+
+    calls = []
+    real = compare.compare
+    monkeypatch.setattr(compare, "compare", lambda *a, **k: calls.append(k) or real(*a, **k))
+    arguments = ["compare", str(taught), "--students", "3", "--quiet"]
+    assert cli.main(arguments) == 0
+    assert not calls
+    before = (taught / "seed-0" / "comparison.json").read_bytes()
+    assert cli.main([*arguments, "--again"]) == 0
+    assert len(calls) == 1
+    after = json.loads((taught / "seed-0" / "comparison.json").read_text())
+    assert after["test_error"] == json.loads(before)["test_error"]
+    assert calls[0]["students"] == 3
+    assert list(calls[0]["also"]) == ["static taught loss"]
+
+
+def test_a_task_stands_for_its_default_folder(taught, here, capsys):
+    (here / "runs").mkdir()
+    (here / "runs" / "digits-few").symlink_to(taught)
+    assert cli.main(["compare", "digits", "--regime", "few", "--students", "3", "--quiet"]) == 0
+    assert "taught, seed-1" in capsys.readouterr().out
+
+
+def test_compare_wants_runs_of_the_command(here, capsys):
+    l2t.Teacher(10).save(here / "own")
+    assert cli.main(["compare", "own"]) == 2
+    assert "the run must come from `l2t teach`" in one_line(capsys)
+
+
+def test_report_says_where_the_page_is(taught, capsys):
+    assert cli.main(["report", str(taught)]) == 0
+    assert capsys.readouterr().out.strip() == str(taught / "report.html")
+    assert (taught / "report.html").read_text().startswith("<!doctype html>")
+
+
+# ---- failures
+
+
+def test_a_fault_is_one_line_and_its_place_is_on_request(taught, monkeypatch, capsys):
+    from l2t import report
+
+    def fault(*_: object) -> None:
+        raise KeyError("some\nthing")
+
+    monkeypatch.setattr(report, "write", fault)
+    monkeypatch.delenv("L2T_TRACEBACK", raising=False)
+    assert cli.main(["report", str(taught)]) == 1
+    assert "KeyError" in (line := one_line(capsys))
+    assert "Set L2T_TRACEBACK=1 to see where." in line
+    monkeypatch.setenv("L2T_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        cli.main(["report", str(taught)])
+
+
+def test_what_the_system_refuses_is_one_line(here, capsys):
+    (here / "file").write_text("")
+    assert teach("--updates", "1", "--out", "file/run", "--quiet") == 1
+    assert "file/run" in one_line(capsys)
+
+
+# ---- doctor
+
+
+def test_the_doctor_finds_the_core_right(capsys):
+    assert cli.main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("torch", "numpy", "threads", "instruction set", "agrees in float64", "scikit-learn"):
+        assert word in shown
+    assert "The compiled loss works here." in shown
+
+
+def test_the_kernel_error_is_small_and_sees_a_wrong_kernel(monkeypatch):
+    assert doctor.kernel_error(torch.float64) < 1e-12
+    assert doctor.kernel_error(torch.float32) < 1e-5
+    monkeypatch.setitem(reference.LINKS, "sigmoid", lambda u: torch.sigmoid(1.001 * u))
+    assert doctor.kernel_error(torch.float64) > 1e-5
+
+
+def test_the_doctor_says_what_to_mend(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "kernel_error", lambda dtype: float("inf"))
+    monkeypatch.setitem(doctor.PACKAGES, "no-such-package", "nothing")
+    monkeypatch.setattr(l2t, "__version__", "9.9")
+    assert cli.main(["doctor"]) == 1
+    shown = capsys.readouterr().out
+    assert "To be mended: same version, agrees in float32, agrees in float64." in shown
+    assert "no-such-package    not installed, needed for nothing: pip install 'l2t[tasks]'" in shown
+    assert "run pip install . again" in shown

@@ -1,0 +1,334 @@
+"""The report: its figures show the loss itself, its words the result, and it needs nothing but itself."""
+
+import builtins
+import json
+import math
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+import l2t
+from l2t import figures, report
+from l2t.teacher import GateTeacher, StudentState, static_teacher
+
+STEPS = 30
+
+
+def teacher_of(kind="full", link="identity", **settings):
+    teacher = l2t.Teacher(4, kind, link=link, **settings)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return teacher
+
+
+def history_of(updates=9, **changes):
+    progress = [step / STEPS for step in range(STEPS)]
+    rows = [
+        {"update": i, "measure": 2.0 - 0.1 * i, "dev_error": 0.5, "norm": 0.1 * (i + 1), "agreement": 0.4}
+        for i in range(updates)
+    ]
+    return {
+        "lr": 0.1,
+        "recipe": l2t.Recipe().to_json(),
+        "updates": rows,
+        "events": [{"update": 3, "kind": "guard", "sentence": "back to the last <good> teacher"}],
+        "probe": [{"lr": lr, "norm": 1.0, "agreement": None, "measure": 2.0} for lr in (0.2, 0.1)],
+        "adjoint_norms": {"0": [1.0 + step for step in range(STEPS)], "8": [None] * STEPS},
+        "states": {
+            "progress": progress,
+            "train_loss": [1.4 * math.exp(-p) for p in progress],
+            "train_accuracy": [1 - 0.75 * math.exp(-p) for p in progress],
+        },
+        **changes,
+    }
+
+
+def comparison_of(taught, others, oracles=(), also=()):
+    arms = {"taught": taught, **others}
+    means = {arm: sum(errors) / len(errors) for arm, errors in arms.items()}
+    return {
+        "test_error": arms,
+        "p": {arm: 1e-5 if abs(means[arm] - means["taught"]) > 0.05 else 0.4 for arm in others},
+        "summary": {arm: {"mean": mean, "difference": means["taught"] - mean} for arm, mean in means.items()},
+        "tuning": {arm: {"lr": 0.1, "grid": [0.1, 0.2], "at_edge": arm == "focal"} for arm in arms},
+        "curves": {arm: {"step": [10, 20, 30], "dev_error": [0.6, 0.5, 0.4]} for arm in arms},
+        "oracles": list(oracles),
+        "also": list(also),
+    }
+
+
+def save(directory: Path, teacher, history=None, comparison=None, config=None) -> Path:
+    teacher.save(directory)
+    for name, content in (("history", history), ("comparison", comparison), ("config", config)):
+        if content is not None:
+            (directory / f"{name}.json").write_text(json.dumps(content))
+    return directory
+
+
+CONFIG = {"task": "digits", "regime": "clean", "student": "mlp", "seed": 0, "versions": {"torch": "2"}}
+BASELINES = {"cross-entropy": [0.30, 0.32], "focal": [0.42, 0.40]}
+
+
+class Page(HTMLParser):
+    """Checks that tags close in the order in which they open, and gathers text and attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.text, self.attributes = [], "", []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += attributes
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+
+def page_of(*runs: Path) -> Page:
+    return Page(report.page(report.find_runs(*runs)))
+
+
+# ---- the figures show the loss itself
+
+
+def test_the_shape_of_cross_entropy_is_known():
+    known, _ = figures._shapes(teacher_of(), [])
+    torch.testing.assert_close(known.pull, (1 - known.p).expand(4, -1))
+    torch.testing.assert_close(known.loss, (-known.p.log() - math.log(4)).expand(4, -1))
+
+
+@pytest.mark.parametrize("link", ["sigmoid", "identity", "log-sigmoid"])
+def test_the_shape_of_a_taught_loss_is_its_definition(link):
+    teacher = teacher_of("full", link, dtype=torch.float64)
+    state = StudentState(0.3, 0.8, 0.6)
+    _, (shape,) = figures._shapes(teacher, [state])
+    weight, bias, scale = (x.detach() if isinstance(x, torch.Tensor) else x for x in teacher(state))
+    dense = weight.weight.detach()
+    phi = {"sigmoid": torch.sigmoid, "identity": lambda u: u, "log-sigmoid": torch.nn.functional.logsigmoid}[
+        link
+    ]
+
+    def loss(label, p):
+        rest = torch.full((4,), 1.0, dtype=torch.float64).index_fill(0, torch.tensor([label]), 0.0)
+        log_p = rest * math.log((1 - p) / 3) + (1 - rest) * math.log(p)
+        u = dense[label] @ log_p + (0 if bias is None else bias[label])
+        return float(-(1 if scale is None else scale[label]) * phi(u))
+
+    for label in range(4):
+        for column in (3, 40, 90):
+            p = float(shape.p[column])
+            assert float(shape.loss[label, column]) == pytest.approx(
+                loss(label, p) - loss(label, 0.25), abs=1e-9
+            )
+            step = 1e-5  # of the true logit: p moves by p (1 - p) of it
+            moved = [loss(label, p + sign * step * p * (1 - p)) for sign in (1, -1)]
+            assert float(shape.pull[label, column]) == pytest.approx(
+                (moved[1] - moved[0]) / (2 * step), abs=1e-4
+            )
+
+
+def test_local_weights_are_what_one_knows_of_known_losses():
+    class Known(l2t.Teacher):
+        def forward(self, state):
+            return l2t.Coefficients(l2t.Full.smoothed(4, 0.2, dtype=torch.float64), None, None)
+
+    teacher = Known(4, "full", link="identity")
+    expected = 0.8 * torch.eye(4, dtype=torch.float64) + 0.05
+    torch.testing.assert_close(figures.local_weights(teacher, StudentState(0.0, 1.0, 0.5)), expected)
+
+
+def test_local_weights_are_a_derivative():
+    teacher = teacher_of("full", "sigmoid", dtype=torch.float64)
+    state = StudentState(0.3, 0.8, 0.6)
+    weight, bias, scale = (x.detach() if isinstance(x, torch.Tensor) else x for x in teacher(state))
+    log_p = torch.full((4, 4), -math.log(4), dtype=torch.float64, requires_grad=True)
+    loss = -scale * torch.sigmoid((weight.weight.detach() * log_p).sum(1) + bias)
+    (slope,) = torch.autograd.grad(loss.sum(), log_p)
+    torch.testing.assert_close(figures.local_weights(teacher, state), -slope)
+
+
+def test_labels_at_line_ends_keep_apart_and_in_order():
+    _, ax = figures._figure(430, 250)
+    ax.set_ylim(0, 1)
+    heights = [0.5, 0.501, 0.99, 0.5, 1.0]
+    figures._label_ends(ax, 1.0, heights, list("abcde"), [figures.colour("ink")] * 5)
+    places = {text.get_text(): text.xy[1] for text in ax.texts}
+    assert max(places.values()) <= 1 + 1e-9
+    rising = sorted(places.values())
+    assert all(b - a > 0.06 for a, b in pairwise(rising))
+    assert sorted(places, key=places.__getitem__) == ["a", "d", "b", "c", "e"]
+
+
+def test_figures_follow_the_theme_and_leave_matplotlib_alone():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    svg = figures.comparison({"taught": [1.0, 2.0], "a<b": [3.0, 4.0]}, ["taught"])
+    assert dict(matplotlib.rcParams) == before
+    assert "var(--taught)" in svg
+    assert not re.search(r"#0000[0-9a-f]{2}\b", svg)
+    assert "font-family" not in svg
+    assert "a&lt;b" in svg
+
+
+@pytest.mark.parametrize("values", [[1e-3, 1e12, None, 0.1], [None, None], [0.0, -1.0, 3.0], [0.5]])
+def test_history_is_drawn_whatever_happened(values):
+    for log in (False, True):
+        svg = figures.history({"a": (range(len(values)), values)}, "norm", log=log, marks={"a": [1]})
+        assert "<svg" in svg
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    ("p", "shown"),
+    [
+        (None, "–"),
+        (0.4, "0.40"),
+        (0.0123, "0.012"),
+        (0.0012, "0.0012"),
+        (3.2e-7, "3.2·10<sup>−7</sup>"),
+        (0.0, "0"),
+    ],
+)
+def test_p_values(p, shown):
+    assert report.p_value(p) == shown
+
+
+def test_thinned_keeps_both_ends():
+    assert report.thinned(range(100), 5) == [0, 25, 50, 74, 99]
+    assert report.thinned(range(3), 5) == [0, 1, 2]
+    assert report.thinned(range(7), 1) == [3]
+
+
+@pytest.mark.parametrize(
+    ("taught", "words"),
+    [
+        ([[0.20, 0.21]], "20.50 % errors on the test set, against 31.00 % under the best tuned baseline, "
+         "cross-entropy: fewer (paired t-test over 2 students, p ≤ 1.0·10−5)"),
+        ([[0.50, 0.51]], "50.50 % errors on the test set, against 31.00 % under the best tuned baseline, "
+         "cross-entropy: more (paired"),
+        ([[0.30, 0.31]], "no clear difference (paired t-test over 2 students, p = 0.40)"),
+        ([[0.20, 0.21], [0.22, 0.21]], "fewer for each of 2 teachers"),
+        ([[0.20, 0.21], [0.30, 0.31]], "fewer with 1, no clear difference with 1 of 2 teachers"),
+        ([[0.20, 0.21], [0.50, 0.51]], "fewer with 1, more with 1 of 2 teachers"),
+    ],
+)  # fmt: skip
+def test_the_headline_says_how_it_went(taught, words, tmp_path):
+    for number, errors in enumerate(taught):
+        others = {**BASELINES, "told the noise": [0.1, 0.1], "static": [0.15, 0.16]}
+        comparison = comparison_of(errors, others, ["told the noise"], ["static"])
+        save(tmp_path / f"seed-{number}", teacher_of(), history_of(), comparison, CONFIG)
+    said = Page(report.headline(report.find_runs(tmp_path))).text.replace("\u202f", " ")
+    assert words in said
+
+
+# ---- the page
+
+
+@pytest.mark.parametrize("kind", ["shared", "per-class", "low-rank", "full", "gate", "static"])
+def test_every_kind_of_teacher_has_a_page(kind, tmp_path):
+    link = "sigmoid" if kind in ("shared", "per-class") else "identity"
+    if kind == "gate":
+        teacher = GateTeacher(4, "full", link=link)
+    elif kind == "static":
+        teacher = static_teacher(4, "full", link=link)
+    else:
+        teacher = teacher_of(kind, link)
+    save(tmp_path, teacher, history_of(), comparison_of([0.2, 0.3], BASELINES), CONFIG)
+    page = page_of(tmp_path)
+    for title in ("Result", "The learned loss", "The teaching", "Settings"):
+        assert title in page.text
+    assert ("Soft targets" in page.text) == (kind not in ("shared", "per-class"))
+    assert ("Attention over the slots" in page.text) == (kind != "static")
+    assert ("Bias b" in page.text) == (link == "sigmoid")
+    assert ("one line a true class" in page.text) == (kind != "shared")
+
+
+def test_the_page_asks_for_nothing_and_names_what_it_shows(tmp_path):
+    save(tmp_path, teacher_of(), history_of(), comparison_of([0.2, 0.3], BASELINES), CONFIG)
+    (run,) = report.find_runs(tmp_path)
+    path = report.write(tmp_path, [run])
+    text = path.read_text()
+    page = Page(text)
+    assert not [value for name, value in page.attributes if name in ("src", "href")]
+    assert all(value.startswith("#") for name, value in page.attributes if name == "xlink:href")
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
+    labels = [value for name, value in page.attributes if name == "aria-label"]
+    assert len(labels) == text.count("<svg") >= 10
+    for words in (
+        "test error, %",
+        "dev error, %",
+        "gradient norm",
+        "agreement",
+        "adjoint norm",
+        "pull on the true logit",
+    ):
+        assert words in page.text
+    assert "back to the last <good> teacher" in page.text  # escaped, so it comes back as it was
+    assert "At the edge of the grid: focal (0.1)" in page.text
+    assert "31.00 ± 1.41" in page.text  # cross-entropy's errors
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    save(tmp_path, teacher_of(), history_of(), comparison_of([0.2, 0.3], BASELINES), CONFIG)
+    runs = report.find_runs(tmp_path)
+    assert report.page(runs) == report.page(runs)
+
+
+def test_a_run_of_the_library_that_is_not_compared_has_a_page(tmp_path):
+    save(tmp_path / "<mine>", teacher_of(), history_of(events=[], probe=[]))
+    text = page_of(tmp_path / "<mine>").text
+    assert "has not yet compared it with baselines" in text
+    assert "<mine>" in text
+    assert "The learned loss" in text
+    assert "Result" not in text
+
+
+def test_a_bare_teacher_has_a_page(tmp_path):
+    save(tmp_path, teacher_of())
+    assert "Settings" in page_of(tmp_path).text
+
+
+def test_several_teachers_stand_side_by_side_in_the_order_of_their_seeds(tmp_path):
+    for seed in (10, 2):
+        config = {**CONFIG, "seed": seed}
+        comparison = comparison_of([0.2, 0.3], BASELINES)
+        save(tmp_path / f"seed-{seed}", teacher_of(seed=seed), history_of(), comparison, config)
+    assert [run.name for run in report.find_runs(tmp_path)] == ["seed-2", "seed-10"]
+    text = page_of(tmp_path).text
+    assert text.index("taught, seed-2") < text.index("taught, seed-10")
+    assert "Settings of seed-2; the others differ in seed." in text
+
+
+def test_without_matplotlib_the_command_is_named(monkeypatch, tmp_path):
+    save(tmp_path, teacher_of(), history_of())
+    real = builtins.__import__
+
+    def without(module, *args, **kwargs):
+        if module.startswith("matplotlib"):
+            raise ImportError(module)
+        return real(module, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(
+        ImportError, match=r"package matplotlib must be installed.*pip install 'l2t\[tasks\]'"
+    ):
+        report.page(report.find_runs(tmp_path))

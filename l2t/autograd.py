@@ -48,7 +48,7 @@ def _tracked() -> bool:
 def _below(name: str, arguments: Sequence[Any]) -> Any:
     """The op without derivatives of its own, but for those of the levels of `torch.func` below this one."""
     functorch = torch._C._are_functorch_transforms_active()
-    if not functorch and not torch.compiler.is_compiling() and ops.readable(*arguments):
+    if not functorch and ops.readable(*arguments):
         return ops.KERNELS[name](*arguments)
     op = getattr(torch.ops.l2t, name).default
     with torch._C._AutoDispatchBelowAutograd():
@@ -61,9 +61,9 @@ def _below(name: str, arguments: Sequence[Any]) -> Any:
 
 def _op(name: str, *arguments: Any) -> Any:
     """An op from within a derivative: with its own derivatives where somebody may ask for them."""
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or not ops.readable(*arguments):
         return getattr(torch.ops.l2t, name).default(*arguments)
-    return _FUNCTIONS[name].call(*arguments) if _tracked() else _below(name, arguments)
+    return _FUNCTIONS[name].call(*arguments) if _tracked() else ops.KERNELS[name](*arguments)
 
 
 class _Op(Function):
@@ -230,17 +230,16 @@ class Reduced(_Op):
     @staticmethod
     def backward(ctx: Any, v: Any) -> Any:
         where, (stats,) = _saved(ctx)
-        divisor = ctx.divisor
         wanted = [ctx.needs_input_grad[i + 1] for i in _INPUTS]
         n = stats.shape[0]
-        if _tracked() or not ops.direct(v):
-            v_loss = v if divisor is None else (v / divisor).expand(n)
-            results = _op("grad", *where, stats, v_loss, wanted)
+        if ctx.divisor is None:
+            v_loss = v
+        elif _tracked() or not ops.readable(v):
+            v_loss = (v / ctx.divisor).expand(n)
         else:
-            # Without a row that counts the divisor is 0, and every gradient.
-            v_loss = v if divisor is None else stats.new_full((n,), v.item() / (divisor or 1))
-            results = ops.grad_direct(*where, stats, v_loss, wanted)
-        return (None, *_spread(_only(wanted, results)))
+            # Without a row that counts the divisor is 0, and so is every gradient.
+            v_loss = stats.new_full((n,), v.item() / (ctx.divisor or 1))
+        return (None, *_spread(_only(wanted, _op("grad", *where, stats, v_loss, wanted))))
 
 
 def _autograd_kernel(cls: type[_Op]) -> Callable[..., Any]:

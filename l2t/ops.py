@@ -193,18 +193,13 @@ def _value(*where: Any) -> tuple[Tensor, Tensor]:
     return value_direct(*where)[:2]
 
 
-def grad_direct(*arguments: Any) -> list[Tensor | None]:
-    """``l2t::grad`` past the dispatcher, where `direct` says so; None where a gradient is not wanted."""
+def _grad(*arguments: Any) -> tuple[Tensor, ...]:
     *where, stats, v_loss, wanted = arguments
     call = _Call(*where)
     stats, v_loss = call.rows(stats, v_loss)
     outputs = call.outputs(wanted)
     _native.grad(*call.arguments, stats.data_ptr(), v_loss.data_ptr(), *map(_pointer, outputs))
-    return outputs
-
-
-def _grad(*arguments: Any) -> tuple[Tensor, ...]:
-    return _results(grad_direct(*arguments), arguments[0])
+    return _results(outputs, v_loss)
 
 
 def _grad_vjp(*arguments: Any) -> tuple[Tensor, ...]:
@@ -235,7 +230,7 @@ def _grad_jvp(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _results(outputs: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
-    """Outputs as an op returns them: empty where not wanted."""
+    """Outputs as an op returns them: one empty tensor for each that is not wanted."""
     return tuple(like.new_empty(0) if x is None else x for x in outputs)
 
 

@@ -361,6 +361,26 @@ def test_the_value_beside_a_gradient_is_differentiated_too():
     torch.testing.assert_close(tangent, expected.sum())
 
 
+def test_what_a_transform_leaves_behind_can_be_differentiated():
+    case = Case("full", "sigmoid")
+    logits, *rest = case.inputs
+    factor = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
+    _, pull = torch.func.vjp(lambda z: case.loss(z, *rest), logits)
+    (outside,) = pull(factor)
+    (expected,) = torch.autograd.grad(case.loss(*case.inputs), logits, factor, create_graph=True)
+    for a, b in zip(
+        torch.autograd.grad(outside.square().sum(), (logits, factor)),
+        torch.autograd.grad(expected.square().sum(), (logits, factor)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+    leaked = []
+    torch.func.grad(lambda z: leaked.append(2 * z) or case.loss(z, *rest))(logits)
+    (gradient,) = torch.autograd.grad(case.loss(leaked[0], *rest), logits)
+    torch.testing.assert_close(gradient, torch.autograd.grad(case.loss(2 * logits, *rest), logits)[0])
+
+
 def test_no_grad_within_a_transform_is_a_constant_as_it_is_for_torch():
     case = Case("none", "sigmoid")
     logits, *rest = (x.detach() for x in case.inputs)

@@ -41,10 +41,9 @@ FIRST_SCREEN = """\
 Teach a teacher which loss its students should be trained with, and see whether that beats tuned baselines.
 
 three commands make a result:
-  l2t teach digits             teach a teacher on real handwritten digits; it goes to
-  {runs}/digits-<regime>/seed-0 l2t compare digits           20 fresh students for each loss, every baseline
-  tuned on the dev set: a table l2t report {runs}/digits-*     one HTML page: results, the learned loss, the
-  course of the teaching
+  l2t teach mnist1d            teach a teacher; it goes to {runs}/mnist1d-<regime>/seed-0
+  l2t compare mnist1d          20 fresh students for each loss, every baseline tuned on the dev set: a table
+  l2t report {runs}/mnist1d-*    one HTML page: results, the learned loss, the course of the teaching
 
 tasks and regimes:
 {tasks}
@@ -501,7 +500,6 @@ def _compare_group(runs: Sequence[Run], options: argparse.Namespace) -> None:
             noise=data.noise,
             dev_is_clean=data.dev_is_clean,
             students=options.students,
-            grid=task.setting(config["regime"]).grid,
             progress=not options.quiet and sys.stderr.isatty(),
         )
         for run in dynamic:

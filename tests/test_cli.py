@@ -46,7 +46,7 @@ def one_line(capsys) -> str:
 def test_the_first_screen_shows_the_way(capsys):
     assert cli.main([]) == 0
     shown = capsys.readouterr().out
-    for command in ("l2t teach digits", "l2t compare digits", "l2t report runs/digits"):
+    for command in ("l2t teach mnist1d", "l2t compare mnist1d", "l2t report runs/mnist1d-*"):
         assert command in shown
     for name in tasks.names():
         assert name in shown

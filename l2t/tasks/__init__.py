@@ -6,7 +6,7 @@ Example:
     ('digits', 'mnist1d')
     >>> data = get("digits").load("pair-flip")
     >>> data.train[0].shape, data.test[0].shape
-    (torch.Size([800, 64]), torch.Size([797, 64]))
+    (torch.Size([1000, 64]), torch.Size([597, 64]))
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`digits`: 1,797 real handwritten digits of 8 x 8 pixels from 43 people (UCI, Alpaydin and Kaynak 1998).
 
-They ship with scikit-learn. 797 are the test set, 1,000 the pool that regimes are drawn from.
+They ship with scikit-learn. 597 are the test set, 1,200 the pool that regimes are drawn from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from l2t.tasks.regimes import Regime, pair_flip, stratified, symmetric
 from l2t.tasks.task import Setting, Source, Task
 
 TEST_SEED = 1998
-TEST_SIZE = 797
+TEST_SIZE = 597
 
 
 def source() -> Source:
@@ -47,7 +47,10 @@ def cnn() -> nn.Module:
     )
 
 
-_NOISY = {"steps": 400, "batch_size": 32}
+_RECIPE = {"steps": 200, "batch_size": 32, "updates": 30}
+_SOFT_TARGETS = {"weight": "full", "link": "identity"}
+_CLASS_WEIGHTS = {"weight": "per-class", "link": "identity"}
+_ROBUST = {"weight": "shared", "link": "sigmoid"}
 
 TASK = Task(
     name="digits",
@@ -55,34 +58,36 @@ TASK = Task(
     num_classes=10,
     source=source,
     students={
-        "mlp": lambda: mlp(32, nn.Tanh),
-        "mlp-relu": lambda: mlp(32, nn.ReLU),
+        "mlp": lambda: mlp(64, nn.Tanh),
+        "mlp-relu": lambda: mlp(64, nn.ReLU),
         "mlp-wide": lambda: mlp(128, nn.Tanh),
         "cnn": cnn,
     },
     settings={
-        "clean": Setting(Regime("1,000 training samples with their own labels"), {}, {}),
-        "few": Setting(Regime("200 training samples", samples=200), {}, {}),
+        "clean": Setting(Regime("1,200 training samples with their own labels"), _RECIPE, _SOFT_TARGETS),
+        "few": Setting(Regime("150 training samples", samples=150), _RECIPE, _ROBUST),
         "symmetric": Setting(
             Regime(
-                "800 training samples, 40% of the labels replaced by another class; 200 clean dev samples",
+                "1,000 training samples, 40% of the labels replaced by another class; 200 clean dev samples",
                 dev=200,
                 noise=lambda classes: symmetric(classes, 0.4),
             ),
-            _NOISY,
-            {},
+            _RECIPE,
+            _ROBUST,
         ),
         "pair-flip": Setting(
             Regime(
-                "800 training samples, 40% of the labels moved to the next class; 200 clean dev samples",
+                "1,000 training samples, 40% of the labels moved to the next class; 200 clean dev samples",
                 dev=200,
                 noise=lambda classes: pair_flip(classes, 0.4),
             ),
-            _NOISY,
-            {},
+            _RECIPE,
+            _SOFT_TARGETS,
         ),
         "long-tail": Setting(
-            Regime("class counts fall from 100 to 5 along an exponential", imbalance=20.0), {}, {}
+            Regime("class counts fall from 120 to 6 along an exponential", imbalance=20.0),
+            _RECIPE,
+            _CLASS_WEIGHTS,
         ),
     },
 )

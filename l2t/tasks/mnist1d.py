@@ -75,7 +75,7 @@ TASK = Task(
     students={"mlp": lambda: mlp(nn.Tanh), "mlp-relu": lambda: mlp(nn.ReLU), "cnn": cnn},
     settings={
         "clean": Setting(Regime("4,000 training samples with their own labels"), _RECIPE, _SOFT_TARGETS),
-        "few": Setting(Regime("500 training samples", samples=500), {}, {}),
+        "few": Setting(Regime("500 training samples", samples=500), _RECIPE, _SOFT_TARGETS),
         "symmetric": Setting(
             Regime(
                 "3,800 training samples, 40% of the labels replaced by another class; 200 clean dev samples",
@@ -95,7 +95,9 @@ TASK = Task(
             _SOFT_TARGETS,
         ),
         "long-tail": Setting(
-            Regime("class counts fall from 400 to 8 along an exponential", imbalance=50.0), {}, {}
+            Regime("class counts fall from 400 to 8 along an exponential", imbalance=50.0),
+            _RECIPE,
+            _SOFT_TARGETS,
         ),
     },
 )

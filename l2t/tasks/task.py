@@ -22,8 +22,6 @@ from l2t.tasks.regimes import Regime
 if TYPE_CHECKING:
     from l2t.teach import Recipe
 
-GRID = (0.03, 0.1, 0.2, 0.3, 0.4, 0.6)
-
 Samples = tuple[Tensor, Tensor]  # x [N, ...] float32, y [N] int64
 
 
@@ -66,7 +64,6 @@ class Setting:
     regime: Regime
     recipe: Mapping[str, Any]
     teacher: Mapping[str, Any]
-    grid: tuple[float, ...] = GRID  # learning rates that every arm of a comparison is tuned over
 
 
 @dataclass(frozen=True)

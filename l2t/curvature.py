@@ -1,8 +1,8 @@
 """How a reverse step gets H a and ∂_Φ⟨g, a⟩: the derivatives of the product of a step's gradient g with a.
 
 Docs: section 5 of docs/math.md. Both ways here are reverse over reverse, exact, and give the same bits: they
-    differ in what is remembered of a step. A curvature is a row of :data:`CURVATURES`, and the agreement
-    tests run over all.
+differ in what is remembered of a step. A curvature is a row of :data:`CURVATURES`, and the agreement tests
+run over all of them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ __all__ = ["CURVATURES", "Curvature", "Recompute", "Reverse", "accumulate", "gra
 Grads = tuple[Tensor | None, ...]
 
 # What torch.autograd.grad and torch.autograd.backward call in the end. They check shape and dtype of every
-# output in
-# Python first: 40 µs a step, a tenth of a small student's step. Here these fit by construction.
+# output in Python first, which takes a tenth of a small student's step. Here these fit by construction.
 _run_backward = cast("Callable[..., Grads]", Variable._execution_engine.run_backward)
 
 
@@ -44,10 +43,9 @@ def gradient(loss: Tensor, weights: Tensors) -> Grads:
 
 
 def accumulate(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
-    """Adds the derivatives of ⟨outputs, cotangents⟩ to ``.grad`` of inputs, of every leaf reached if these are ().
+    """Adds the derivatives of ⟨outputs, cotangents⟩ to ``.grad`` of the inputs, or of every leaf if none.
 
-    The graph is kept, since parts of it may be shared with other steps. It goes with the last reference to
-    it.
+    The graph is kept, since parts of it may be shared with other steps; it goes with the last reference.
     """
     retain_graph = allow_unreachable = accumulate_grad = True
     create_graph = False
@@ -83,15 +81,18 @@ class Curvature(Protocol):
 
 
 def _product(grads: Grads, a: Tensors, inputs: Sequence[Tensor]) -> None:
+    # Left out are weights that the loss does not reach, and gradients without a graph, which are constant:
+    # the loss is linear in that weight.
     reached = [g for g in grads if g is not None]
-    # A gradient without a graph is constant: the loss is linear in that weight.
-    pairs = [(g, x) for g, x in zip(reached, a, strict=True) if g.requires_grad]
-    if pairs:
-        accumulate(*zip(*pairs, strict=True), inputs)
+    moving = [g for g in reached if g.requires_grad]
+    if len(moving) < len(reached):
+        a = [x for g, x in zip(reached, a, strict=True) if g.requires_grad]
+    if moving:
+        accumulate(moving, a, inputs)
 
 
 class Reverse:
-    """Reverse over reverse through the graph that the run itself built: fastest; memory for all activations."""
+    """Reverse over reverse through the graph that the run itself built: memory for all activations."""
 
     keeps_graph = True
 
@@ -104,7 +105,7 @@ class Reverse:
 
 
 class Recompute:
-    """Reverse over reverse through the graph of the step run again: memory for all weights; a second run."""
+    """Reverse over reverse through the graph of the step run again: memory for all weights; a run's time."""
 
     keeps_graph = False
 

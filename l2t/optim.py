@@ -1,11 +1,11 @@
 """Optimisers of an unrolled run: an update of the weights, and the transpose of its derivative.
 
 Docs: section 5 of docs/math.md. An optimiser here is a constant description without parameters or state
-    inside, so one object serves many runs. ``update`` takes the steps of the ``torch.optim`` optimiser of the
-    same name, to the bit; ``transpose_in`` and ``transpose_out`` carry the adjoint (v_w, v_m) of weights and
-    momentum back over an update; ``hypergradients`` are the derivatives to the optimiser's own settings. All
-    of them work on lists of tensors and do not care how the weights are cut into these. The student's Hessian
-    is not here (l2t/curvature.py).
+inside, so one object serves many runs. ``update`` takes the steps of the ``torch.optim`` optimiser of the
+same name, to the bit; ``transpose_in`` and ``transpose_out`` carry the adjoint (v_w, v_m) of weights and
+momentum back over an update; ``hypergradients`` are the derivatives to the optimiser's own settings. All work
+on lists of tensors and do not care how the weights are cut into these. The student's Hessian is not here
+(l2t/curvature.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["SGD", "Hyper", "Hyperparameter", "Point", "Tensors"]
 Tensors = tuple[Tensor, ...] | list[Tensor]
 Number = float | Tensor
 Hyperparameter = Number | Callable[[int], Number]
-"""A number, a 0-dim tensor (hypergradients flow into it and behind it), or either as a function of the step."""
+"""A number, a 0-dim tensor (hypergradients flow to it and beyond), or either as a function of the step."""
 
 
 class Hyper(NamedTuple):
@@ -59,7 +59,7 @@ class SGD:
     function; reading waits for the device that it is on.
 
     Source: Sutskever et al., "On the importance of initialization and momentum in deep learning" (ICML 2013),
-        in the form of ``torch.optim.SGD``; the transposes are those of section 5 of docs/math.md.
+    in the form of ``torch.optim.SGD``; the transposes are those of section 5 of docs/math.md.
 
     Args:
         lr: the learning rate η, not negative where it is a plain number.

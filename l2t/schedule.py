@@ -1,12 +1,11 @@
 """What an unrolled run remembers, and when: plain actions that know nothing of torch.
 
 Docs: section 6 of docs/math.md. A schedule is asked step by step while the run is taken, when the number of
-    steps may not be known yet (a generator of batches), and once for the walk back, when it is. What an
-    action does to weights and graphs is in l2t/unroll.py; what is remembered of a step is in l2t/tape.py.
+steps may not be known yet (a generator of batches), and once for the walk back, when it is. What an action
+does to weights and graphs is in l2t/unroll.py; what is remembered of a step is in l2t/tape.py.
 
 Here is the one schedule that stores every step. Schedules that store fewer steps and run some again fit the
-same
-five actions: ``Restore(s), Forward(s), ..., Forward(t - 1), Reverse(t)``.
+same five actions: ``Restore(s), Forward(s), ..., Forward(t - 1), Reverse(t)``.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ class Schedule(Protocol):
     """The order of storing, stepping and reversing in a run."""
 
     def forward(self, step: int) -> Iterable[Action]:
-        """Actions when the run comes to ``step``: ``Forward(step)``, with ``Store(step)`` before it or not."""
+        """Actions when the run comes to ``step``: ``Forward(step)``, after ``Store(step)`` or not."""
 
     def reverse(self, steps: int) -> Iterable[Action]:
-        """Actions of the walk back over ``steps`` steps, ``Reverse`` once for each from the last to step 0."""
+        """Actions of the walk back over ``steps`` steps, ``Reverse`` once for each, the last one first."""
 
 
 class StoreAll:

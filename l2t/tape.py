@@ -1,17 +1,17 @@
 """What is remembered of a step, and how a student is run at weights that are not its own.
 
 Docs: sections 5 and 6 of docs/math.md. :class:`Student` calls a function with the user's module while given
-    tensors stand in the places of its parameters and buffers; :class:`Step` holds what the walk back needs of
-    a step; :class:`Randomness` is the state of the random number generators; :class:`Adjoint` is a vector of
-    the weights' shape. When a step is stored and dropped is decided in l2t/schedule.py, what is derived from
-    it in l2t/curvature.py.
+tensors stand in the places of its parameters and buffers; :class:`Step` holds what the walk back needs of a
+step; :class:`Randomness` is the state of the random number generators; :class:`Adjoint` is a vector of the
+weights' shape. When a step is stored and dropped is decided in l2t/schedule.py, what is derived from it in
+l2t/curvature.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ class Student:
     def call(
         self, function: Callable[..., Result], weights: Tensors, buffers: list[Tensor], *arguments: object
     ) -> tuple[Result, list[Tensor]]:
-        """``function(module, *arguments)`` at these weights and at copies of these buffers; and the buffers then.
+        """``function(module, *arguments)`` at these weights and copies of these buffers; the buffers then.
 
         The module's own tensors are back in their places on return, whatever happened.
         """
@@ -75,7 +75,8 @@ class Student:
                 place[name] = self.parameters[i]
             for (place, name), b in zip(self._buffer_places, self.buffers, strict=True):
                 place[name] = b
-        check.unroll_buffers(self.buffer_names, after)
+        if after:
+            check.unroll_buffers(self.buffer_names, after)
         return result, after
 
 
@@ -129,28 +130,24 @@ class Adjoint:
         groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
         for i, w in enumerate(weights):
             groups.setdefault((w.dtype, w.device), []).append(i)
-        self._members = list(groups.values())
         self.flats: list[Tensor] = []
-        self._parts: list[list[Tensor]] = []
+        self._groups: list[tuple[list[int], list[Tensor]]] = []
         for (dtype, device), members in groups.items():
             sizes = [weights[i].numel() for i in members]
             self.flats.append(torch.zeros(sum(sizes), dtype=dtype, device=device))
             pieces = zip(members, self.flats[-1].split(sizes), strict=True)
-            self._parts.append([piece.view(weights[i].shape) for i, piece in pieces])
+            self._groups.append((members, [piece.view(weights[i].shape) for i, piece in pieces]))
         self.parts = self.cut(self.flats)
 
     def cut(self, flats: Tensors) -> Tensors:
         """Views of other flats like these, one for each weight and of its shape."""
-        pieces = [_unflatten_dense_tensors(x, like) for x, like in zip(flats, self._parts, strict=True)]
-        if len(pieces) == 1:
-            return pieces[0]  # type: ignore[no-any-return]
-        by_weight = {
-            i: x
-            for members, xs in zip(self._members, pieces, strict=True)
-            for i, x in zip(members, xs, strict=True)
-        }
-        return [by_weight[i] for i in range(len(by_weight))]
+        if len(flats) == 1:
+            return cast("Tensors", _unflatten_dense_tensors(flats[0], self._groups[0][1]))
+        parts: dict[int, Tensor] = {}
+        for flat, (members, like) in zip(flats, self._groups, strict=True):
+            parts.update(zip(members, _unflatten_dense_tensors(flat, like), strict=True))
+        return [parts[i] for i in range(len(parts))]
 
     def norm(self) -> list[Tensor]:
-        """The norm of each flat, in float64 so that squares do not overflow."""
-        return [torch.linalg.vector_norm(x, dtype=torch.float64) for x in self.flats]
+        """The norm of each flat."""
+        return [torch.linalg.vector_norm(x) for x in self.flats]

@@ -1,12 +1,12 @@
 """unroll(): a student's whole training run, and the exact gradient of what it ends in to all that shaped it.
 
 Docs: section 5 of docs/math.md. The run is taken as any training loop takes it; ``run.backward()`` walks back
-    over its steps with the adjoint (v_w, v_m) of weights and momentum, by the formulas of that section in
-    their order.
+over its steps with the adjoint (v_w, v_m) of weights and momentum, by the formulas of that section in their
+order.
 
 The parts: l2t/optim.py (an update and its transpose), l2t/curvature.py (derivatives of a step's gradient),
-    l2t/tape.py (what is remembered of a step, the student at given weights), l2t/schedule.py (which steps are
-    remembered). What a student learns, and from which loss, is the caller's.
+l2t/tape.py (what is remembered of a step, the student at given weights), l2t/schedule.py (which steps are
+remembered). What a student learns, and from which loss, is the caller's.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Report:
         """‖∂J/∂w_t‖ for t = 0, ..., T: of the initial weights first. Empty before the walk back.
 
         Orders of magnitude between its ends tell of a run that forgets (vanishing towards t = 0) or that is
-        not stable (exploding).
+        not stable (exploding). Taken in the weights' dtype: in float32 a norm beyond 1e19 reads inf.
         """
         return [math.hypot(*(float(x) for x in norms)) for norms in reversed(self._norms)]
 
@@ -175,8 +175,7 @@ class Run:
         start = perf_counter()
         devices = self._student.cuda_devices
         randomness = Randomness.now(devices)
-        # meta=None gives every leaf that is reached its gradient. The student's own parameters are to be left
-        # out.
+        # meta=None gives every leaf that is reached its gradient, but the student's own are to be left out.
         own = self._student.parameters if self._meta is None else []
         own_grads = [p.grad for p in own]
         for p in own:
@@ -244,7 +243,7 @@ class Run:
             own = zip(self._student.parameters, v_w.parts, strict=True)
             ends = ends + [(p, v) for p, v in own if id(p) in chosen]
         if ends:
-            accumulate(*zip(*ends, strict=True), self._meta or [])
+            accumulate([x for x, _ in ends], [v for _, v in ends], self._meta or [])
 
     def _replay(self, step: Step) -> Grads:
         """The gradient of a step run again: same weights, buffers, batch and random numbers."""
@@ -257,11 +256,10 @@ class Run:
         return gradient(value, step.weights)
 
     def _inputs(self, weights: Tensors, index: int) -> Tensors:
-        """The leaves whose ``.grad`` the reverse of step ``index`` fills; empty for every leaf that it reaches."""
+        """The leaves whose ``.grad`` the reverse of a step fills; none for every leaf that it reaches."""
         if self._meta is None:
             return []
-        # The weights of the step before are there only so that _lend can tell a graph that leads into that
-        # step.
+        # The weights of the step before are there only so that _lend can tell a graph that leads into it.
         before = self._tape.get(index - 1)
         return [*weights, *(before.weights if before else ()), *self._meta]
 
@@ -315,7 +313,7 @@ def unroll(
     meta: Iterable[Tensor] | None = None,
     curvature: str = "reverse",
 ) -> Run:
-    """Trains a student over batches in such a way that what it ends in can be differentiated to what shaped it.
+    """Trains a student over batches so that what it ends in can be differentiated to what shaped it.
 
     ``run.backward()`` then adds the gradient of the final measure, through every step of the training, to
     ``.grad`` of the meta tensors, and any ``torch.optim`` optimiser can step on these. The gradient is exact:
@@ -329,8 +327,7 @@ def unroll(
 
     Args:
         student: any ``nn.Module`` with a parameter that requires a gradient.
-        batches: an iterable (list, DataLoader, generator), one batch a step; a batch is whatever ``loss``
-            takes.
+        batches: an iterable (list, DataLoader, generator), one batch a step; a batch is what ``loss`` takes.
         loss: ``loss(model, batch, step)``, the 0-dim loss of a step, differentiable twice. It reaches earlier
             steps through the model's weights alone: what else it carries from step to step is detached.
         measure: ``measure(model)`` at the final weights, 0-dim or of shape (S,), differentiable.
@@ -344,9 +341,9 @@ def unroll(
             the same gradient to the bit. ``loss`` must then depend on model, batch and step alone.
 
     Returns:
-        A :class:`Run` with ``measure``, ``weights``, ``buffers``, ``report`` and ``backward()``. Values that
-        are
-        not finite raise nothing: ``run.report.nonfinite`` says where the first one arose.
+        A :class:`Run` with ``measure``, ``weights``, ``buffers``, ``report`` and ``backward()``. A value that
+        is
+        not finite raises nothing: ``run.report.nonfinite`` says where the first one arose.
 
     Raises:
         TypeError, ValueError: an argument, or what loss or measure returns, is not as above.

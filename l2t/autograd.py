@@ -49,7 +49,7 @@ def _below(name: str, arguments: Sequence[Any]) -> Any:
     """The op without derivatives of its own, but for those of the levels of `torch.func` below this one."""
     functorch = torch._C._are_functorch_transforms_active()
     if not functorch and ops.readable(*arguments):
-        return ops.KERNELS[name](*arguments)
+        return ops.results(ops.KERNELS[name](*arguments), arguments[0])
     op = getattr(torch.ops.l2t, name).default
     with torch._C._AutoDispatchBelowAutograd():
         if not functorch:
@@ -60,7 +60,10 @@ def _below(name: str, arguments: Sequence[Any]) -> Any:
 
 
 def _op(name: str, *arguments: Any) -> Any:
-    """An op from within a derivative: with its own derivatives where somebody may ask for them."""
+    """An op from within a derivative: with its own derivatives where somebody may ask for them.
+
+    Results that are not wanted are empty or None.
+    """
     if torch._C._are_functorch_transforms_active() or not ops.readable(*arguments):
         return getattr(torch.ops.l2t, name).default(*arguments)
     return _FUNCTIONS[name].call(*arguments) if _tracked() else ops.KERNELS[name](*arguments)
@@ -81,7 +84,8 @@ def _save(ctx: Any, arguments: Sequence[Any], *more: Any) -> None:
     ctx.constants = arguments[7:_COMMON]
     saved = (*arguments[:7], *more)
     ctx.save_for_backward(*saved)
-    ctx.save_for_forward(*saved)
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        ctx.save_for_forward(*saved)
     ctx.set_materialize_grads(False)
 
 

@@ -167,10 +167,15 @@ class _Call:
     def outputs(self, wanted: Sequence[bool]) -> list[Tensor | None]:
         """Room for the gradients to logits, weight, left, right, bias, scale: None where not wanted."""
         present = (self.logits, *self.kept[1:])
-        if len(wanted) != 6 or any(w and x is None for w, x in zip(wanted, present)):  # noqa: B905
+        if len(wanted) != len(present):
             raise check.op_wanted(wanted)
-        new = self.logits.new_empty
-        return [new(shape) if want else None for want, shape in zip(wanted, self.shapes)]  # noqa: B905
+        outputs: list[Tensor | None] = [None] * len(present)
+        for i, want in enumerate(wanted):
+            if want:
+                if present[i] is None:
+                    raise check.op_wanted(wanted)
+                outputs[i] = self.logits.new_empty(self.shapes[i])
+        return outputs
 
 
 def value_direct(*where: Any) -> tuple[Tensor, Tensor, int]:
@@ -193,16 +198,16 @@ def _value(*where: Any) -> tuple[Tensor, Tensor]:
     return value_direct(*where)[:2]
 
 
-def _grad(*arguments: Any) -> tuple[Tensor, ...]:
+def _grad(*arguments: Any) -> list[Tensor | None]:
     *where, stats, v_loss, wanted = arguments
     call = _Call(*where)
     stats, v_loss = call.rows(stats, v_loss)
     outputs = call.outputs(wanted)
     _native.grad(*call.arguments, stats.data_ptr(), v_loss.data_ptr(), *map(_pointer, outputs))
-    return _results(outputs, v_loss)
+    return outputs
 
 
-def _grad_vjp(*arguments: Any) -> tuple[Tensor, ...]:
+def _grad_vjp(*arguments: Any) -> list[Tensor | None]:
     *where, stats, v_loss, x0, x1, x2, x3, x4, x5, wanted = arguments
     call = _Call(*where)
     stats, v_loss = call.rows(stats, v_loss)
@@ -212,10 +217,10 @@ def _grad_vjp(*arguments: Any) -> tuple[Tensor, ...]:
     _native.grad_vjp(
         *call.arguments, stats.data_ptr(), v_loss.data_ptr(), *map(_pointer, x), *map(_pointer, outputs)
     )
-    return _results(outputs, v_loss)
+    return outputs
 
 
-def _grad_jvp(*arguments: Any) -> tuple[Tensor, ...]:
+def _grad_jvp(*arguments: Any) -> list[Tensor | None]:
     *where, stats, v_loss, t_v_loss, t0, t1, t2, t3, t4, t5, wanted = arguments
     call = _Call(*where)
     stats, v_loss = call.rows(stats, v_loss)
@@ -226,13 +231,28 @@ def _grad_jvp(*arguments: Any) -> tuple[Tensor, ...]:
     _native.grad_jvp(
         *call.arguments, stats.data_ptr(), v_loss.data_ptr(), *map(_pointer, t), *map(_pointer, outputs)
     )
-    return _results(outputs, v_loss)
+    return outputs
 
 
-def _results(outputs: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
-    """Outputs as an op returns them: one empty tensor for each that is not wanted."""
+def results(outputs: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """Outputs of a kernel as an op returns them: empty tensors where not wanted."""
     return tuple(like.new_empty(0) if x is None else x for x in outputs)
 
+
+def _returning(kernel: Callable[..., Sequence[Tensor | None]]) -> Callable[..., tuple[Tensor, ...]]:
+    def run(*arguments: Any) -> tuple[Tensor, ...]:
+        return results(kernel(*arguments), arguments[0])
+
+    return run
+
+
+# name -> the kernel; a result is None where it is not wanted.
+KERNELS: dict[str, Callable[..., Sequence[Tensor | None]]] = {
+    "value": _value,
+    "grad": _grad,
+    "grad_vjp": _grad_vjp,
+    "grad_jvp": _grad_jvp,
+}
 
 _PLAIN = torch._C._dispatch_keys(torch.empty(0)).raw_repr()
 _ORDINARY = (Tensor, torch.nn.Parameter)
@@ -389,16 +409,9 @@ def _in_group(target: Tensor, classes: int, ignore_index: int) -> Tensor:
 # ---- registration ----
 
 LIBRARY = torch.library.Library("l2t", "DEF")
-KERNELS: dict[str, Callable[..., Any]] = {
-    "value": _value,
-    "grad": _grad,
-    "grad_vjp": _grad_vjp,
-    "grad_jvp": _grad_jvp,
-}
-
 for _name in OPS:
     LIBRARY.define(_name + _schema(_name), tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(_name, KERNELS[_name], "CPU")
+    LIBRARY.impl(_name, _returning(KERNELS[_name]), "CPU")
     for _key in ("CUDA", "XPU", "MPS", "HPU", "PrivateUse1"):
         LIBRARY.impl(_name, _by_reference(_name), _key)
     torch.library.register_fake(f"l2t::{_name}", _fake(_name), lib=LIBRARY)

@@ -1,7 +1,8 @@
 """l2t: learning to teach with dynamic loss functions.
 
-The public names, and nothing else. Start with `dynamic_loss` (the loss), `unroll` (the gradient through a training
-run), `Teacher` and `teach` (what hands a student its loss, and how that learns); on the command line, ``l2t --help``.
+The public names, and nothing else. Start with `dynamic_loss` (the loss), `unroll` (the gradient through a
+training run), `Teacher` and `teach` (what hands a student its loss, and how that learns); on the command
+line, ``l2t --help``.
 """
 
 from importlib.metadata import version as _version

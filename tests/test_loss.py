@@ -545,9 +545,17 @@ def test_byte_targets_as_cross_entropy_takes_them():
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_error_is_not_above_plain_torch(structure, link, kind):
-    n, c = 400, 13
+    """Over twelve seeds and all derivatives: that of one derivative hangs on a few rows and is luck."""
+    errors = torch.stack([errors_of(structure, link, kind, seed) for seed in range(12)])
+    ours, plain = errors.square().mean(0).sqrt() + 1e-8
+    assert (ours / plain).log().mean().exp() <= 1.1, (ours / plain).tolist()
+    assert (ours / plain).max() <= 2, (ours / plain).tolist()
+
+
+def errors_of(structure, link, kind, seed):
+    """Relative errors in float32, [ours or plain torch, value and derivatives]."""
     size = {"random": 1.0, "trained": 4.0, "extreme": 30.0}[kind]
-    case = Case(structure, link, torch.float32, n=n, c=c, scale_by=size)
+    case = Case(structure, link, torch.float32, n=200, c=13, scale_by=size, seed=seed)
     if kind == "trained":
         keep = case.target != case.ignore_index
         with torch.no_grad():
@@ -558,14 +566,17 @@ def test_error_is_not_above_plain_torch(structure, link, kind):
         tables = (*parts, None, None, None)[:3]
         return reference.rows(logits, case.target, *tables, bias, scale, LINKS.index(link), -100, 1)
 
-    results = {
-        "ours": derivatives(lambda *x: case.unweighted(*x, reduction="none"), where),
-        "torch": derivatives(plain, where),
-    }
     exact = derivatives(plain, [x.detach().double().requires_grad_() for x in where])
-    for i, truth in enumerate(exact):
-        error = {who: (x[i].double() - truth).norm() / (truth.norm() + 1e-300) for who, x in results.items()}
-        assert error["ours"] <= 1.5 * error["torch"] + 2e-7, (i, error)
+    results = derivatives(lambda *x: case.unweighted(*x, reduction="none"), where), derivatives(plain, where)
+    return torch.tensor(
+        [
+            [
+                (x.double() - truth).norm() / (truth.norm() + 1e-300)
+                for x, truth in zip(each, exact, strict=True)
+            ]
+            for each in results
+        ]
+    )
 
 
 # ---- the module ----

@@ -129,9 +129,9 @@ class _Call:
         self.logits = logits
         self.kept = (target, weight, left, right, bias, scale)
         self.arguments = (
-            0 if logits.dtype is torch.float32 else 1,
+            _native.FLOAT32 if logits.dtype is torch.float32 else _native.FLOAT64,
             link,
-            0 if full else 1 if left is None else 2,
+            _native.FULL if full else _native.DIAGONAL if left is None else _native.LOW_RANK,
             torch.get_num_threads(),
             n,
             c,
@@ -177,6 +177,20 @@ class _Call:
                 outputs[i] = self.logits.new_empty(self.shapes[i])
         return outputs
 
+    def run(
+        self,
+        kernel: Callable[..., None],
+        inputs: Sequence[Tensor | None],
+        outputs: Sequence[Tensor | None],
+    ) -> None:
+        """Calls the core, which has no name for "no classes" or "no groups": then every row is ignored."""
+        if self.shapes[-1] == (0,):
+            for x in outputs:
+                if x is not None:
+                    x.zero_()
+        else:
+            kernel(*self.arguments, *map(_pointer, inputs), *map(_pointer, outputs))
+
 
 def value_direct(*where: Any) -> tuple[Tensor, Tensor, int]:
     """``l2t::value`` past the dispatcher, where `direct` says so, and the number of rows that count."""
@@ -184,7 +198,7 @@ def value_direct(*where: Any) -> tuple[Tensor, Tensor, int]:
     n, target, ignore_index = call.arguments[4], call.kept[0], where[8]
     count = n - int((target == ignore_index).sum()) if _some_ignored(call) else n
     loss, stats = call.logits.new_empty(n), call.logits.new_empty(n, 3)
-    _native.value(*call.arguments, loss.data_ptr(), stats.data_ptr())
+    call.run(_native.value, (), (loss, stats))
     return loss, stats, count
 
 
@@ -203,7 +217,7 @@ def _grad(*arguments: Any) -> list[Tensor | None]:
     call = _Call(*where)
     stats, v_loss = call.rows(stats, v_loss)
     outputs = call.outputs(wanted)
-    _native.grad(*call.arguments, stats.data_ptr(), v_loss.data_ptr(), *map(_pointer, outputs))
+    call.run(_native.grad, (stats, v_loss), outputs)
     return outputs
 
 
@@ -214,9 +228,7 @@ def _grad_vjp(*arguments: Any) -> list[Tensor | None]:
     x = call.six("x", x0, x1, x2, x3, x4, x5)
     outputs = call.outputs(wanted[1:])
     outputs.insert(0, torch.empty_like(v_loss) if wanted[0] else None)
-    _native.grad_vjp(
-        *call.arguments, stats.data_ptr(), v_loss.data_ptr(), *map(_pointer, x), *map(_pointer, outputs)
-    )
+    call.run(_native.grad_vjp, (stats, v_loss, *x), outputs)
     return outputs
 
 
@@ -228,9 +240,7 @@ def _grad_jvp(*arguments: Any) -> list[Tensor | None]:
         t_v_loss = _table("t_v_loss", t_v_loss, v_loss.shape, v_loss)
     t = (t_v_loss, *call.six("t", t0, t1, t2, t3, t4, t5))
     outputs = call.outputs(wanted)
-    _native.grad_jvp(
-        *call.arguments, stats.data_ptr(), v_loss.data_ptr(), *map(_pointer, t), *map(_pointer, outputs)
-    )
+    call.run(_native.grad_jvp, (stats, v_loss, *t), outputs)
     return outputs
 
 
@@ -367,10 +377,11 @@ def _vmap(name: str) -> Callable[..., Any]:
             if isinstance(x, Tensor) and (kind != _TABLE or grouped):
                 dim = dims[i]
                 call[i] = x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0) if dim else x
+        groups, ignore_index = call[9], call[8]
+        classes = groups * call[0].shape[-1]
+        height = {_ROWS: call[0].shape[1], _TABLE: classes}
         if grouped:
-            logits, target, groups, ignore_index = call[0], call[1], call[9], call[8]
-            classes = groups * logits.shape[-1]
-            call[1] = _in_group(target, classes, ignore_index)
+            call[1] = _in_group(call[1], classes, ignore_index)
             call[9] = groups * batch
             # An ignore_index beyond the classes moves with the targets beyond them, see _in_group.
             call[8] = ignore_index + (batch - 1) * classes if ignore_index >= classes else ignore_index
@@ -381,10 +392,10 @@ def _vmap(name: str) -> Callable[..., Any]:
         with torch._C._ExcludeDispatchKeyGuard(batched_key):
             outputs = op(*call)
             return tuple(
-                torch._C._functorch._add_batch_dim(x.unflatten(0, (batch, x.shape[0] // batch)), 0, level)
+                torch._C._functorch._add_batch_dim(x.unflatten(0, (batch, height[kind])), 0, level)
                 if want
                 else x
-                for x, want in zip(outputs, wanted, strict=True)
+                for x, kind, want in zip(outputs, results, wanted, strict=True)
             )
 
     return run

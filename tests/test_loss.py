@@ -188,7 +188,7 @@ def test_a_negative_view_is_read_with_its_sign():
 
 # ---- special cases that are known losses ----
 
-SHAPES = [(5, 4), (5, 4, 3), (2, 4, 3, 2), (4,), (0, 4), (2, 4, 0), (1, 1)]
+SHAPES = [(5, 4), (5, 4, 3), (2, 4, 3, 2), (4,), (0, 4), (2, 4, 0), (1, 1), (0, 0)]
 
 
 @pytest.mark.parametrize("ignored", [-100, 1, 255, "all"])
@@ -199,7 +199,8 @@ def test_identity_link_is_cross_entropy(shape, dtype, reduction, ignored):
     generator = torch.Generator().manual_seed(3)
     logits = (2 * torch.randn(*shape, generator=generator)).to(dtype).requires_grad_()
     num_classes = shape[1] if len(shape) > 1 else shape[0]
-    target = torch.randint(num_classes, (shape[0], *shape[2:]) if len(shape) > 1 else (), generator=generator)
+    rows = (shape[0], *shape[2:]) if len(shape) > 1 else ()
+    target = torch.randint(max(num_classes, 1), rows, generator=generator)
     ignore_index = -100 if ignored == "all" else ignored
     if target.numel():
         target.reshape(-1)[: None if ignored == "all" else 1] = ignore_index

@@ -126,6 +126,21 @@ def test_one_class():
             torch.testing.assert_close(result, expected)
 
 
+def test_no_classes():
+    where = (torch.zeros(2, 0), torch.full((2,), -100), None, None, None, None, None, 0, -100, 1)
+    loss, stats = torch.ops.l2t.value(*where)
+    assert loss.eq(0).all()
+    assert torch.ops.l2t.grad(*where, stats, torch.ones(2), [True] + [False] * 5)[0].shape == (2, 0)
+    with pytest.raises(IndexError, match=r"in \[0, 0\) or ignore_index=3, got -100"):
+        torch.ops.l2t.value(*where[:8], 3, 1)
+
+
+def test_links_have_the_numbers_of_the_core():
+    numbers = [ops._native.SIGMOID, ops._native.IDENTITY, ops._native.LOG_SIGMOID]
+    assert numbers == [list(reference.LINKS).index(x) for x in ("sigmoid", "identity", "log-sigmoid")]
+    assert len(reference.LINKS) == len(numbers)
+
+
 def test_what_is_not_wanted_is_empty_and_changes_nothing():
     where, like, wanted, v_loss, t_v_loss = case("low-rank", "sigmoid")
     everything = every_op(where, like, wanted, v_loss, t_v_loss)
@@ -309,6 +324,19 @@ def test_vmap_is_a_loop(data):
             continue  # stats
         if result.numel() or expected.numel():
             torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_batch_of_nothing():
+    """As torch's own functions: nothing in, nothing out, and a graph to it."""
+    logits = torch.randn(0, N, C, requires_grad=True)
+    weight = torch.randn(0, C, C, requires_grad=True)
+    target = torch.zeros(0, N, dtype=torch.int64)
+    loss = torch.vmap(l2t.dynamic_loss)(logits, target, weight)
+    assert loss.shape == (0,)
+    first = torch.autograd.grad(loss.sum(), (logits, weight), create_graph=True)
+    second = torch.autograd.grad(sum(x.sum() for x in first), (logits, weight))
+    for each in (first, second):
+        assert [x.shape for x in each] == [logits.shape, weight.shape]
 
 
 def test_nested_vmap():

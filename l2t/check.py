@@ -832,11 +832,12 @@ def low_agreement(agreement: float) -> str:
     )
 
 
-def trial_chose_start(taught: float, start: float) -> str:
-    """No taught teacher was ahead of the start."""
+def trial_chose_neutral(errors: dict[str, float]) -> str:
+    """No taught teacher was ahead of cross-entropy."""
+    seen = ", ".join(f"{name} {level:.1f}%" for name, level in errors.items())
     return (
-        f"l2t.teach: fresh students are not ahead under what was taught (dev error {100 * taught:.1f}%, at the start "
-        f"{100 * start:.1f}%); the result is the start, which trains as cross-entropy does."
+        f"l2t.teach: fresh students are not ahead under what was taught (dev error: {seen}); "
+        "the result is the neutral teacher, which trains as cross-entropy does."
     )
 
 

@@ -81,6 +81,8 @@ class Recipe:
         sharpness: k of the smooth error.
         dev_fraction: share of the training rows that each student of an episode is measured on, drawn anew
             every time, where no dev set is given.
+        hold_back: share of a given dev set that teaching does not see, for the trial at the end: it catches a
+            teacher that has overfitted the rest, and costs the rest that much.
         clip: a student's gradient is clipped to this many running median norms.
         skip: a student whose norm is this many running median norms is skipped.
         window: norms that the running median looks back on.
@@ -92,10 +94,11 @@ class Recipe:
         guard_norm: the guard goes back when the median norm of an episode is this many times the least that
             it has seen of a window, twice in a row.
         guard_rise: the guard goes back when the mean measure of a window is this share, and four standard
-            errors, above its best.
+            errors of the difference, above its best.
         guard_shrink: factor of the teacher's step after each return.
         guard_returns: returns after which teaching ends.
-        trial_students: fresh students on whom the result is tried against the start before it is returned.
+        trial_students: fresh students on whom the result is tried before it is returned, against the neutral
+            teacher (:meth:`l2t.Teacher.neutral`), which trains as cross-entropy does.
         trial_rates: factors of the students' learning rate; each teacher is tried at its best one.
         threads: torch threads while teaching; bits depend on them. One is fastest for small students. None
             leaves the setting alone.
@@ -117,6 +120,7 @@ class Recipe:
     measure: str = "cross-entropy"
     sharpness: float = 50.0
     dev_fraction: float = 0.2
+    hold_back: float = 0.0
     clip: float = 2.0
     skip: float = 50.0
     window: int = 100
@@ -145,7 +149,7 @@ class Recipe:
         for name in ("teacher_lr", "sharpness", "clip", "skip", "probe_norm", "guard_norm", "guard_rise"):
             check.recipe_number(name, getattr(self, name), 0.0, math.inf, open_low=True)
         check.recipe_number("weight_decay", self.weight_decay, 0.0, math.inf)
-        for name in ("momentum", "cooldown", "average", "dev_fraction", "guard_shrink"):
+        for name in ("momentum", "cooldown", "average", "dev_fraction", "hold_back", "guard_shrink"):
             check.recipe_number(name, getattr(self, name), 0.0, 1.0)
         if self.lr is not None:
             check.recipe_number("lr", self.lr, 0.0, math.inf, open_low=True)
@@ -346,6 +350,7 @@ class Guard:
             "norms": [],
             "least_norm": None,
             "best": None,
+            "best_spread": 0.0,
             "high": 0,
             "returns": 0,
         }
@@ -370,13 +375,13 @@ class Guard:
         memory["least_norm"] = level if least is None else min(least, level)
         every = [value for values in memory["measures"] for value in values]
         now, best = mean(every), memory["best"]
-        error_of_mean = stdev(every) / math.sqrt(len(every)) if len(every) > 1 else 0.0
+        spread = stdev(every) / math.sqrt(len(every)) if len(every) > 1 else 0.0  # of the mean
         if best is None or (now < best and not memory["high"]):
-            memory["best"] = now
+            memory["best"], memory["best_spread"] = now, spread
             self.good = {
                 name: torch.stack([one[name] for one in self.window]).mean(0) for name in self.window[0]
             }
-        elif now > best + max(4.0 * error_of_mean, recipe.guard_rise * abs(best)):
+        elif now - best > max(4.0 * math.hypot(spread, memory["best_spread"]), recipe.guard_rise * abs(best)):
             return check.guard_measure(now, best)
         return None
 
@@ -476,7 +481,11 @@ class _Teaching:
     ) -> None:
         self.start = copy.deepcopy(teacher).requires_grad_(True)
         self.teacher = copy.deepcopy(self.start)
-        self.student, self.train, self.dev = student, train, dev
+        self.student, self.train, self.given_dev = student, train, dev
+        self.dev = self.trial_dev = dev
+        if dev is not None and recipe.hold_back:
+            (rest,), (held,) = split_pools(len(dev[1]), 1, recipe.hold_back, seed_of(seed, 3))
+            self.dev, self.trial_dev = (dev[0][rest], dev[1][rest]), (dev[0][held], dev[1][held])
         self.recipe, self.seed, self.progress = recipe, seed, progress
         self.directory = None if directory is None else Path(directory)
         self.adam = self._new_adam()
@@ -661,8 +670,8 @@ class _Teaching:
         """The average of the last teachers; with a guard, what fresh students do best under.
 
         Each candidate is tried at its own best learning rate, since a loss that wants another rate than the
-        one for teaching is no worse for that. A taught teacher has to be ahead of the start by a standard
-        error.
+        one for teaching is no worse for that. A taught teacher has to be ahead of the neutral one
+        by a standard error.
         """
         candidates = {}
         if self.averaged:
@@ -671,26 +680,30 @@ class _Teaching:
             self.teacher.load_state_dict(candidates.get("average", self._weights()))
         else:
             candidates = candidates if self.averaged >= 3 else {}
-            candidates |= {"good": self.guard.good, "start": dict(self.start.named_parameters())}
+            if self.guard.memory["best"] is not None:
+                candidates["good"] = self.guard.good
             self._try(candidates)
         self.finished = True
         if self.directory is not None:
             self.teacher.save(self.directory)
             self._commit()
 
-    def _try(self, candidates: dict[str, dict[str, Tensor]]) -> None:
-        recipe, names = self.recipe, list(candidates)
-        teachers = [copy.deepcopy(self.start) for _ in names]
-        for teacher, weights in zip(teachers, candidates.values(), strict=True):
+    def _try(self, taught: dict[str, dict[str, Tensor]]) -> None:
+        recipe, neutral = self.recipe, self.start.neutral()
+        names = [*taught, "neutral"]
+        teachers = [copy.deepcopy(neutral) for _ in taught]
+        for teacher, weights in zip(teachers, taught.values(), strict=True):
             teacher.load_state_dict(weights)
+        teachers.append(neutral)
         rates = [self.history["lr"] * factor for factor in recipe.trial_rates]
-        errors = trial(teachers, self.student, self.train, self.dev, recipe, rates, seed_of(self.seed, 2))
+        errors = trial(
+            teachers, self.student, self.train, self.trial_dev, recipe, rates, seed_of(self.seed, 2)
+        )
         means = errors.mean(-1)  # [candidates, rates]
-        best = means.argmin(-1)
-        own = errors[torch.arange(len(names)), best]  # [candidates, students]
+        own = errors[torch.arange(len(names)), means.argmin(-1)]  # [candidates, students]
         chosen = int(own.mean(-1).argmin())
         ahead = own[-1] - own[chosen]
-        if names[chosen] != "start" and not ahead.mean() > ahead.std() / math.sqrt(len(ahead)):
+        if not ahead.mean() > ahead.std() / math.sqrt(len(ahead)):
             chosen = len(names) - 1
         self.teacher = teachers[chosen]
         self.history["trial"] = {
@@ -698,10 +711,9 @@ class _Teaching:
             "rates": rates,
             "dev_error": {name: row.tolist() for name, row in zip(names, means, strict=True)},
         }
-        if names[chosen] == "start":
-            self._event(
-                "trial", check.trial_chose_start(float(own[:-1].mean(-1).min()), float(own[-1].mean()))
-            )
+        if names[chosen] == "neutral":
+            levels = [100.0 * float(level) for level in own.mean(-1)]
+            self._event("trial", check.trial_chose_neutral(dict(zip(names, levels, strict=True))))
 
     def _event(self, kind: str, sentence: str) -> None:
         self.history["events"].append({"update": self.update, "kind": kind, "sentence": sentence})
@@ -715,7 +727,7 @@ class _Teaching:
     def _identity(self) -> dict[str, Any]:
         """What a run must share with the one that it goes on with."""
         digest = hashlib.sha256()
-        for tensor in (*self.train, *(self.dev or ())):
+        for tensor in (*self.train, *(self.given_dev or ())):
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         for name, value in self.start.named_parameters():
@@ -734,6 +746,8 @@ class _Teaching:
     def _open(self, directory: Path, resume: bool) -> None:
         self.identity = self._identity()
         marker = directory / "checkpoint.json"
+        for left in directory.glob(".*.part"):  # of a write that a kill cut short
+            left.unlink()
         if not marker.exists():
             directory.mkdir(parents=True, exist_ok=True)
             return
@@ -764,6 +778,7 @@ class _Teaching:
             self.guard.good = groups["good"]
             self.guard.window = [groups[f"window{index}"] for index in range(numbers["window"])]
         self.history = saved["history"]
+        self._publish(saved["tensors"])
 
     def _commit(self) -> None:
         if self.directory is None:
@@ -788,9 +803,14 @@ class _Teaching:
             "history": self.history,
         }
         write_json(self.directory / "checkpoint.json", content)
+        self._publish(name)
+
+    def _publish(self, tensors: str) -> None:
+        """What follows from a commitment; done once more by a resume, since a kill may have come between."""
+        assert self.directory is not None
         write_json(self.directory / "history.json", self.history)
         for old in self.directory.glob("checkpoint-*.safetensors"):
-            if old.name != name:
+            if old.name != tensors:
                 old.unlink()
 
 

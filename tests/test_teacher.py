@@ -34,6 +34,15 @@ def pull_at_uniform(teacher: l2t.Teacher, state: l2t.StudentState) -> Tensor:
     return -logits.grad.diagonal()
 
 
+def wild(teacher: l2t.Teacher, spread: float, seed: int) -> l2t.Teacher:
+    """The teacher with all of its numbers drawn anew, from a normal distribution of this width."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))
+    return teacher
+
+
 @pytest.mark.parametrize(("kind", "link", "emphasis"), EVERY)
 @settings(max_examples=8, deadline=None)
 @given(
@@ -46,7 +55,7 @@ def pull_at_uniform(teacher: l2t.Teacher, state: l2t.StudentState) -> Tensor:
 def test_the_pull_is_that_of_cross_entropy_whatever_the_raw_numbers(
     kind, link, emphasis, classes, spread, seed, progress, loss
 ):
-    teacher = l2t.Teacher(classes, kind, link=link, emphasis=emphasis, spread=spread, seed=seed, **DOUBLE)
+    teacher = wild(l2t.Teacher(classes, kind, link=link, emphasis=emphasis, **DOUBLE), spread, seed)
     pull = pull_at_uniform(teacher, l2t.StudentState(progress, loss, 0.5)) / (1 - 1 / classes)
     assert pull.mean().item() == pytest.approx(1.0, rel=1e-8)
     if not emphasis or kind == "shared":
@@ -60,16 +69,8 @@ def test_the_pull_is_that_of_cross_entropy_whatever_the_raw_numbers(
 @given(classes=st.integers(2, 30), spread=st.floats(0.01, 1e4), seed=st.integers(0, 2**31))
 @pytest.mark.parametrize("kind", ["full", "low-rank"])
 def test_coefficients_stay_in_their_bounds(kind, classes, spread, seed):
-    teacher = l2t.Teacher(
-        classes,
-        kind,
-        spread=spread,
-        seed=seed,
-        diagonal_start=0.5,
-        diagonal_range=1.5,
-        bias_range=4.0,
-        **DOUBLE,
-    )
+    teacher = l2t.Teacher(classes, kind, diagonal_start=0.5, diagonal_range=1.5, bias_range=4.0, **DOUBLE)
+    wild(teacher, spread, seed)
     weight, bias, scale = teacher(STATE)
     dense = weight.dense()
     own = dense.diagonal()
@@ -172,6 +173,16 @@ def test_every_parameter_gets_a_gradient_through_an_unrolled_run(make, kind, lin
         assert parameter.grad is not None, name
         # Every number, not only every tensor: none is masked out or divided out.
         assert (parameter.grad != 0).all(), name
+
+
+@pytest.mark.parametrize("make", [l2t.Teacher, l2t.GateTeacher, l2t.static_teacher])
+@pytest.mark.parametrize("kind", ["per-class", "low-rank", "full"])
+def test_neutral_is_cross_entropy_with_the_identity_link(make, kind):
+    teacher = wild(make(5, kind, link="identity", **DOUBLE), 3.0, 0)
+    logits, target = torch.randn(30, 5, **DOUBLE), torch.randint(5, (30,))
+    before = teacher.loss(logits, target, STATE)
+    torch.testing.assert_close(teacher.neutral().loss(logits, target, STATE), F.cross_entropy(logits, target))
+    assert torch.equal(teacher.loss(logits, target, STATE), before)
 
 
 # ---- states

@@ -1,0 +1,619 @@
+"""Teaching: what an episode says, the teacher's step, the guard, the probe, checkpoints, sentences."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import l2t
+from l2t.students import seed_of
+from l2t.teach import MEASURES, Episode, Guard, episode, threads
+
+CLASSES = 4
+SMALL = l2t.Recipe(
+    steps=12, batch_size=16, lr=0.1, students=3, updates=6, teacher_lr=0.05, guard_window=2, trial_students=3
+)
+
+
+def data(count: int = 240, noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(count, 6, generator=generator)
+    y = (x @ torch.randn(6, CLASSES, generator=generator)).argmax(1)
+    flip = torch.rand(count, generator=generator) < noise
+    return x, torch.where(flip, (y + 1) % CLASSES, y)
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+
+
+def run(teacher=None, dev=None, *, recipe=SMALL, **options):
+    options = {"progress": False, **options}
+    return l2t.teach(teacher or l2t.Teacher(CLASSES), mlp, data(), dev, recipe=recipe, **options)
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def told(taught: l2t.Taught) -> tuple:
+    """All that a run has come to, to the bit: the teacher, and the history less what the clock says."""
+    rows = [{**row, "students_per_second": None} for row in taught.history["updates"]]
+    return [p.tolist() for p in taught.teacher.parameters()], {**taught.history, "updates": rows}
+
+
+# ---- measures
+
+
+def test_measures_against_their_definitions():
+    logits = torch.randn(2, 9, CLASSES, dtype=torch.float64)
+    target = torch.randint(CLASSES, (2, 9))
+    for i in range(2):
+        p = logits[i].softmax(-1)
+        own = p[range(9), target[i]]
+        for name, expected in {
+            "cross-entropy": F.cross_entropy(logits[i], target[i]),
+            "expected-error": (1 - own).mean(),
+            "smooth-error": (2 / (1 + torch.exp(-7 * (p.max(-1).values - own))) - 1).mean(),
+        }.items():
+            torch.testing.assert_close(MEASURES[name](logits, target, 7.0)[i], expected)
+
+
+def test_the_smooth_error_tends_to_the_error():
+    logits, target = torch.randn(1, 50, CLASSES), torch.randint(CLASSES, (1, 50))
+    wrong = (logits.argmax(-1) != target).float().mean(-1)
+    torch.testing.assert_close(MEASURES["smooth-error"](logits, target, 1e6), wrong)
+
+
+@pytest.mark.parametrize("measure", list(MEASURES))
+def test_every_measure_teaches(measure):
+    recipe = dataclasses.replace(SMALL, measure=measure, sharpness=5.0, updates=2)
+    taught = run(l2t.Teacher(CLASSES, "full", link="identity"), recipe=recipe, guard=False)
+    assert not same_weights(taught.teacher, l2t.Teacher(CLASSES, "full", link="identity"))
+
+
+# ---- an episode
+
+
+def test_agreement_and_norms():
+    gradient = torch.tensor([[3.0, 0.0], [0.0, 4.0], [5.0, 0.0], [torch.nan, 0.0]])
+    measure = torch.tensor([1.0, 1.0, 1.0, 1.0])
+    seen = Episode(measure, measure, gradient, [], {})
+    assert seen.norms == [3.0, 4.0, 5.0, math.inf]
+    assert seen.agreement == pytest.approx(1 / 3)
+    assert math.isnan(seen._replace(gradient=gradient[:1], measure=measure[:1]).agreement)
+    assert seen._replace(measure=torch.tensor([torch.nan, 1.0, 1.0, 1.0])).norms[0] == math.inf
+
+
+def test_an_episode_is_seeded_to_the_bit():
+    def once(seed, make=mlp):
+        torch.rand(7)  # moves the global generator
+        return episode(l2t.Teacher(CLASSES), make, data(), None, SMALL, 0.1, seed, 3)
+
+    def with_dropout():
+        return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.3), nn.Linear(8, CLASSES))
+
+    for make in (mlp, with_dropout):
+        a, b, other = once(1, make), once(1, make), once(2, make)
+        assert torch.equal(a.gradient, b.gradient)
+        assert torch.equal(a.measure, b.measure)
+        assert not torch.equal(a.gradient, other.gradient)
+    assert len(set(a.measure.tolist())) == 3
+
+
+def test_an_episode_leaves_the_random_state_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    episode(l2t.Teacher(CLASSES), mlp, data(), None, SMALL, 0.1, 0, 2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_without_a_dev_set_every_student_has_a_split_of_its_own(monkeypatch):
+    seen = []
+    module = __import__("sys").modules["l2t.teach"]
+    split = module.split_pools
+
+    def spy(*arguments):
+        seen.append(split(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(module, "split_pools", spy)
+    run(recipe=dataclasses.replace(SMALL, updates=2), guard=False)
+    assert len(seen) == 2  # one an episode
+    rows = [tuple(row.tolist()) for pools in seen for row in pools.dev]
+    assert len(set(rows)) == 6
+    assert all(len(row) == 48 for row in rows)
+
+
+# ---- a step of the teacher
+
+
+def faked(monkeypatch, gradients, measures=None):
+    """Episodes with the given gradients of the students, one list an update; the courses are skipped."""
+    module = __import__("sys").modules["l2t.teach"]
+    count = iter(range(10**6))
+    size = sum(p.numel() for p in l2t.Teacher(CLASSES).parameters())
+
+    def fake(*_):
+        update = next(count)
+        rows = torch.stack(
+            [torch.as_tensor(row, dtype=torch.float32).expand(size) for row in gradients[update]]
+        )
+        measure = torch.tensor([1.0] * len(rows) if measures is None else measures[update])
+        return Episode(measure, measure / 2, rows / math.sqrt(size), [1.0], {"progress": [0.0]})
+
+    monkeypatch.setattr(module, "episode", fake)
+    return l2t.Teacher(CLASSES)
+
+
+def test_clipping_by_the_running_median(monkeypatch):
+    steps = []
+
+    def note(self):
+        steps.append(torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]]))
+
+    monkeypatch.setattr(torch.optim.Adam, "step", note)
+    recipe = dataclasses.replace(SMALL, updates=2, clip=2.0, skip=1e9)
+    start = faked(monkeypatch, [[1.0, 1.0, 1.0], [1.0, 30.0, -0.5]])
+    taught = run(start, recipe=recipe, guard=False)
+    norms = [float(step.norm()) for step in steps]
+    assert norms[0] == pytest.approx(1.0)
+    assert norms[1] == pytest.approx((1.0 + 2.0 - 0.5) / 3)  # 30 is clipped to twice the median, 1
+    assert [row["clipped"] for row in taught.history["updates"]] == [0, 1]
+    assert taught.history["updates"][1]["norm"] == pytest.approx(1.0)
+    assert taught.history["updates"][1]["agreement"] == pytest.approx(-1 / 3)
+
+
+def test_wild_students_are_skipped_and_counted_aloud(monkeypatch, capsys):
+    recipe = dataclasses.replace(SMALL, updates=3, skip=50.0)
+    start = faked(monkeypatch, [[1.0, 1.0, 1.0], [torch.nan, 1.0, 60.0], [torch.inf, torch.inf, torch.nan]])
+    taught = run(start, recipe=recipe, guard=False)
+    assert [row["skipped"] for row in taught.history["updates"]] == [0, 2, 3]
+    assert taught.history["updates"][2]["norm"] is None
+    assert all(p.isfinite().all() for p in taught.teacher.parameters())
+    said = capsys.readouterr().err
+    assert "skipped 2 of 3 students whose teacher gradient was not finite or far above the usual norm" in said
+    assert "(5 so far)" in said
+    json.dumps(taught.history, allow_nan=False)
+
+
+def test_warm_up_and_cool_down():
+    recipe = dataclasses.replace(SMALL, updates=10, warmup=4, cooldown=0.5, teacher_lr=1.0, steps=2)
+    rates = [row["teacher_lr"] for row in run(recipe=recipe, guard=False).history["updates"]]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_the_result_is_the_average_of_the_last_teachers(monkeypatch):
+    recipe = dataclasses.replace(SMALL, updates=4, average=0.5)
+    seen = []
+    adam = torch.optim.Adam.step
+
+    def spy(self):
+        adam(self)
+        seen.append([p.detach().clone() for g in self.param_groups for p in g["params"]])
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    taught = run(recipe=recipe, guard=False)
+    for i, parameter in enumerate(taught.teacher.parameters()):
+        torch.testing.assert_close(parameter.detach(), (seen[2][i] + seen[3][i]) / 2)
+
+
+def test_teaching_lowers_the_measure():
+    x, y = data(900)
+    flipped = data(900, noise=0.45)[1]
+    recipe = l2t.Recipe(steps=60, lr=0.1, updates=12, teacher_lr=0.2, students=3, trial_students=4)
+    teacher = l2t.Teacher(CLASSES, "full", link="identity", off_diagonal_scale=0.5)
+    taught = l2t.teach(
+        teacher, mlp, (x[:600], flipped[:600]), (x[600:], y[600:]), recipe=recipe, progress=False
+    )
+    rows = taught.history["updates"]
+    assert rows[-1]["measure"] < 0.9 * rows[0]["measure"]
+    assert rows[-1]["dev_error"] < 0.8 * rows[0]["dev_error"]
+    assert rows[0]["agreement"] > 0.5
+    assert taught.history["trial"]["chosen"] != "neutral"
+
+
+def test_the_given_teacher_is_left_as_it_is():
+    teacher = l2t.Teacher(CLASSES)
+    before = l2t.Teacher(CLASSES)
+    taught = run(teacher)
+    assert same_weights(teacher, before)
+    assert all(p.grad is None for p in teacher.parameters())
+    assert taught.recipe.lr == 0.1
+
+
+def test_low_agreement_is_explained_once(monkeypatch, capsys):
+    recipe = dataclasses.replace(SMALL, updates=25)
+    start = faked(monkeypatch, [[1.0, -1.0, 1.0]] * 25)
+    taught = run(start, recipe=recipe, guard=False)
+    said = capsys.readouterr().err
+    assert said.count("the teacher learns next to nothing. Use a smaller learning rate or less momentum") == 1
+    assert [e["kind"] for e in taught.history["events"]] == ["agreement"]
+    assert taught.history["events"][0]["update"] == 9
+
+
+def test_history_is_what_it_says():
+    history = run().history
+    assert set(history) == {
+        "seed", "recipe", "teacher", "lr", "probe", "updates", "events", "adjoint_norms", "states", "trial",
+    }  # fmt: skip
+    assert [row["update"] for row in history["updates"]] == list(range(6))
+    assert set(history["adjoint_norms"]) == {"0", "1", "2", "4", "5"}
+    assert all(len(norms) == SMALL.steps + 1 for norms in history["adjoint_norms"].values())
+    assert history["states"]["progress"] == pytest.approx([step / 12 for step in range(12)])
+    assert set(history["states"]) == {"progress", "train_loss", "train_accuracy"}
+    assert all(row["students_per_second"] > 0 for row in history["updates"])
+    assert l2t.Recipe(**history["recipe"]) == SMALL
+    json.dumps(history, allow_nan=False)
+
+
+def test_it_is_seeded_to_the_bit():
+    a, b, other = run(seed=1), run(seed=1), run(seed=2)
+    assert told(a) == told(b)
+    assert told(a) != told(other)
+
+
+def test_threads_are_put_back():
+    before = torch.get_num_threads()
+    with threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    with threads(None):
+        assert torch.get_num_threads() == before
+
+
+# ---- the guard
+
+
+def guard(**settings) -> Guard:
+    recipe = dataclasses.replace(SMALL, guard_window=3, **settings)
+    return Guard(recipe, {"w": torch.zeros(1)})
+
+
+def feed(guard, episodes):
+    """Judges of (measure, norm) of two students an episode; the teacher's weight is the episode's number."""
+    return [
+        guard.judge([measure, measure], [norm, norm], {"w": torch.tensor([float(number)])})
+        for number, (measure, norm) in enumerate(episodes)
+    ]
+
+
+def test_the_guard_keeps_the_mean_teacher_of_the_best_window():
+    watch = guard()
+    assert feed(watch, [(1.0, 1.0), (0.9, 1.0), (0.8, 1.0), (0.82, 1.0), (0.8, 1.0)]) == [None] * 5
+    assert watch.memory["best"] == pytest.approx((0.8 + 0.82 + 0.8) / 3)
+    assert watch.good["w"] == 3.0
+
+
+def test_the_guard_sees_a_measure_that_rises():
+    watch = guard()
+    verdicts = feed(watch, [(1.0, 1.0)] * 3 + [(1.1, 1.0)] * 3)
+    assert verdicts[:5] == [None] * 5
+    assert "the dev measure has risen to 1.1000, which has been 1.0000" in verdicts[5]
+    assert watch.good["w"] == 1.0
+
+
+def test_noise_in_the_measure_is_no_rise():
+    torch.manual_seed(0)
+    watch = guard()
+    for number in range(200):
+        measures = (1 + 0.04 * torch.randn(8)).tolist()
+        assert watch.judge(measures, [1.0] * 8, {"w": torch.tensor([float(number)])}) is None
+
+
+def test_the_guard_sees_norms_that_stay_high():
+    watch = guard(guard_norm=10.0)
+    quiet = [(1.0, 1.0)] * 3
+    assert (
+        feed(watch, [*quiet, (0.5, 20.0), (0.5, 1.0), (0.5, 20.0)]) == [None] * 6
+    )  # one alone is an outlier
+    watch = guard(guard_norm=10.0)
+    verdicts = feed(watch, [*quiet, (0.5, 20.0), (0.5, 30.0)])
+    assert "norm is 30, which has been 1" in verdicts[4]
+    assert watch.good["w"] == 1.0  # a low measure at high norms is none to come back to
+
+
+def test_the_guard_sees_students_that_are_not_finite():
+    watch = guard()
+    teacher = {"w": torch.zeros(1)}
+    assert watch.judge([1.0, 1.0, torch.nan, 1.0], [1.0, 1.0, math.inf, math.inf], teacher) is None
+    verdict = watch.judge([1.0, torch.nan, torch.nan], [1.0, math.inf, math.inf], teacher)
+    assert "2 of 3 students have no finite teacher gradient" in verdict
+
+
+def test_going_back(monkeypatch, capsys):
+    broken = [[1.0] * 3] * 4 + [[1e3] * 3] * 2 + [[1.0] * 3] * 6
+    start = faked(monkeypatch, broken)
+    recipe = dataclasses.replace(SMALL, updates=12, warmup=2, cooldown=0.0, teacher_lr=0.1, skip=1e9)
+    taught = run(start, recipe=recipe)
+    (event,) = [e for e in taught.history["events"] if e["kind"] == "guard"]
+    assert event["update"] == 5
+    assert "back to the last good teacher, with a teacher learning rate of 0.05" in capsys.readouterr().err
+    rates = [row["teacher_lr"] for row in taught.history["updates"]]
+    assert rates[:6] == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.1, 0.1])
+    assert rates[6:9] == pytest.approx([0.025, 0.05, 0.05])  # half the step, after a new warm-up
+
+
+def test_it_ends_after_too_many_returns(monkeypatch, capsys):
+    start = faked(monkeypatch, [[math.nan] * 3] * 50)
+    taught = run(start, recipe=dataclasses.replace(SMALL, updates=50, guard_returns=3))
+    assert len(taught.history["updates"]) == 3
+    assert "3 returns are enough; teaching ends with the last good teacher" in capsys.readouterr().err
+    assert same_weights(taught.teacher, start.neutral())
+
+
+@pytest.mark.parametrize("lr", [30.0, 1e30])
+def test_a_guarded_run_beyond_stability_ends_at_cross_entropy(lr, capsys):
+    start = l2t.Teacher(CLASSES, "full", link="identity")
+    taught = run(start, recipe=dataclasses.replace(SMALL, lr=lr, trial_rates=(1.0, 0.1 / lr)))
+    assert taught.history["trial"]["chosen"] == "neutral"
+    assert same_weights(taught.teacher, start.neutral())
+    assert "the result is the neutral teacher, which trains as cross-entropy does" in capsys.readouterr().err
+
+
+def test_the_trial_takes_each_teacher_at_its_best_rate(monkeypatch):
+    module = __import__("sys").modules["l2t.teach"]
+    errors = torch.tensor(
+        [
+            [[0.5, 0.5, 0.5], [0.1, 0.1, 0.2], [0.6, 0.5, 0.6]],  # average: best at the second rate
+            [[0.2, 0.2, 0.2], [0.3, 0.3, 0.3], [0.3, 0.3, 0.3]],  # good
+            [[0.2, 0.25, 0.2], [0.4, 0.4, 0.4], [0.9, 0.9, 0.9]],  # neutral: best at the first
+        ]
+    )
+    monkeypatch.setattr(module, "trial", lambda *_: errors)
+    recipe = dataclasses.replace(SMALL, updates=8, average=0.8, trial_rates=(0.5, 1.0, 2.0))
+    taught = run(recipe=recipe)
+    assert taught.history["trial"]["chosen"] == "average"
+    assert taught.history["trial"]["rates"] == pytest.approx([0.05, 0.1, 0.2])
+    errors[0, 1] = torch.tensor([0.1, 0.1, 0.44])  # ahead by less than a standard error of the difference
+    errors[1] = 0.5
+    assert run(recipe=recipe).history["trial"]["chosen"] == "neutral"
+
+
+def test_a_held_back_part_of_the_dev_set_is_for_the_trial_alone(monkeypatch):
+    module = __import__("sys").modules["l2t.teach"]
+    seen = {"episode": [], "trial": []}
+    for name in seen:
+        real = getattr(module, name)
+
+        def spy(*arguments, name=name, real=real):
+            seen[name].append({tuple(row) for row in arguments[3][0].tolist()})
+            return real(*arguments)
+
+        monkeypatch.setattr(module, name, spy)
+    dev = data(300)[0][240:], data(300)[1][240:]
+    run(dev=dev, recipe=dataclasses.replace(SMALL, hold_back=0.25))
+    (held,) = seen["trial"]
+    assert len(held) == 15
+    assert all(len(rows) == 45 and not rows & held for rows in seen["episode"])
+
+
+# ---- the probe
+
+
+def probed(monkeypatch, table, **settings):
+    """A run whose probe sees (norm, agreement, measure) by rate, and the rates that it tried."""
+    module = __import__("sys").modules["l2t.teach"]
+    tried = []
+
+    class Seen(Episode):
+        agreement = property(lambda self: self.adjoint_norms[0])
+
+    def fake(teacher, student, train, dev, recipe, lr, seed, size):
+        if size != recipe.probe_students:
+            return real(teacher, student, train, dev, recipe, lr, seed, size)
+        tried.append(lr)
+        norm, agreement, measure = table[lr]
+        gradient = torch.tensor([[norm]] * size) * torch.tensor(
+            [[1.0]] * (size - 1) + [[settings.get("most", 1.0)]]
+        )
+        return Seen(torch.full((size,), measure), torch.zeros(size), gradient, [agreement], {})
+
+    real = module.episode
+    monkeypatch.setattr(module, "episode", fake)
+    recipe = dataclasses.replace(SMALL, lr=None, probe_lrs=tuple(table), probe_students=8, updates=1)
+    return run(recipe=recipe, guard=False), tried
+
+
+def test_the_probe_goes_down_while_the_measure_falls(monkeypatch):
+    table = {
+        0.5: (1e11, 0.9, 9.0),  # agrees, but far too large
+        0.4: (0.5, 0.1, 1.0),  # small, but does not agree
+        0.3: (0.5, 0.5, 1.0),
+        0.2: (0.4, 0.6, 0.9),
+        0.1: (0.3, 0.7, 0.95),
+        0.05: (0.2, 0.8, 0.1),
+    }
+    taught, tried = probed(monkeypatch, table)
+    assert tried == [0.5, 0.4, 0.3, 0.2, 0.1]
+    assert taught.recipe.lr == taught.history["lr"] == 0.2
+    assert [row["lr"] for row in taught.history["probe"]] == tried
+    assert not taught.history["events"]
+
+
+def test_one_wild_student_is_enough_to_refuse_a_rate(monkeypatch):
+    taught, tried = probed(monkeypatch, {0.5: (0.1, 0.9, 1.0), 0.2: (0.1, 0.9, 1.0)}, most=11.0)
+    assert tried == [0.5, 0.2]
+    assert taught.history["events"][0]["kind"] == "probe"
+
+
+def test_a_probe_that_finds_none_says_so(monkeypatch, capsys):
+    taught, _ = probed(
+        monkeypatch,
+        {0.5: (9.0, 0.9, 1.0), 0.2: (0.5, 0.1, 1.0), 0.1: (0.5, 0.2, 1.0), 0.05: (0.4, math.nan, 1.0)},
+    )
+    assert taught.recipe.lr == 0.1  # the best agreement among small norms
+    assert (
+        "no learning rate that the probe tried gave students whose teacher gradients"
+        in capsys.readouterr().err
+    )
+
+
+def test_the_probe_finds_a_stable_rate_of_real_students():
+    x, y = data(900)
+    flipped = data(900, noise=0.45)[1]
+    taught = l2t.teach(
+        l2t.Teacher(CLASSES, "full", link="identity"),
+        mlp,
+        (x[:600], flipped[:600]),
+        (x[600:], y[600:]),
+        recipe=l2t.Recipe(steps=60, probe_lrs=(1000.0, 0.1), updates=1),
+        guard=False,
+        progress=False,
+    )
+    assert taught.recipe.lr == 0.1
+    assert taught.history["probe"][1]["agreement"] > 0.3
+    assert not taught.history["events"]
+
+
+# ---- files
+
+
+def test_a_run_leaves_a_teacher_and_its_history(tmp_path):
+    taught = run(directory=tmp_path / "deep" / "run")
+    assert same_weights(l2t.Teacher.load(tmp_path / "deep" / "run"), taught.teacher)
+    written = json.loads((tmp_path / "deep" / "run" / "history.json").read_text())
+    assert written == taught.history
+    assert len(list((tmp_path / "deep" / "run").glob("checkpoint-*"))) == 1
+
+
+def test_a_finished_run_is_resumed_without_work(tmp_path, monkeypatch):
+    taught = run(directory=tmp_path)
+    monkeypatch.setattr(__import__("sys").modules["l2t.teach"], "episode", None)
+    again = run(directory=tmp_path, resume=True)
+    assert same_weights(again.teacher, taught.teacher)
+    assert again.history == taught.history
+    assert again.recipe == taught.recipe
+
+
+def test_ctrl_c_leaves_a_resumable_run(tmp_path, monkeypatch, capsys):
+    module = __import__("sys").modules["l2t.teach"]
+    real = module.episode
+
+    def interrupted(*arguments):
+        if len(list(tmp_path.glob("checkpoint-000003*"))):
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "episode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(directory=tmp_path)
+    assert "stopped after 3 of 6 updates; all of them are in" in capsys.readouterr().err
+    monkeypatch.setattr(module, "episode", real)
+    assert told(run(directory=tmp_path, resume=True)) == told(run())
+
+
+def test_resume_starts_where_there_is_none(tmp_path):
+    assert told(run(directory=tmp_path, resume=True)) == told(run())
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    run(directory=tmp_path)
+    with pytest.raises(ValueError, match=r"directory must hold no run, got .* with a checkpoint\.json"):
+        run(directory=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("what", "arguments"),
+    [
+        ("seed", {"seed": 3}),
+        ("recipe", {"recipe": dataclasses.replace(SMALL, steps=13)}),
+        ("teacher", {"teacher": l2t.Teacher(CLASSES, slots=2)}),
+        ("data and start weights", {"teacher": l2t.Teacher(CLASSES, seed=1)}),
+        ("data and start weights", {"dev": data(100)}),
+        ("guard", {"guard": False}),
+    ],
+)
+def test_a_run_of_other_arguments_is_not_resumed(tmp_path, what, arguments):
+    run(directory=tmp_path)
+    with pytest.raises(
+        ValueError, match="must have been started with the same arguments, got different"
+    ) as caught:
+        run(directory=tmp_path, resume=True, **arguments)
+    assert what in str(caught.value)
+
+
+# ---- sentences
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"steps": 0}, "steps must be an integer of 1 or more, got 0"),
+        ({"students": 2.0}, "students must be an integer of 1 or more, got 2.0"),
+        ({"threads": 0}, "threads must be an integer of 1 or more, got 0"),
+        ({"trial_students": 1}, "trial_students must be an integer of 2 or more, got 1"),
+        ({"lr": 0.0}, "lr must be a number in (0, inf), got 0.0"),
+        ({"lr": "fast"}, "lr must be a number in (0, inf), got 'fast'"),
+        ({"momentum": 1.5}, "momentum must be a number in [0, 1], got 1.5"),
+        ({"teacher_lr": math.nan}, "teacher_lr must be a number in (0, inf), got nan"),
+        ({"decay": "cosine"}, "decay must be one of linear, constant, got 'cosine'"),
+        ({"measure": "accuracy"}, "measure must be one of cross-entropy, expected-error, smooth-error, got"),
+        ({"probe_lrs": ()}, "probe_lrs must be a sequence of positive numbers, got ()"),
+        ({"trial_rates": (1.0, -1.0)}, "trial_rates must be a sequence of positive numbers, got (1.0, -1.0)"),
+    ],
+)
+def test_a_bad_recipe_says_so(settings, sentence):
+    with pytest.raises(ValueError) as caught:
+        l2t.Recipe(**settings)
+    assert sentence in str(caught.value)
+
+
+X, Y = data(20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((mlp, (X.long(), Y)), "train inputs must be floating point, got torch.int64"),
+        ((mlp, (X, Y.float())), "train targets must be int64 of shape (N,), got torch.float32"),
+        (
+            (mlp, (X, Y[:, None])),
+            "train targets must be int64 of shape (N,), got torch.int64 of shape (20, 1)",
+        ),
+        (
+            (mlp, (X, Y[:9])),
+            "train must be two or more inputs with a target each, got 20 inputs and 9 targets",
+        ),
+        ((mlp, (X, Y + 1)), "train targets must be in [0, 4), got 1 to 4"),
+        ((mlp, (X, Y), (X, Y - 9)), "dev targets must be in [0, 4), got -9"),
+        (
+            (lambda: nn.Linear(6, 5), (X, Y)),
+            "student must return logits of shape (2, 4) for two rows, got (2, 5)",
+        ),
+        ((lambda: "student", (X, Y)), "a function that returns a fresh torch.nn.Module, got a function that"),
+    ],
+)
+def test_bad_arguments_say_so_before_any_work(arguments, sentence, tmp_path):
+    with pytest.raises(ValueError) as caught:
+        l2t.teach(l2t.Teacher(CLASSES), *arguments, recipe=SMALL, directory=tmp_path / "run", progress=False)
+    assert sentence in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_that_cannot_stack_says_so():
+    class Branching(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) if x.sum().item() > 0 else -super().forward(x)
+
+    with pytest.raises(RuntimeError, match=r"student must be a module that torch.vmap can run"):
+        l2t.teach(l2t.Teacher(CLASSES), lambda: Branching(6, CLASSES), data(), recipe=SMALL, progress=False)
+
+
+def test_the_bar_shows_what_matters(capsys):
+    run(recipe=dataclasses.replace(SMALL, updates=1), progress=True)
+    shown = capsys.readouterr().err
+    for part in ("measure", "dev error", "norm", "agreement", "students/s"):
+        assert part in shown
+
+
+def test_seeds_of_updates_do_not_meet_those_of_other_parts():
+    parts = [(seed, part, update) for seed in range(20) for part in range(3) for update in range(50)]
+    assert len({seed_of(*some) for some in parts}) == len(parts)

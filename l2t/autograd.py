@@ -233,17 +233,19 @@ class Reduced(_Op):
 
     @staticmethod
     def backward(ctx: Any, v: Any) -> Any:
-        where, (stats,) = _saved(ctx)
-        wanted = [ctx.needs_input_grad[i + 1] for i in _INPUTS]
-        n = stats.shape[0]
-        if ctx.divisor is None:
-            v_loss = v
-        elif _tracked() or not ops.readable(v):
-            v_loss = (v / ctx.divisor).expand(n)
+        *saved, stats = ctx.saved_tensors
+        _, logits, _, *tables, _, _, _ = ctx.needs_input_grad
+        wanted = [logits, *tables]
+        if _tracked() or not ops.readable(v):
+            v_loss = v if ctx.divisor is None else (v / ctx.divisor).expand(stats.shape[0])
+            results = _only(wanted, _op("grad", *saved, *ctx.constants, stats, v_loss, wanted))
         else:
             # Without a row that counts the divisor is 0, and so is every gradient.
-            v_loss = stats.new_full((n,), v.item() / (ctx.divisor or 1))
-        return (None, *_spread(_only(wanted, _op("grad", *where, stats, v_loss, wanted))))
+            v_loss = (
+                v if ctx.divisor is None else stats.new_full((len(stats),), v.item() / (ctx.divisor or 1))
+            )
+            results = list(ops.KERNELS["grad"](*saved, *ctx.constants, stats, v_loss, wanted))
+        return (None, *_spread(results))
 
 
 def _autograd_kernel(cls: type[_Op]) -> Callable[..., Any]:

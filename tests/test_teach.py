@@ -349,10 +349,9 @@ def test_it_ends_after_too_many_returns(monkeypatch, capsys):
     assert same_weights(taught.teacher, start.neutral())
 
 
-@pytest.mark.parametrize("lr", [30.0, 1e30])
-def test_a_guarded_run_beyond_stability_ends_at_cross_entropy(lr, capsys):
+def test_a_guarded_run_beyond_stability_ends_at_cross_entropy(capsys):
     start = l2t.Teacher(CLASSES, "full", link="identity")
-    taught = run(start, recipe=dataclasses.replace(SMALL, lr=lr, trial_rates=(1.0, 0.1 / lr)))
+    taught = run(start, recipe=dataclasses.replace(SMALL, lr=1e30, trial_rates=(1.0, 1e-31)))
     assert taught.history["trial"]["chosen"] == "neutral"
     assert same_weights(taught.teacher, start.neutral())
     assert "the result is the neutral teacher, which trains as cross-entropy does" in capsys.readouterr().err

@@ -167,7 +167,13 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--students", metavar="S", type=_positive, default=20, help="fresh students an arm; default: 20"
     )
-    compare.add_argument("--jobs", metavar="N", type=_positive, default=1, help="processes; default: 1")
+    compare.add_argument(
+        "--jobs",
+        metavar="N",
+        type=_positive,
+        default=1,
+        help="comparisons (one a task and regime) at a time; default: 1",
+    )
     compare.add_argument(
         "--again", action="store_true", help="even where the same comparison is there already"
     )
@@ -455,8 +461,15 @@ def _compare(options: argparse.Namespace) -> int:
         groups: dict[str, list[Run]] = {}
         for run in runs:
             groups.setdefault(json.dumps(_course(run), sort_keys=True), []).append(run)
-    for group in groups.values():
-        _compare_group(group, options)
+    jobs = [([run.directory for run in group], options) for group in groups.values()]
+    if len(jobs) == 1 or options.jobs == 1:
+        for job in jobs:
+            print("\n".join(_compare_group(job)), flush=True)
+    else:  # leaving the pool ends its processes, also by Ctrl-C
+        ignore = (signal.SIGINT, signal.SIG_IGN)
+        with multiprocessing.get_context("spawn").Pool(options.jobs, signal.signal, ignore) as pool:
+            for lines in pool.imap(_compare_group, jobs):
+                print("\n".join(lines), flush=True)
     return 0
 
 
@@ -467,30 +480,39 @@ def _course(run: Run) -> dict[str, Any]:
     return {name: run.config[name] for name in names} | {name: run.config["recipe"][name] for name in fields}
 
 
-def _compare_group(runs: Sequence[Run], options: argparse.Namespace) -> None:
-    """Compares teachers of one course, unless the very same comparison is there already; prints the table."""
+def _compare_group(job: tuple[Sequence[Path], argparse.Namespace]) -> list[str]:
+    """Compares teachers of one course, unless the very same comparison is there; returns its table."""
     import l2t
     from l2t import tasks
     from l2t.compare import compare
+    from l2t.report import find_runs
 
+    directories, options = job
+    runs = find_runs(*directories)
     config = runs[0].config
     task = tasks.get(config["task"])
-    static = [run for run in runs if run.is_static] if any(not run.is_static for run in runs) else []
-    dynamic = [run for run in runs if run not in static]
+    several = len({run.name for run in runs}) < len(runs)  # of the same name, from different folders
+    named = {str(run.directory) if several else run.name: run for run in runs}
+    dynamic = {name: run for name, run in named.items() if not run.is_static} or named
+    static = {name: run for name, run in named.items() if name not in dynamic}
     also = {
-        "static taught loss" if len(static) == 1 else f"static taught loss, {run.name}": run.teacher
-        for run in static
+        "static taught loss" + (f", {name}" if len(static) > 1 else ""): run.teacher
+        for name, run in static.items()
     }
     of = {
         "course": _course(runs[0]),
         "students": options.students,
-        "teachers": {run.name: _fingerprint(run.directory / "teacher.safetensors") for run in runs},
+        "teachers": {
+            name: _fingerprint(run.directory / "teacher.safetensors") for name, run in named.items()
+        },
         "version": l2t.__version__,
     }
-    if options.again or any(run.comparison is None or run.comparison.get("of") != of for run in dynamic):
+    if options.again or any(
+        run.comparison is None or run.comparison.get("of") != of for run in dynamic.values()
+    ):
         data = task.load(config["regime"], config["data_seed"])
         found = compare(
-            {run.name: run.teacher for run in dynamic},
+            {name: run.teacher for name, run in dynamic.items()},
             task.student(config["student"]),
             data.train,
             data.test,
@@ -502,11 +524,12 @@ def _compare_group(runs: Sequence[Run], options: argparse.Namespace) -> None:
             students=options.students,
             progress=not options.quiet and sys.stderr.isatty(),
         )
-        for run in dynamic:
-            comparison = {**found[run.name], "also": list(also), "of": of}
-            write_json(run.directory / "comparison.json", comparison)
-    comparisons = {run.name: json.loads((run.directory / "comparison.json").read_text()) for run in dynamic}
-    print("\n".join(comparison_table(f"{config['task']}, {config['regime']}", comparisons)))
+        for name, run in dynamic.items():
+            write_json(run.directory / "comparison.json", {**found[name], "also": list(also), "of": of})
+    comparisons = {
+        name: json.loads((run.directory / "comparison.json").read_text()) for name, run in dynamic.items()
+    }
+    return comparison_table(f"{config['task']}, {config['regime']}", comparisons)
 
 
 def _fingerprint(path: Path) -> str:

@@ -400,7 +400,8 @@ def _teaching(runs: Sequence[Run]) -> str:
         ),
         (
             figures.history(series("agreement"), "agreement", marks=marks, limits=(-1.05, 1.05)),
-            "Mean cosine between the teacher gradients of independent students: near 0, nothing is learned.",
+            "Mean cosine between the teacher gradients of independent students: high where there is a clear "
+            "way to go, near 0 where one episode is mostly noise.",
         ),
     ]
     for run in runs:
@@ -552,7 +553,8 @@ main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 5rem; }
 .brand { color: var(--muted); font-size: .85rem; letter-spacing: .04em; margin: 0 0 1rem; }
 h1 { font-size: clamp(1.25rem, 1rem + 1.6vw, 1.85rem); line-height: 1.35; font-weight: 500; margin: 0 0 1rem;
 text-wrap: pretty; } h1 b { color: var(--taught); font-weight: 700; white-space: nowrap; }
-h1 b + b, h1 b ~ b { color: inherit; }
+h1 b ~ b { color: inherit; }
+sup { line-height: 0; }
 .about { color: var(--muted); margin: 0; }
 .about b { color: var(--ink); }
 h2 { font-size: 1.25rem; margin: 3.25rem 0 .75rem; padding-top: 1rem; border-top: 1px solid var(--line); }

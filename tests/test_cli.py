@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,17 @@ import torch
 import l2t
 from l2t import cli, doctor, reference, tasks
 
-TINY = ["--students", "2", "--lr", "0.1", "--set", "steps=4", "trial_students=2", "batch_size=16"]
+TINY = [
+    "--students",
+    "2",
+    "--lr",
+    "0.1",
+    "--set",
+    "steps=4",
+    "trial_students=2",
+    "batch_size=16",
+    "teacher_lr=1.0",
+]
 
 
 def teach(*arguments: str) -> int:
@@ -267,7 +278,7 @@ def taught(tmp_path_factory):
     for seed, slots in ((0, "4"), (1, "4"), (0, "1")):
         name = "static-0" if slots == "1" else f"seed-{seed}"
         where = ["--out", str(folder / name), "--slots", slots, "--regime", "few", "--seed", str(seed)]
-        assert teach("--updates", "2", "--quiet", *where) == 0
+        assert teach("--updates", "2", "--quiet", "--no-guard", *where) == 0
     assert cli.main(["compare", str(folder), "--students", "3", "--quiet"]) == 0
     return folder
 
@@ -318,6 +329,24 @@ def test_the_same_comparison_is_not_made_twice(taught, monkeypatch):
     assert after["test_error"] == json.loads(before)["test_error"]
     assert calls[0]["students"] == 3
     assert list(calls[0]["also"]) == ["static taught loss"]
+
+
+def test_folders_of_several_courses_are_compared_apart_and_names_kept_apart(taught, here, capfd):
+    shutil.copytree(taught / "seed-0", here / "a" / "seed-0")
+    shutil.copytree(taught / "seed-1", here / "b" / "seed-0")  # the same course, and the same name
+    clean = ["--regime", "clean", "--updates", "1", "--quiet", "--no-guard", "--out", "c"]
+    assert teach(*clean) == 0
+    capfd.readouterr()
+    assert cli.main(["compare", "a", "b", "c", "--students", "2", "--jobs", "2", "--quiet"]) == 0
+    shown = capfd.readouterr().out
+    assert shown.index("digits, few") < shown.index("digits, clean")
+    assert "taught, a/seed-0" in shown
+    assert "taught, b/seed-0" in shown
+    errors = [
+        json.loads((here / run / "comparison.json").read_text())["test_error"]["taught"]
+        for run in ("a/seed-0", "b/seed-0", "c")
+    ]
+    assert len({tuple(one) for one in errors}) == 3
 
 
 def test_a_task_stands_for_its_default_folder(taught, here, capsys):

@@ -18,8 +18,8 @@ from l2t.teacher import GateTeacher, StudentState, static_teacher
 STEPS = 30
 
 
-def teacher_of(kind="full", link="identity", **settings):
-    teacher = l2t.Teacher(4, kind, link=link, **settings)
+def teacher_of(kind="full", link="identity", make=l2t.Teacher, **settings):
+    teacher = make(4, kind, link=link, **settings)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in teacher.parameters():
@@ -246,12 +246,8 @@ def test_the_headline_says_how_it_went(taught, words, tmp_path):
 @pytest.mark.parametrize("kind", ["shared", "per-class", "low-rank", "full", "gate", "static"])
 def test_every_kind_of_teacher_has_a_page(kind, tmp_path):
     link = "sigmoid" if kind in ("shared", "per-class") else "identity"
-    if kind == "gate":
-        teacher = GateTeacher(4, "full", link=link)
-    elif kind == "static":
-        teacher = static_teacher(4, "full", link=link)
-    else:
-        teacher = teacher_of(kind, link)
+    make = {"gate": GateTeacher, "static": static_teacher}.get(kind, l2t.Teacher)
+    teacher = teacher_of("full" if make is not l2t.Teacher else kind, link, make)
     save(tmp_path, teacher, history_of(), comparison_of([0.2, 0.3], BASELINES), CONFIG)
     page = page_of(tmp_path)
     for title in ("Result", "The learned loss", "The teaching", "Settings"):

@@ -384,7 +384,7 @@ def static_teacher(num_classes: int, weight: str = "shared", **settings: Any) ->
         >>> import l2t
         >>> teacher = l2t.static_teacher(10, "full", link="identity")
         >>> [name for name, _ in teacher.named_parameters()]
-        ['off_diagonal', 'emphases']
+        ['emphases', 'off_diagonal']
     """
     return Teacher(num_classes, weight, slots=1, **settings)
 

@@ -64,8 +64,9 @@ def cnn() -> nn.Module:
     )
 
 
-_RECIPE = {"steps": 300, "batch_size": 50, "updates": 80, "lr": 0.15, "teacher_lr": 0.12}
+_RECIPE = {"steps": 300, "batch_size": 50, "updates": 80, "teacher_lr": 0.12}
 _SOFT_TARGETS = {"weight": "full", "link": "identity"}
+_ROBUST = {"weight": "shared", "link": "sigmoid"}
 
 TASK = Task(
     name="mnist1d",
@@ -83,7 +84,7 @@ TASK = Task(
                 noise=lambda classes: symmetric(classes, 0.4),
             ),
             _RECIPE,
-            _SOFT_TARGETS,
+            _ROBUST,
         ),
         "pair-flip": Setting(
             Regime(

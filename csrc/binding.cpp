@@ -2,33 +2,35 @@
 // absent), since nothing here knows a framework; l2t/_native.pyi says what each argument is. The GIL is
 // released while the core works.
 //
-// Arguments are read one after another by a Reader rather than named four times over: rows, inputs, then what
-// the op adds.
+// The ops are plain C functions of Python rather than pybind11's: they borrow their arguments and own
+// nothing. Python before 3.14 ends a thread that comes back to an interpreter which is shutting down by
+// unwinding its C++ stack, and a destructor there (a lock's, a reference's) would take the process down or
+// touch an object without the GIL.
 #include "l2t.h"
 
 #include <pybind11/pybind11.h>
 
-#include <string>
-
 #include "status.h"
-
-namespace py = pybind11;
 
 namespace {
 
+// Reads arguments one after another: the rows, the inputs, then what an op adds. Errors are looked at once,
+// by `done`.
 class Reader {
  public:
-  Reader(const char* op, const py::args& args, size_t expected) : args_(args) {
-    if (args.size() != expected)
-      throw py::type_error("l2t._native." + std::string(op) + " takes " + std::to_string(expected) +
-                           " arguments, got " + std::to_string(args.size()) + ".");
-  }
+  Reader(PyObject* const* args, Py_ssize_t count) : args_(args), count_(count) {}
 
-  int64_t number() { return args_[next_++].cast<int64_t>(); }
+  int64_t number() {
+    const Py_ssize_t at = next_++;
+    if (failed_ || at >= count_) return 0;
+    const int64_t value = PyLong_AsLongLong(args_[at]);
+    failed_ = value == -1 && PyErr_Occurred() != nullptr;
+    return value;
+  }
 
   template <class T = void>
   T* pointer() {
-    return reinterpret_cast<T*>(args_[next_++].cast<uintptr_t>());
+    return reinterpret_cast<T*>(number());
   }
 
   l2t_rows rows_then(l2t_tensors& inputs) {
@@ -49,7 +51,7 @@ class Reader {
     return rows;
   }
 
-  // weight, left, right, bias, scale, of inputs, directions and outputs alike.
+  // Of inputs, directions and outputs alike.
   template <class Tensors>
   void coefficients(Tensors& tensors) {
     tensors.weight = pointer();
@@ -65,74 +67,93 @@ class Reader {
     coefficients(tensors);
   }
 
+  // False, with a Python error set, if the arguments were not whole numbers or not as many as have been asked
+  // for.
+  bool done(const char* op) const {
+    if (!failed_ && next_ == count_) return true;
+    if (!failed_)
+      PyErr_Format(PyExc_TypeError, "l2t._native.%s takes %zd arguments, got %zd.", op, next_, count_);
+    return false;
+  }
+
  private:
-  const py::args& args_;
-  size_t next_ = 0;
+  PyObject* const* args_;
+  Py_ssize_t count_, next_ = 0;
+  bool failed_ = false;
 };
 
 template <class F>
-void without_gil(const F& op) {
-  l2t_status status;
-  {
-    py::gil_scoped_release release;
-    status = op();
-  }
-  if (status == L2T_OK) return;
-  if (status == L2T_OUT_OF_MEMORY) {
-    PyErr_SetString(PyExc_MemoryError, l2t::sentence(status));
-    throw py::error_already_set();
-  }
-  throw py::value_error(l2t::sentence(status));
+PyObject* without_gil(const F& op) {
+  PyThreadState* thread = PyEval_SaveThread();
+  const l2t_status status = op();
+  PyEval_RestoreThread(thread);
+  if (status == L2T_OK) Py_RETURN_NONE;
+  PyErr_SetString(status == L2T_OUT_OF_MEMORY ? PyExc_MemoryError : PyExc_ValueError, l2t::sentence(status));
+  return nullptr;
 }
 
-int64_t check_target(int64_t n, int64_t classes_total, int64_t ignore_index, uintptr_t target) {
-  return l2t_check_target(n, classes_total, ignore_index, reinterpret_cast<const int64_t*>(target));
-}
-
-void value(const py::args& args) {
-  Reader read("value", args, 19);
+PyObject* value(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Reader read(args, count);
   l2t_tensors inputs{};
   const l2t_rows rows = read.rows_then(inputs);
   void* loss = read.pointer();
   void* stats = read.pointer();
-  without_gil([&] { return l2t_cpu_value(&rows, &inputs, loss, stats); });
+  if (!read.done("value")) return nullptr;
+  return without_gil([&] { return l2t_cpu_value(&rows, &inputs, loss, stats); });
 }
 
-void grad(const py::args& args) {
-  Reader read("grad", args, 25);
+PyObject* grad(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Reader read(args, count);
   l2t_tensors inputs{};
+  l2t_outputs outputs{};
   const l2t_rows rows = read.rows_then(inputs);
   const void* stats = read.pointer();
   inputs.v_loss = read.pointer();
-  l2t_outputs outputs{};
   read.logits_and_coefficients(outputs);
-  without_gil([&] { return l2t_cpu_grad(&rows, &inputs, stats, &outputs); });
+  if (!read.done("grad")) return nullptr;
+  return without_gil([&] { return l2t_cpu_grad(&rows, &inputs, stats, &outputs); });
 }
 
-void grad_vjp(const py::args& args) {
-  Reader read("grad_vjp", args, 32);
+PyObject* grad_vjp(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Reader read(args, count);
   l2t_tensors inputs{}, cotangents{};
+  l2t_outputs outputs{};
   const l2t_rows rows = read.rows_then(inputs);
   const void* stats = read.pointer();
   inputs.v_loss = read.pointer();
   read.logits_and_coefficients(cotangents);
-  l2t_outputs outputs{};
   outputs.v_loss = read.pointer();
   read.logits_and_coefficients(outputs);
-  without_gil([&] { return l2t_cpu_grad_vjp(&rows, &inputs, stats, &cotangents, &outputs); });
+  if (!read.done("grad_vjp")) return nullptr;
+  return without_gil([&] { return l2t_cpu_grad_vjp(&rows, &inputs, stats, &cotangents, &outputs); });
 }
 
-void grad_jvp(const py::args& args) {
-  Reader read("grad_jvp", args, 32);
+PyObject* grad_jvp(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Reader read(args, count);
   l2t_tensors inputs{}, tangents{};
+  l2t_outputs outputs{};
   const l2t_rows rows = read.rows_then(inputs);
   const void* stats = read.pointer();
   inputs.v_loss = read.pointer();
   tangents.v_loss = read.pointer();
   read.logits_and_coefficients(tangents);
-  l2t_outputs outputs{};
   read.logits_and_coefficients(outputs);
-  without_gil([&] { return l2t_cpu_grad_jvp(&rows, &inputs, stats, &tangents, &outputs); });
+  if (!read.done("grad_jvp")) return nullptr;
+  return without_gil([&] { return l2t_cpu_grad_jvp(&rows, &inputs, stats, &tangents, &outputs); });
+}
+
+PyObject* check_target(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Reader read(args, count);
+  const int64_t n = read.number(), table_rows = read.number(), ignore_index = read.number();
+  const int64_t* target = read.pointer<const int64_t>();
+  if (!read.done("check_target")) return nullptr;
+  return PyLong_FromLongLong(l2t_check_target(n, table_rows, ignore_index, target));
+}
+
+template <class F>
+PyMethodDef method(const char* name, F function) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL,
+          nullptr};
 }
 
 // What the compiler was told to use; the best of it is always the machine's own minimum.
@@ -150,8 +171,8 @@ const char* instruction_set() {
 #endif
 }
 
-py::dict build_info() {
-  py::dict info;
+pybind11::dict build_info() {
+  pybind11::dict info;
   info["version"] = L2T_VERSION;
   info["compiler"] = L2T_COMPILER;
   info["build_type"] = L2T_BUILD_TYPE;
@@ -167,7 +188,7 @@ py::dict build_info() {
 
 }  // namespace
 
-PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
+PYBIND11_MODULE(_native, m, pybind11::mod_gil_not_used()) {
   m.doc() = "The compiled core of l2t. Only l2t.ops calls it; see l2t/_native.pyi.";
   m.attr("FLOAT32") = static_cast<int>(L2T_FLOAT32);
   m.attr("FLOAT64") = static_cast<int>(L2T_FLOAT64);
@@ -177,10 +198,10 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   m.attr("FULL") = static_cast<int>(L2T_FULL);
   m.attr("DIAGONAL") = static_cast<int>(L2T_DIAGONAL);
   m.attr("LOW_RANK") = static_cast<int>(L2T_LOW_RANK);
-  m.def("check_target", &check_target);
-  m.def("value", &value);
-  m.def("grad", &grad);
-  m.def("grad_vjp", &grad_vjp);
-  m.def("grad_jvp", &grad_jvp);
   m.def("build_info", &build_info);
+  static PyMethodDef methods[] = {
+      method("check_target", &check_target), method("value", &value),       method("grad", &grad),
+      method("grad_vjp", &grad_vjp),         method("grad_jvp", &grad_jvp), {nullptr, nullptr, 0, nullptr},
+  };
+  if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw pybind11::error_already_set();
 }

@@ -44,6 +44,11 @@ T dot(int64_t c, const T* x, const T* y) {
   return sum<T>(c, [=](int64_t j) { return x[j] * y[j]; });
 }
 
+template <class T>
+void add_scaled(int64_t c, T factor, const T* x, T* out) {
+  each(c, [=](int64_t j) { out[j] += factor * x[j]; });
+}
+
 // NaN may or may not be seen here; it comes through in the sum of exponentials.
 template <class T>
 T max_of(int64_t c, const T* z) {

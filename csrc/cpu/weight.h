@@ -146,14 +146,6 @@ class CoefficientGradients {
  private:
   static constexpr int64_t kColumns = 256;
 
-  static T factor_dot(int64_t width, const T* factor, const T* x) {
-    return sum<T>(width, [=](int64_t j) { return factor_term(factor[j], x[j]); });
-  }
-
-  static void add_factor_terms(int64_t width, T factor, const T* x, T* out) {
-    each(width, [=](int64_t j) { out[j] += factor_term(factor, x[j]); });
-  }
-
   // Null where the logits do not move.
   const T* v_logits(int64_t i) const {
     return direction_.v.logits != nullptr ? direction_.v.logits + i * call_.c : nullptr;
@@ -210,8 +202,8 @@ class CoefficientGradients {
     if (out_.weight != nullptr) out_.weight[k] = e[k % c];
     for (int64_t s = 0; out_.left != nullptr && s < rank; ++s) {
       T& d_left = out_.left[k * rank + s];
-      d_left = factor_dot(c, w_.columns.column(k, s), e);
-      if (crossed) d_left += factor_dot(c, direction_.columns.column(k, s), f);
+      d_left = dot(c, w_.columns.column(k, s), e);
+      if (crossed) d_left += dot(c, direction_.columns.column(k, s), f);
     }
   }
 
@@ -223,8 +215,8 @@ class CoefficientGradients {
     by_class_.each_occurring(group * c, (group + 1) * c, [&](int64_t k) {
       row(k, begin, width, e, crossed ? f : nullptr);
       for (int64_t s = 0; s < rank; ++s) {
-        add_factor_terms(width, w_.in.left[k * rank + s], e, d_right + s * width);
-        if (crossed) add_factor_terms(width, direction_.v.left[k * rank + s], f, d_right + s * width);
+        add_scaled(width, w_.in.left[k * rank + s], e, d_right + s * width);
+        if (crossed) add_scaled(width, direction_.v.left[k * rank + s], f, d_right + s * width);
       }
     });
     T* out = out_.right + (group * c + begin) * rank;

@@ -16,7 +16,7 @@
 //
 //     to U[y]: V^T e + x_V^T f             to V: e U[y]^T + f x_U[y]^T
 //
-// Here are the products that these are made of; the sums over classes are the device's row walks.
+// Here is the product along the rank; the sums over classes are the device's row walks.
 #ifndef L2T_MATH_WEIGHT_H
 #define L2T_MATH_WEIGHT_H
 
@@ -31,13 +31,6 @@ L2T_FN T low_rank_entry(const T* left, const T* right, int64_t rank, int64_t str
   T sum = 0;
   for (int64_t s = 0; s < rank; ++s) sum += left[s] * right[s * stride];
   return sum;
-}
-
-// One term of V^T e or of e U[y]^T. Where log p_j = -inf the gradient to a_j is infinite, but a_j cannot move
-// if its factor is zero.
-template <class T>
-L2T_FN T factor_term(T factor, T d_a) {
-  return times(factor, d_a);
 }
 
 }  // namespace l2t

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -445,6 +445,28 @@ def unroll_student(student: object) -> None:
                 f"l2t.unroll: parameters of student must have no gradient hooks, got one on {name}, which the "
                 "run would pass by. Do in loss or in the module what the hook does, and remove it."
             )
+    for name, part in student.named_modules():
+        if _has_fused_weight_norm(part):
+            raise ValueError(
+                "l2t.unroll: operations of student must have right second derivatives, got weight_norm on "
+                f"{name.removesuffix('.parametrizations.weight') or 'student'}, whose fused kernel PyTorch "
+                "differentiates wrongly. Give the norm's formula g * v / torch.linalg.vector_norm(v, dim=..., "
+                "keepdim=True) to torch.nn.utils.parametrize."
+            )
+
+
+def _has_fused_weight_norm(part: nn.Module) -> bool:
+    """Whether a module calls torch._weight_norm where it is fused: along the first or the last dimension."""
+    norms: list[tuple[int, Any]] = []
+    for hook in part._forward_pre_hooks.values():
+        if type(hook).__name__ == "WeightNorm":  # the older torch.nn.utils.weight_norm
+            norm: Any = hook
+            norms.append((norm.dim, getattr(part, norm.name + "_v")))
+    if isinstance(part, nn.utils.parametrize.ParametrizationList):
+        for parametrization in part:
+            if isinstance(parametrization, nn.utils.parametrizations._WeightNorm):
+                norms.append((parametrization.dim, part.original1))
+    return any(dim in (0, v.dim() - 1) for dim, v in norms)
 
 
 def unroll_functions(loss: object, measure: object) -> None:
@@ -602,9 +624,9 @@ def unroll_second_derivative(error: RuntimeError) -> None:
     if any(mark in said for mark in marks):
         raise RuntimeError(
             "l2t.unroll: every operation of loss must have a second derivative, got one that has none "
-            f"({said.splitlines()[0].rstrip('. ')}). For attention call the model inside "
-            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), for an RNN on a GPU inside "
-            "torch.backends.cudnn.flags(enabled=False), and give modules that are not compiled."
+            f"({said.splitlines()[0].rstrip('. ')}). Write it in operations that have one; call attention inside "
+            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH) and an RNN on a GPU inside "
+            "torch.backends.cudnn.flags(enabled=False), and compile neither model nor loss."
         ) from error
 
 
@@ -826,8 +848,8 @@ def guard_gives_up(returns: int) -> str:
 def low_agreement(agreement: float) -> str:
     """Students do not agree on which teacher they want."""
     return (
-        f"l2t.teach: the teacher gradients of independent students agree by {agreement:.2f} only (mean cosine over ten "
-        "updates): the teacher learns next to nothing. Use a smaller learning rate or less momentum while teaching, "
+        f"l2t.teach: the teacher gradients of independent students agree by {agreement:.2f} only (mean cosine, first "
+        "ten updates): the teacher learns next to nothing. Use a smaller learning rate or less momentum while teaching, "
         "more students an episode, or a teacher of fewer coefficients."
     )
 

@@ -1,17 +1,17 @@
 """What is remembered of a step, and how a student is run at weights that are not its own.
 
-Docs: sections 5 and 6 of docs/math.md. :class:`Student` calls a function with the user's module while given
-tensors stand in the places of its parameters and buffers; :class:`Step` holds what the walk back needs of a
-step; :class:`Randomness` is the state of the random number generators; :class:`Adjoint` is a vector of the
-weights' shape. When a step is stored and dropped is decided in l2t/schedule.py, what is derived from it in
+Docs: sections 5 and 6 of docs/math.md. :class:`Student` is the user's module, in which given tensors can
+stand in the places of its parameters and buffers; :class:`Step` holds what the walk back needs of a step;
+:class:`Randomness` is the state of the random number generators; :class:`Adjoint` is a vector of the weights'
+shape. When a step is stored and dropped is decided in l2t/schedule.py, what is derived from it in
 l2t/curvature.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,7 @@ from torch._utils import _unflatten_dense_tensors
 from l2t import check
 from l2t.optim import Hyper, Tensors
 
-__all__ = ["Adjoint", "Randomness", "Step", "Student"]
-
-Result = TypeVar("Result")
+__all__ = ["Adjoint", "Bound", "Randomness", "Step", "Student"]
 
 
 class Student:
@@ -39,45 +37,64 @@ class Student:
         index = {id(p): i for i, p in enumerate(self.parameters)}
         self.buffer_names: list[str] = []
         self.buffers: list[Tensor] = []
-        self._parameter_places: list[tuple[dict[str, Any], str, int]] = []
-        self._buffer_places: list[tuple[dict[str, Any], str]] = []
+        self.parameter_places: list[tuple[dict[str, Any], str, int]] = []
+        self.buffer_places: list[tuple[dict[str, Any], str]] = []
         for prefix, part in module.named_modules():
             for name, p in part._parameters.items():
                 if id(p) in index:
-                    self._parameter_places.append((part._parameters, name, index[id(p)]))
+                    self.parameter_places.append((part._parameters, name, index[id(p)]))
             for name, b in part._buffers.items():
                 if b is not None:
-                    self._buffer_places.append((part._buffers, name))
+                    self.buffer_places.append((part._buffers, name))
                     self.buffer_names.append(f"{prefix}.{name}" if prefix else name)
                     self.buffers.append(b)
         devices = {x.device for x in [*self.parameters, *self.buffers] if x.is_cuda}
         self.cuda_devices = sorted(devices, key=str)
 
-    def call(
-        self, function: Callable[..., Result], weights: Tensors, buffers: list[Tensor], *arguments: object
-    ) -> tuple[Result, list[Tensor]]:
-        """``function(module, *arguments)`` at these weights and copies of these buffers; the buffers then.
+    def at(self, weights: Tensors, buffers: list[Tensor]) -> Bound:
+        """A context in which the module has these weights and copies of these buffers, then its own again."""
+        return Bound(self, weights, buffers)
 
-        The module's own tensors are back in their places on return, whatever happened.
-        """
-        copies: dict[int, Tensor] = {}  # one copy a tensor, so that tied buffers stay tied
+    def release(self) -> None:
+        """Puts the module's own parameters and buffers in their places."""
+        for place, name, i in self.parameter_places:
+            place[name] = self.parameters[i]
+        for (place, name), b in zip(self.buffer_places, self.buffers, strict=True):
+            place[name] = b
+
+    def present_buffers(self) -> list[Tensor]:
+        """The buffers as they stand in the module now."""
+        present = [place[name] for place, name in self.buffer_places]
+        if present:
+            check.unroll_buffers(self.buffer_names, present)
+        return present
+
+
+class Bound:
+    """What :meth:`Student.at` gives. Derivatives belong inside: checkpoints run the module then."""
+
+    __slots__ = ("_buffers", "_student", "_weights")
+
+    def __init__(self, student: Student, weights: Tensors, buffers: list[Tensor]) -> None:
+        self._student, self._weights, self._buffers = student, weights, buffers
+
+    def __enter__(self) -> nn.Module:
+        student, weights = self._student, self._weights
         try:
-            for place, name, i in self._parameter_places:
+            for place, name, i in student.parameter_places:
                 place[name] = weights[i]
-            for (place, name), b in zip(self._buffer_places, buffers, strict=True):
+            copies: dict[int, Tensor] = {}  # one copy a tensor, so that tied buffers stay tied
+            for (place, name), b in zip(student.buffer_places, self._buffers, strict=True):
                 if id(b) not in copies:
                     copies[id(b)] = b.clone()
                 place[name] = copies[id(b)]
-            result = function(self.module, *arguments)
-            after = [place[name] for place, name in self._buffer_places]
-        finally:
-            for place, name, i in self._parameter_places:
-                place[name] = self.parameters[i]
-            for (place, name), b in zip(self._buffer_places, self.buffers, strict=True):
-                place[name] = b
-        if after:
-            check.unroll_buffers(self.buffer_names, after)
-        return result, after
+        except BaseException:
+            student.release()
+            raise
+        return student.module
+
+    def __exit__(self, *_: object) -> None:
+        self._student.release()
 
 
 class Randomness(NamedTuple):
@@ -102,17 +119,17 @@ class Randomness(NamedTuple):
 class Step:
     """One step of a run: the state before it, what it was taken with, and what it gave.
 
-    ``batch``, ``buffers`` and ``randomness`` are there where the step is to be run again, ``grads`` where its
-    graph is kept instead, ``momentum`` where a hypergradient reads it. ``reached`` lists the weights that the
-    loss reaches, None for all of them.
+    ``batch`` and ``randomness`` are there where the step is to be run again, ``grads`` where its graph is
+    kept instead, ``momentum`` where a hypergradient reads it. ``reached`` lists the weights that the loss
+    reaches, None for all of them.
     """
 
     index: int
     hyper: Hyper
     weights: Tensors  # leaves that require a gradient
+    buffers: list[Tensor]
     momentum: Tensors | None
     batch: object = None
-    buffers: list[Tensor] | None = None
     randomness: Randomness | None = None
     loss: Tensor | None = None  # 0-dim, detached
     grads: tuple[Tensor | None, ...] | None = None

@@ -89,8 +89,26 @@ class Run:
     Attributes:
         measure: the measure at the end, detached: 0-dim or (S,).
         weights: the final trained parameters by name, detached; frozen ones are the student's own.
-        buffers: the final buffers by name.
+        buffers: the final buffers by name, after the last step.
         report: a :class:`Report`.
+
+    Example:
+        The gradient of the loss after three steps to the learning rate of these steps:
+
+        >>> import torch, l2t
+        >>> student = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(student.weight, 1.0)
+        >>> lr = torch.tensor(0.25, requires_grad=True)
+        >>> def measure(model):  # w² / 2: each step multiplies w by 1 - lr
+        ...     return model.weight.square().sum() / 2
+        >>> optimizer = l2t.optim.SGD(lr=lr)
+        >>> run = l2t.unroll(student, range(3), lambda model, batch, step: measure(model), measure,
+        ...                  optimizer=optimizer)
+        >>> run.backward()
+        >>> run.measure, lr.grad  # (1 - lr)⁶ / 2 and its derivative -3 (1 - lr)⁵
+        (tensor(0.0890), tensor(-0.7119))
+        >>> [round(x, 4) for x in run.report.adjoint_norms]
+        [0.178, 0.2373, 0.3164, 0.4219]
     """
 
     measure: Tensor
@@ -110,7 +128,7 @@ class Run:
         self._student, self._loss, self._optimizer = student, loss, optimizer
         self._meta, self._schedule, self._curvature = meta, schedule, curvature
         self._tape: dict[int, Step] = {}
-        self._end: tuple[Tensor, Tensors] | None = None  # the measure with its graph, and the final weights
+        self._end: tuple[Tensor, Tensors, list[Tensor]] | None = None  # measure, weights, buffers
 
     def _forward(self, batches: Iterable[Any], measure: Callable[..., Tensor]) -> None:
         start = perf_counter()
@@ -130,15 +148,16 @@ class Run:
             hyper = settings(t)
             for action in self._schedule.forward(t):
                 if isinstance(action, Store):
-                    tape[t] = step = Step(t, hyper, w, m if hyper.wanted else None)
+                    tape[t] = step = Step(t, hyper, w, b, m if hyper.wanted else None)
                     if not keeps_graph:
-                        step.batch, step.buffers = batch, b
-                        step.randomness = Randomness.now(student.cuda_devices)
+                        step.batch, step.randomness = batch, Randomness.now(student.cuda_devices)
                 else:
-                    value, b = student.call(self._loss, w, b, batch, t)
-                    check.unroll_loss(value, t)
+                    with student.at(w, b) as model:
+                        value = self._loss(model, batch, t)
+                        check.unroll_loss(value, t)
+                        g = gradient(value, w)
+                        b = student.present_buffers()
                     losses.append(value.detach())
-                    g = gradient(value, w)
                     w, m, reached = _update(optimizer, w, m, g, hyper)
                     trains |= reached != []
                     if t in tape:
@@ -146,9 +165,10 @@ class Run:
                         tape[t].grads = g if keeps_graph else None
                     del value, g  # or they would hold this step's graph while the next one is built
         check.unroll_trains(trains or not losses)
-        value, _ = student.call(measure, w, b)
+        with student.at(w, b) as model:
+            value = measure(model)
         check.unroll_measure(value)
-        self._end = value, w
+        self._end = value, w, b
         self.measure = value.detach()
         self.weights = {name: x.detach() for name, x in zip(student.names, w, strict=True)}
         self.buffers = dict(zip(student.buffer_names, b, strict=True))
@@ -184,6 +204,7 @@ class Run:
             with torch.no_grad():
                 self._walk_back(v)
         finally:
+            self._student.release()
             self._tape.clear()
             for p, kept in zip(own, own_grads, strict=True):
                 p.grad = kept
@@ -192,20 +213,22 @@ class Run:
 
     def _walk_back(self, v: Tensor) -> None:
         assert self._end is not None
-        (value, w), self._end = self._end, None
+        (value, w, b), self._end = self._end, None
         steps, norms = self.report.steps, self.report._norms
         v_w, v_m = Adjoint(w), Adjoint(w)
         v_settings: list[tuple[Tensor, Tensor]] = []
 
         _lend(w, v_w, steps)
-        accumulate([value], [v], self._inputs(w, steps))  # v_w = ∇M(w_T), v_m = 0
+        with self._student.at(w, b):
+            accumulate([value], [v], self._inputs(w, steps))  # v_w = ∇M(w_T), v_m = 0
         del value, w
         norms.append(v_w.norm())
         for action in self._schedule.reverse(steps):
             if isinstance(action, Restore):
                 step = self._tape[action.step]
             elif isinstance(action, Reverse):
-                self._reverse(step, v_w, v_m, v_settings)
+                with self._student.at(step.weights, step.buffers):
+                    self._reverse(step, v_w, v_m, v_settings)
                 norms.append(v_w.norm())
             elif isinstance(action, Drop):
                 del self._tape[action.step]
@@ -214,8 +237,10 @@ class Run:
     def _reverse(
         self, step: Step, v_w: Adjoint, v_m: Adjoint, v_settings: list[tuple[Tensor, Tensor]]
     ) -> None:
-        """Takes the adjoint (v_w, v_m) back over a step."""
+        """Takes the adjoint (v_w, v_m) back over a step at which the student is."""
         optimizer, hyper, reached = self._optimizer, step.hyper, step.reached
+        if reached == []:
+            return
         _lend(step.weights, v_w, step.index)
         if reached is None:
             flat_a = optimizer.transpose_in(v_w.flats, v_m.flats, hyper)
@@ -246,14 +271,13 @@ class Run:
             accumulate([x for x, _ in ends], [v for _, v in ends], self._meta or [])
 
     def _replay(self, step: Step) -> Grads:
-        """The gradient of a step run again: same weights, buffers, batch and random numbers."""
-        assert step.buffers is not None
+        """The gradient of a step, at which the student is, run again with its batch and random numbers."""
         assert step.randomness is not None
         step.randomness.restore(self._student.cuda_devices)
         with torch.enable_grad():
-            value, _ = self._student.call(self._loss, step.weights, step.buffers, step.batch, step.index)
-        check.unroll_replayed(value, step.loss, step.index)
-        return gradient(value, step.weights)
+            value = self._loss(self._student.module, step.batch, step.index)
+            check.unroll_replayed(value, step.loss, step.index)
+            return gradient(value, step.weights)
 
     def _inputs(self, weights: Tensors, index: int) -> Tensors:
         """The leaves whose ``.grad`` the reverse of a step fills; none for every leaf that it reaches."""
@@ -276,10 +300,12 @@ def _update(
     optimizer: SGD, w: Tensors, m: Tensors | None, g: Grads, hyper: Hyper
 ) -> tuple[Tensors, Tensors | None, list[int] | None]:
     """The weights after a step, as leaves; the momentum; and which weights the loss reaches, None for all."""
-    reached = None if all(x is not None for x in g) else [i for i, x in enumerate(g) if x is not None]
+    grads = [x for x in g if x is not None]
+    reached = None if len(grads) == len(g) else [i for i, x in enumerate(g) if x is not None]
     with torch.no_grad():
-        grads = [x for x in g if x is not None]
-        new_w, new_m = optimizer.update(Point(_pick(w, reached), _pick(m, reached), grads, hyper))
+        new_w, new_m = _pick(w, reached), _pick(m, reached)
+        if grads:
+            new_w, new_m = optimizer.update(Point(new_w, new_m, grads, hyper))
         if reached is not None:
             # The others stay as they are, but as leaves of their own: a leaf belongs to one step.
             new_w = _put(new_w, reached, [x.detach() for x in w])
@@ -379,6 +405,9 @@ def unroll(
     chosen = check.unroll_meta(meta)
     check.known("unroll", "curvature", curvature, CURVATURES)
     run = Run(Student(student), loss, optimizer, chosen, StoreAll(), CURVATURES[curvature])
-    with torch.enable_grad():
-        run._forward(batches, measure)
+    try:
+        with torch.enable_grad():
+            run._forward(batches, measure)
+    finally:
+        run._student.release()
     return run

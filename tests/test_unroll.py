@@ -1,0 +1,1474 @@
+"""l2t.unroll against plain autograd through the whole run, and against finite differences of the whole run.
+
+The oracle is a loop of torch.func.functional_call and torch.autograd.grad(create_graph=True): it knows
+nothing of adjoints. Each course below is run with every kind of meta tensor at once, and the gradient of each
+kind is checked.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import itertools
+import math
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+import l2t
+from l2t import schedule
+from l2t.curvature import CURVATURES
+from l2t.optim import SGD
+from l2t.tape import Adjoint
+
+STEPS, BATCH, CLASSES = 4, 6, 3
+both_curvatures = pytest.mark.parametrize("curvature", list(CURVATURES))
+
+
+# ---- students
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, CLASSES))
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (2, 2, 2)),
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.Softplus(),
+        nn.Dropout(0.3),
+        nn.Flatten(),
+        nn.Linear(16, CLASSES),
+    )
+
+
+class Tied(nn.Module):
+    """One matrix is the embedding of the input and, transposed, the read-out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(8, CLASSES, bias=False)
+        self.mix = nn.Linear(CLASSES, 8)
+        self.read_out = nn.Linear(8, CLASSES)
+        self.read_out.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read_out(self.mix(self.embedding(x)).tanh())
+
+
+class Normaliser(nn.Module):
+    """Two buffers change in forward, and both are used at the next step."""
+
+    assigns = False  # the new value is written into the buffer, or put in its place
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, CLASSES)
+        self.register_buffer("centre", torch.zeros(8))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("absent", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.calls += 1
+        out = self.layer(x - self.centre / self.calls).tanh()
+        centre = 0.5 * self.centre + out.detach().mean() + x.detach().mean(0)
+        if self.assigns:
+            self.centre = centre
+        else:
+            with torch.no_grad():
+                self.centre.copy_(centre)
+        return out
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTM(2, 5, batch_first=True)
+        self.read_out = nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read_out(self.cell(x.view(-1, 4, 2))[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.read_out = nn.Linear(2, 12), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.inward(x.view(-1, 4, 2)).unsqueeze(1).chunk(3, dim=-1)
+        return self.read_out(F.scaled_dot_product_attention(query, key, value).squeeze(1).mean(1))
+
+
+class MathAttention(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return super().forward(x)
+
+
+class UnitRows(nn.Module):
+    def forward(self, v: Tensor) -> Tensor:
+        return v / torch.linalg.vector_norm(v, dim=1, keepdim=True)
+
+
+def parametrised() -> nn.Module:
+    layer = nn.Linear(8, CLASSES)
+    nn.utils.parametrize.register_parametrization(layer, "weight", UnitRows())
+    return layer
+
+
+class MixedDtypes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 5).float(), nn.Linear(5, CLASSES).double()
+        self.gain = nn.Parameter(torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second((self.gain * self.first(x.float())).tanh().double())
+
+
+STUDENTS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "tied": Tied,
+    "normaliser": Normaliser,
+    "lstm": Recurrent,
+    "attention": MathAttention,
+    "parametrised": parametrised,
+}
+
+
+# ---- a course with every kind of meta tensor, and the oracle
+
+
+@dataclass
+class Course:
+    """A training run in which everything that can be a meta tensor is one."""
+
+    student: nn.Module
+    dtype: torch.dtype
+    nesterov: bool = False
+    use: tuple[str, ...] = ()  # kinds that are leaves; the others are constants of the same value
+    metas: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(3)
+
+        def randn(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(self.dtype)
+
+        self.teacher = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, CLASSES))
+        for p in self.teacher.parameters():
+            p.data = randn(*p.shape)
+        self.teacher.to(self.dtype)
+        self.weight = torch.eye(CLASSES, dtype=self.dtype) + 0.1 * randn(CLASSES, CLASSES)
+        self.sample_weight = 1 + 0.1 * randn(STEPS, BATCH)
+        self.data = randn(STEPS, BATCH, 8)
+        self.target = torch.randint(CLASSES, (STEPS, BATCH), generator=generator)
+        self.dev = randn(10, 8), torch.randint(CLASSES, (10,), generator=generator)
+        self.strength = torch.tensor(0.05, dtype=self.dtype)
+        self.log_lr = torch.tensor(-1.0, dtype=self.dtype)
+        self.decay_by_step = torch.linspace(0.02, 0.01, STEPS, dtype=self.dtype)
+        self.momentum = torch.tensor(0.8, dtype=self.dtype)
+        kinds = {
+            "loss coefficients": [self.weight],
+            "teacher weights": list(self.teacher.parameters()),
+            "sample weights": [self.sample_weight],
+            "data": [self.data],
+            "regulariser": [self.strength],
+            "computed lr": [self.log_lr],
+            "weight decay by step": [self.decay_by_step],
+            "momentum": [self.momentum],
+            "initial weights": [p for p in self.student.parameters() if p.requires_grad],
+        }
+        for p in self.teacher.parameters():
+            p.requires_grad_(False)
+        for kind in self.use or kinds:
+            self.metas[kind] = kinds[kind]
+            for x in kinds[kind]:
+                x.requires_grad_()
+
+    def leaves(self) -> list[Tensor]:
+        return [x for xs in self.metas.values() for x in xs]
+
+    def loss(self, model: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        logits = model(batch[0])
+        bias = self.teacher(torch.tensor([step / STEPS, 1.0], dtype=self.dtype))
+        u = (self.weight[batch[1]] * logits.log_softmax(dim=1)).sum(dim=1) + bias[batch[1]]
+        each = -torch.sigmoid(u) + self.strength * logits.square().sum(dim=1)
+        return (self.sample_weight[step] * each).mean()
+
+    def measure(self, model: Callable[[Tensor], Tensor]) -> Tensor:
+        logits = model(self.dev[0])
+        return F.cross_entropy(logits, self.dev[1]) + self.strength.square() * logits.square().mean()
+
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(self.data, self.target, strict=True))
+
+    def lr(self, step: int) -> Tensor:
+        return self.log_lr.exp() * (0.9**step if self.nesterov else 1)
+
+    def unroll(self, curvature: str = "reverse", meta: list[Tensor] | None = None) -> l2t.Run:
+        torch.manual_seed(5)
+        return l2t.unroll(
+            self.student,
+            self.batches(),
+            self.loss,
+            self.measure,
+            optimizer=SGD(
+                lr=self.lr if self.nesterov else self.lr(0),
+                momentum=self.momentum,
+                weight_decay=lambda step: self.decay_by_step[step],
+                nesterov=self.nesterov,
+            ),
+            meta=meta,
+            curvature=curvature,
+        )
+
+    def oracle(self) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """The measure with the graph of the whole run, and the weights before every step and at the end."""
+        torch.manual_seed(5)
+        weights = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
+        momentum = {name: torch.zeros_like(p) for name, p in weights.items()}
+        buffers = dict(self.student.named_buffers())
+        trajectory = [weights]
+
+        def model(x: Tensor) -> Tensor:
+            return torch.func.functional_call(self.student, {**weights, **buffers}, (x,))
+
+        for step, batch in enumerate(self.batches()):
+            # Forward may write into buffers; what autograd has saved of the last step must not change with
+            # them.
+            buffers = {name: b.clone() for name, b in buffers.items()}
+            value = self.loss(model, batch, step)
+            grads = torch.autograd.grad(value, list(weights.values()), create_graph=True)
+            for (name, w), g in zip(list(weights.items()), grads, strict=True):
+                d = g + self.decay_by_step[step] * w
+                momentum[name] = self.momentum * momentum[name] + d
+                direction = d + self.momentum * momentum[name] if self.nesterov else momentum[name]
+                weights = weights | {name: w - self.lr(step) * direction}
+            trajectory.append(weights)
+        buffers = {name: b.clone() for name, b in buffers.items()}
+        return self.measure(model), trajectory
+
+
+def make_course(student: str, dtype: torch.dtype, **options: Any) -> Course:
+    torch.manual_seed(1)
+    return Course(STUDENTS[student]().to(dtype), dtype, **options)
+
+
+def relative(found: list[Tensor], expected: list[Tensor]) -> float:
+    pairs = list(zip(found, expected, strict=True))
+    difference = math.hypot(*(float((x.detach().double() - y.detach().double()).norm()) for x, y in pairs))
+    return difference / math.hypot(*(float(y.detach().double().norm()) for _, y in pairs))
+
+
+def gradients(leaves: list[Tensor]) -> list[Tensor]:
+    grads = [x.grad for x in leaves]
+    assert all(g is not None for g in grads)
+    return grads
+
+
+# ---- agreement
+
+
+@both_curvatures
+@pytest.mark.parametrize("nesterov", [False, True], ids=["momentum", "nesterov"])
+@pytest.mark.parametrize("student", list(STUDENTS))
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=["f64", "f32"]
+)
+def test_every_meta_kind_agrees_with_autograd_through_the_whole_run(
+    student: str, nesterov: bool, curvature: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    course = make_course(student, dtype, nesterov=nesterov)
+    measure, trajectory = course.oracle()
+    run = course.unroll(curvature, course.leaves())
+    run.backward()
+
+    assert relative([run.measure], [measure]) <= tolerance
+    assert relative(list(run.weights.values()), list(trajectory[-1].values())) <= tolerance
+    exact = make_course(student, torch.float64, nesterov=nesterov)
+    exact_measure, _ = exact.oracle()
+    for kind, leaves in course.metas.items():
+        expected = list(torch.autograd.grad(measure, leaves, retain_graph=True))
+        allowed = tolerance
+        if dtype == torch.float32:
+            # Where terms cancel (a single number, such as the learning rate) the oracle itself is further
+            # off.
+            truth = list(torch.autograd.grad(exact_measure, exact.metas[kind], retain_graph=True))
+            allowed = max(tolerance, 8 * relative(expected, truth))
+        assert relative(gradients(leaves), expected) <= allowed, kind
+
+    norms = []
+    for weights in trajectory:
+        grads = torch.autograd.grad(measure, list(weights.values()), retain_graph=True)
+        norms.append(math.hypot(*(float(g.norm()) for g in grads)))
+    assert run.report.adjoint_norms == pytest.approx(norms, rel=10 * tolerance)
+
+
+# The normaliser's buffers carry values from step to step that are constants by definition, but not to
+# differences.
+@pytest.mark.parametrize("student", [name for name in STUDENTS if name != "normaliser"])
+def test_every_meta_kind_agrees_with_finite_differences_of_the_whole_run(student: str) -> None:
+    course = make_course(student, torch.float64)
+    course.unroll(meta=course.leaves()).backward()
+    step = 1e-5
+    for kind, leaves in course.metas.items():
+        generator = torch.Generator().manual_seed(2)
+        along = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in leaves]
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                for x, d in zip(leaves, along, strict=True):
+                    x += sign * step * d
+            ends.append(float(course.unroll().measure))
+            with torch.no_grad():
+                for x, d in zip(leaves, along, strict=True):
+                    x -= sign * step * d
+        expected = (ends[0] - ends[1]) / (2 * step)
+        found = sum(float((x.grad * d).sum()) for x, d in zip(leaves, along, strict=True))
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-9), kind
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("student", list(STUDENTS))
+def test_all_exact_curvatures_give_the_same_bits(student: str, dtype: torch.dtype) -> None:
+    course = make_course(student, dtype)
+    found = []
+    for curvature in CURVATURES:
+        for x in course.leaves():
+            x.grad = None
+        run = course.unroll(curvature, course.leaves())
+        run.backward()
+        found.append([run.measure, *run.weights.values(), *run.buffers.values(), *gradients(course.leaves())])
+    for other in found[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(found[0], other, strict=True))
+
+
+@both_curvatures
+@pytest.mark.parametrize("kind", list(make_course("mlp", torch.float64).metas))
+def test_each_kind_alone_is_found_without_being_named(kind: str, curvature: str) -> None:
+    course = make_course("mlp", torch.float64, use=(kind,))
+    measure, _ = course.oracle()
+    expected = torch.autograd.grad(measure, course.leaves())
+    own = kind == "initial weights"
+    course.unroll(curvature, course.leaves() if own else None).backward()
+    assert relative(gradients(course.leaves()), list(expected)) <= 1e-12
+    if not own:
+        assert all(p.grad is None for p in course.student.parameters())
+
+
+@both_curvatures
+def test_parameters_of_several_dtypes(curvature: str) -> None:
+    torch.manual_seed(0)
+    student, x = MixedDtypes(), torch.randn(6, 8, dtype=torch.float64)
+    target = torch.randint(CLASSES, (6,))
+    scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    lr = torch.tensor(0.3, requires_grad=True)
+
+    def loss(model: nn.Module, batch: Tensor, step: int) -> Tensor:
+        return scale * F.cross_entropy(model(batch), target)
+
+    weights = dict(student.named_parameters())
+    start = list(weights.values())
+    for _ in range(3):
+        value = loss(lambda x: torch.func.functional_call(student, weights, (x,)), x, 0)  # noqa: B023
+        grads = torch.autograd.grad(value, list(weights.values()), create_graph=True)
+        weights = {n: w - lr * g for (n, w), g in zip(weights.items(), grads, strict=True)}
+    measure = torch.func.functional_call(student, weights, (x,)).square().mean()
+    expected = torch.autograd.grad(measure, [scale, lr, *start])
+
+    run = l2t.unroll(
+        student,
+        [x] * 3,
+        loss,
+        lambda model: model(x).square().mean(),
+        optimizer=SGD(lr=lr),
+        meta=[scale, lr, *student.parameters()],
+        curvature=curvature,
+    )
+    run.backward()
+    for meta, d in zip([scale, lr, *student.parameters()], expected, strict=True):
+        assert meta.grad.dtype == meta.dtype
+        torch.testing.assert_close(meta.grad, d, rtol=2e-5, atol=1e-7)
+    assert len(run.report.adjoint_norms) == 4
+
+
+@both_curvatures
+def test_the_fused_loss_and_its_definition_teach_alike(curvature: str) -> None:
+    torch.manual_seed(0)
+    student = mlp().double()
+    x, target = torch.randn(STEPS, BATCH, 8, dtype=torch.float64), torch.randint(CLASSES, (STEPS, BATCH))
+    weight = torch.eye(CLASSES, dtype=torch.float64).requires_grad_()
+    bias = torch.zeros(CLASSES, dtype=torch.float64, requires_grad=True)
+
+    def fused(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        return l2t.dynamic_loss(model(batch[0]), batch[1], weight, bias)
+
+    def written_out(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        u = (weight[batch[1]] * model(batch[0]).log_softmax(1)).sum(1) + bias[batch[1]]
+        return -torch.sigmoid(u).mean()
+
+    found = []
+    for loss in (fused, written_out):
+        weight.grad = bias.grad = None
+        run = l2t.unroll(
+            student,
+            zip(x, target, strict=True),
+            loss,
+            lambda model: F.cross_entropy(model(x[0]), target[0]),
+            curvature=curvature,
+        )
+        run.backward()
+        found.append([weight.grad, bias.grad])
+    assert relative(found[0], found[1]) <= 1e-12
+
+
+@both_curvatures
+def test_students_side_by_side_under_vmap_get_each_its_own_gradient(curvature: str) -> None:
+    torch.manual_seed(0)
+    students = [mlp().double() for _ in range(3)]
+    x, target = (
+        torch.randn(STEPS, 3, BATCH, 8, dtype=torch.float64),
+        torch.randint(CLASSES, (STEPS, 3, BATCH)),
+    )
+
+    class Stacked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            stacked, _ = torch.func.stack_module_state(students)
+            self.names = list(stacked)
+            self.stacked = nn.ParameterList(stacked.values())
+            self.base = [copy.deepcopy(students[0]).to("meta")]
+
+        def forward(self, x: Tensor) -> Tensor:
+            def one(parameters: list[Tensor], x: Tensor) -> Tensor:
+                named = dict(zip(self.names, parameters, strict=True))
+                return torch.func.functional_call(self.base[0], named, (x,))
+
+            return torch.func.vmap(one)(list(self.stacked), x)
+
+    weight = torch.eye(CLASSES, dtype=torch.float64).repeat(3, 1, 1).requires_grad_()
+
+    def each(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        return l2t.dynamic_loss(logits, target, weight)
+
+    together = l2t.unroll(
+        Stacked(),
+        zip(x, target, strict=True),
+        lambda model, batch, step: torch.func.vmap(each)(model(batch[0]), batch[1], weight).sum(),
+        lambda model: model(x[0]).square().mean(dim=(1, 2)),
+        curvature=curvature,
+    )
+    assert together.measure.shape == (3,)
+    together.backward()
+    for i, student in enumerate(students):
+        alone = weight.detach()[i].clone().requires_grad_()
+        run = l2t.unroll(
+            student,
+            zip(x[:, i], target[:, i], strict=True),
+            lambda model, batch, step: each(model(batch[0]), batch[1], alone),  # noqa: B023
+            lambda model: model(x[0, i]).square().mean(),  # noqa: B023
+        )
+        run.backward()
+        torch.testing.assert_close(weight.grad[i], alone.grad, rtol=1e-11, atol=1e-14)
+        torch.testing.assert_close(together.measure[i], run.measure, rtol=1e-12, atol=0)
+
+
+@both_curvatures
+def test_checkpointed_activations_are_those_of_the_step(curvature: str) -> None:
+    """torch.func.functional_call gets this wrong: it recomputes when its parameters are gone again."""
+    torch.manual_seed(0)
+    student = nn.Sequential(
+        nn.Linear(8, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Dropout(0.3), nn.Linear(7, CLASSES)
+    ).double()
+    x, target = torch.randn(BATCH, 8, dtype=torch.float64), torch.randint(CLASSES, (BATCH,))
+    scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    found = []
+    for call in (lambda model: model(x), lambda model: checkpoint(model, x, use_reentrant=False)):
+        scale.grad = None
+        torch.manual_seed(1)
+        run = l2t.unroll(
+            student,
+            range(STEPS),
+            lambda model, batch, step: scale * F.cross_entropy(call(model), target),  # noqa: B023
+            lambda model: F.cross_entropy(call(model), target),  # noqa: B023
+            curvature=curvature,
+        )
+        run.backward()
+        found.append([run.measure, scale.grad])
+    assert relative(found[1], found[0]) <= 1e-12
+    assert int(student[1].num_batches_tracked) == 0
+
+
+# ---- what is a meta tensor
+
+
+def simple(**options: Any) -> tuple[nn.Module, dict[str, Tensor], Callable[..., l2t.Run]]:
+    """A linear student, two meta tensors, and a function that unrolls it."""
+    torch.manual_seed(0)
+    student = nn.Linear(3, 1).double()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    metas = {
+        name: torch.tensor(value, dtype=torch.float64, requires_grad=True)
+        for name, value in (("scale", 1.5), ("shift", 0.5))
+    }
+
+    def loss(model: nn.Module, batch: Tensor, step: int) -> Tensor:
+        return (metas["scale"] * model(batch) - metas["shift"]).square().mean()
+
+    def run(**arguments: Any) -> l2t.Run:
+        given = {
+            "student": student,
+            "batches": [x] * 3,
+            "loss": loss,
+            "measure": lambda model: model(x).square().mean(),
+        }
+        return l2t.unroll(**(given | {"optimizer": SGD(lr=0.1, momentum=0.5)} | options | arguments))
+
+    return student, metas, run
+
+
+@both_curvatures
+def test_named_metas_alone_get_a_gradient(curvature: str) -> None:
+    _, metas, run = simple(curvature=curvature)
+    run().backward()
+    expected = metas["scale"].grad.clone()
+    metas["scale"].grad = metas["shift"].grad = None
+    run(meta=[metas["scale"]]).backward()
+    assert torch.equal(metas["scale"].grad, expected)
+    assert metas["shift"].grad is None
+
+
+@both_curvatures
+def test_gradients_add_up_as_in_pytorch(curvature: str) -> None:
+    _, metas, run = simple(curvature=curvature)
+    run().backward()
+    once = metas["scale"].grad.clone()
+    run().backward(torch.tensor(2.0))
+    torch.testing.assert_close(metas["scale"].grad, 3 * once)
+
+
+@both_curvatures
+def test_a_meta_tensor_that_is_not_reached_keeps_its_grad(curvature: str) -> None:
+    _, metas, run = simple(curvature=curvature)
+    idle, busy = (torch.ones(2, requires_grad=True) for _ in range(2))
+    busy.grad = torch.full((2,), 7.0)
+    run(meta=[*metas.values(), idle, busy]).backward()
+    assert idle.grad is None
+    assert torch.equal(busy.grad, torch.full((2,), 7.0))
+
+
+@both_curvatures
+def test_a_lr_leaf_given_as_it_is(curvature: str) -> None:
+    lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    _, _, run = simple(curvature=curvature)
+    run(optimizer=SGD(lr=lr)).backward()
+    with torch.no_grad():
+        ends = [float(run(optimizer=SGD(lr=0.1 + d)).measure) for d in (1e-6, -1e-6)]
+    assert float(lr.grad) == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-7)
+
+
+@both_curvatures
+def test_the_same_tensor_as_meta_and_as_rate(curvature: str) -> None:
+    """A tensor that is reached in two ways gets the sum."""
+    _, metas, run = simple(curvature=curvature)
+    run(optimizer=SGD(lr=metas["shift"])).backward()
+    value = metas["shift"].grad.clone()
+    ends = []
+    for d in (1e-6, -1e-6):
+        with torch.no_grad():
+            metas["shift"] += d
+        ends.append(float(run(optimizer=SGD(lr=metas["shift"])).measure))
+        with torch.no_grad():
+            metas["shift"] -= d
+    assert float(value) == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-7)
+
+
+@both_curvatures
+def test_a_graph_shared_by_all_steps_may_be_walked_many_times(curvature: str) -> None:
+    student, _, run = simple(curvature=curvature)
+    teacher = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    found = []
+    for shared in (True, False):
+        teacher.zero_grad()
+        once = teacher(torch.ones(2, dtype=torch.float64)).squeeze()
+
+        def loss(model: nn.Module, batch: Tensor, step: int) -> Tensor:
+            target = once if shared else teacher(torch.ones(2, dtype=torch.float64)).squeeze()  # noqa: B023
+            return (model(batch) - target).square().mean()
+
+        run(
+            loss=loss,
+            optimizer=SGD(
+                lr=once.exp() if shared else teacher(torch.ones(2, dtype=torch.float64)).squeeze().exp()
+            ),
+        ).backward()
+        found.append([p.grad.clone() for p in teacher.parameters()])
+    assert relative(found[0], found[1]) <= 1e-12
+    assert student.weight.grad is None
+
+
+@both_curvatures
+def test_initial_weights_are_reached_through_the_run_and_beside_it(curvature: str) -> None:
+    """A proximal term on the initial weights: the user's own parameters, as constants or as meta tensors."""
+    student, _, run = simple(curvature=curvature)
+    start = dict(student.named_parameters())
+
+    def loss(model: nn.Module, batch: Tensor, step: int) -> Tensor:
+        pull = sum((p - start[name]).square().sum() for name, p in model.named_parameters())
+        return (model(batch) - 1).square().mean() + 0.1 * pull
+
+    student.weight.grad = torch.full_like(student.weight, 7)
+    run(loss=loss).backward()
+    assert torch.equal(student.weight.grad, torch.full_like(student.weight, 7))
+    assert student.bias.grad is None
+
+    student.zero_grad()
+    run(loss=loss, meta=student.parameters()).backward()
+    for p in student.parameters():
+        ends = []
+        for d in (1e-6, -1e-6):
+            with torch.no_grad():
+                p[0] += d
+            ends.append(float(run(loss=loss).measure))
+            with torch.no_grad():
+                p[0] -= d
+        assert float(p.grad[0].sum()) == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-6)
+
+
+@both_curvatures
+def test_frozen_parameters_stay_and_are_no_meta_tensors(curvature: str) -> None:
+    torch.manual_seed(0)
+    student = mlp().double()
+    student[0].weight.requires_grad_(False)
+    x, scale = (
+        torch.randn(BATCH, 8, dtype=torch.float64),
+        torch.tensor(1.0, dtype=torch.float64, requires_grad=True),
+    )
+    run = l2t.unroll(
+        student,
+        [x] * 3,
+        lambda model, batch, step: scale * model(batch).square().mean(),
+        lambda model: model(x).mean(),
+        curvature=curvature,
+    )
+    run.backward()
+    assert list(run.weights) == ["0.bias", "2.weight", "2.bias"]
+    assert scale.grad is not None
+    assert student[0].weight.grad is None
+
+
+# ---- measures
+
+
+@both_curvatures
+def test_the_cotangent_of_several_measures(curvature: str) -> None:
+    _, metas, run = simple(curvature=curvature)
+    x = torch.randn(2, 4, 3, dtype=torch.float64)
+
+    def measures(model: nn.Module) -> Tensor:
+        return torch.stack([model(x[0]).square().mean(), model(x[1]).mean()])
+
+    rows = []
+    for cotangent in (torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), None, torch.tensor([2.0, -3.0])):
+        metas["scale"].grad = None
+        run(measure=measures).backward(cotangent)
+        rows.append(metas["scale"].grad)
+    torch.testing.assert_close(rows[2], rows[0] + rows[1])
+    torch.testing.assert_close(rows[3], 2 * rows[0] - 3 * rows[1])
+
+
+@both_curvatures
+def test_no_steps_at_all(curvature: str) -> None:
+    student, metas, run = simple(curvature=curvature)
+    result = run(batches=[], meta=[*metas.values(), student.weight])
+    result.backward()
+    expected = torch.autograd.grad(result_of(student), student.weight)[0]
+    torch.testing.assert_close(student.weight.grad, expected, rtol=1e-13, atol=0)
+    assert metas["scale"].grad is None
+    assert result.report.steps == 0
+    assert result.report.losses == []
+    assert len(result.report.adjoint_norms) == 1
+    assert torch.equal(result.weights["weight"], student.weight)
+
+
+def result_of(student: nn.Module) -> Tensor:
+    torch.manual_seed(0)
+    nn.Linear(3, 1)  # the numbers that simple() draws before its data
+    return student(torch.randn(4, 3, dtype=torch.float64)).square().mean()
+
+
+def test_a_measure_that_reaches_a_meta_tensor_alone() -> None:
+    _, metas, run = simple()
+    run(measure=lambda model: 2 * metas["shift"]).backward()
+    assert float(metas["shift"].grad) == 2
+    assert float(metas["scale"].grad) == 0
+
+
+# ---- steps that do not reach all
+
+
+@both_curvatures
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_weights_that_a_step_does_not_reach(curvature: str, momentum: float) -> None:
+    """As torch.optim: no weight decay and no momentum for a parameter whose gradient is None."""
+    torch.manual_seed(0)
+    student = nn.ModuleDict(
+        {"even": nn.Linear(3, 1), "odd": nn.Linear(3, 1), "never": nn.Linear(3, 1)}
+    ).double()
+    x = torch.randn(5, 4, 3, dtype=torch.float64)
+    names = ["scale", "decay", "lr"]
+    metas = {
+        name: torch.tensor(v, dtype=torch.float64, requires_grad=True)
+        for name, v in zip(names, (1.5, 0.1, 0.2), strict=True)
+    }
+
+    def outputs(model: Any, batch: Tensor, step: int) -> Tensor:
+        return metas["scale"] * model["odd" if step % 2 else "even"](batch) + step
+
+    def loss(model: nn.Module, batch: Tensor, step: int) -> Tensor:
+        if step == 3:
+            return metas["scale"].square()  # a step that trains nothing
+        return outputs(model, batch, step).square().mean()
+
+    def measure(model: Any) -> Tensor:
+        return sum((model[name](x[0]).square().mean() for name in model), torch.zeros(()))
+
+    weights = dict(student.named_parameters())
+    m: dict[str, Tensor] = {}
+
+    class Bound(dict[str, Any]):
+        def __missing__(self, name: str) -> Callable[[Tensor], Tensor]:
+            return lambda batch: F.linear(batch, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    model = Bound()
+    start = list(weights.values())
+    for step, batch in enumerate(x):
+        grads = torch.autograd.grad(
+            loss(model, batch, step), list(weights.values()), create_graph=True, allow_unused=True
+        )
+        for (name, w), g in zip(list(weights.items()), grads, strict=True):
+            if g is not None:
+                d = g + metas["decay"] * w
+                m[name] = momentum * m[name] + d if name in m else d
+                weights = weights | {name: w - metas["lr"] * m[name]}
+    total = sum(model[name](x[0]).square().mean() for name in student)
+    expected = torch.autograd.grad(total, [*metas.values(), *start])
+
+    run = l2t.unroll(
+        student,
+        x,
+        loss,
+        measure,
+        optimizer=SGD(lr=metas["lr"], momentum=momentum, weight_decay=metas["decay"]),
+        meta=[*metas.values(), *student.parameters()],
+        curvature=curvature,
+    )
+    run.backward()
+    assert relative([x.grad for x in [*metas.values(), *student.parameters()]], list(expected)) <= 1e-12
+    assert torch.equal(run.weights["never.weight"], student["never"].weight)
+
+
+@both_curvatures
+def test_a_loss_linear_in_the_weights_has_constant_gradients(curvature: str) -> None:
+    _, metas, run = simple(curvature=curvature)
+    run(loss=lambda model, batch, step: metas["scale"] * model(batch).sum() + model.bias.sum()).backward()
+    assert float(metas["scale"].grad) != 0
+    assert metas["shift"].grad is None
+    run(loss=lambda model, batch, step: model(batch).sum()).backward()  # not even a meta tensor in its graph
+
+
+# ---- the student and its surroundings are left as they were
+
+
+def state_of(student: nn.Module) -> list[tuple[int, Tensor]]:
+    named = itertools.chain(
+        student.named_parameters(remove_duplicate=False), student.named_buffers(remove_duplicate=False)
+    )
+    return [(id(x), x.detach().clone()) for _, x in named]
+
+
+def assert_same_state(student: nn.Module, before: list[tuple[int, Tensor]]) -> None:
+    for (i, x), (j, y) in zip(state_of(student), before, strict=True):
+        assert i == j
+        assert torch.equal(x, y)
+
+
+@both_curvatures
+@pytest.mark.parametrize("name", list(STUDENTS))
+def test_the_student_is_as_it_was(name: str, curvature: str) -> None:
+    course = make_course(name, torch.float64)
+    before = state_of(course.student)
+    run = course.unroll(curvature)
+    assert_same_state(course.student, before)
+    run.backward()
+    assert_same_state(course.student, before)
+    copy.deepcopy(course.student)
+    assert all(p.grad is None for p in course.student.parameters())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize("place", ["loss", "measure", "batches", "lr", "backward"])
+def test_the_student_is_as_it_was_after_an_exception(place: str, error: BaseException) -> None:
+    torch.manual_seed(0)
+    student, x, calls = cnn(), torch.randn(BATCH, 8), []
+    before = state_of(student)
+
+    def fail(at: str, step: int) -> None:
+        if at == place and step == 2:
+            raise error
+
+    def loss(model: nn.Module, batch: Tensor, step: int) -> Tensor:
+        out = model(batch)
+        calls.append(step)
+        fail("loss", step)
+        if len(calls) > 3:
+            fail("backward", 2)
+        return out.square().mean()
+
+    def measure(model: nn.Module) -> Tensor:
+        out = model(x).mean()
+        fail("measure", 2)
+        return out
+
+    def batches() -> Iterator[Tensor]:
+        for step in range(3):
+            fail("batches", step)
+            yield x
+
+    def lr(step: int) -> float:
+        fail("lr", step)
+        return 0.1
+
+    with pytest.raises(type(error)):
+        l2t.unroll(student, batches(), loss, measure, optimizer=SGD(lr=lr), curvature="recompute").backward()
+    assert_same_state(student, before)
+
+
+@pytest.mark.parametrize("assigns", [False, True])
+def test_buffers_go_from_step_to_step_as_in_training(assigns: bool) -> None:
+    torch.manual_seed(0)
+    student, x = Normaliser().double(), torch.randn(3, BATCH, 8, dtype=torch.float64)
+    student.assigns = assigns
+    run = l2t.unroll(
+        student, x, lambda model, batch, step: model(batch).square().mean(), lambda model: model(x[0]).mean()
+    )
+    trained = copy.deepcopy(student)
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9)
+    for batch in x:
+        optimizer.zero_grad()
+        trained(batch).square().mean().backward()
+        optimizer.step()
+    assert run.buffers.keys() == dict(trained.named_buffers()).keys() == {"centre", "calls"}
+    assert int(run.buffers["calls"]) == 3
+    torch.testing.assert_close(run.buffers["centre"], trained.centre, rtol=1e-14, atol=0)
+
+
+def test_tied_buffers_stay_tied() -> None:
+    class Part(nn.Module):
+        def __init__(self, count: Tensor) -> None:
+            super().__init__()
+            self.register_buffer("count", count)
+
+    student = nn.ModuleDict(
+        {"line": nn.Linear(2, 1), "one": Part(count := torch.zeros(())), "two": Part(count)}
+    )
+
+    def loss(model: Any, batch: Tensor, step: int) -> Tensor:
+        model["one"].count.add_(1)
+        assert model["one"].count is model["two"].count
+        return model["line"](batch).square().mean() * model["two"].count
+
+    run = l2t.unroll(student, [torch.ones(3, 2)] * 3, loss, lambda model: model["line"].bias.sum())
+    assert run.buffers["one.count"] == run.buffers["two.count"] == 3
+    assert count == 0
+
+
+def test_hooks_of_modules_run() -> None:
+    torch.manual_seed(0)
+    student, seen = mlp(), []
+    student[0].register_forward_hook(lambda module, inputs, output: seen.append(module.weight) or 2 * output)
+    x = torch.randn(BATCH, 8)
+    run = l2t.unroll(
+        student,
+        [x] * 2,
+        lambda model, batch, step: model(batch).square().mean(),
+        lambda model: model(x).mean(),
+    )
+    assert len(seen) == 3
+    assert torch.equal(seen[0], student[0].weight)
+    assert torch.equal(seen[2], run.weights["0.weight"])
+
+
+@both_curvatures
+def test_the_course_of_random_numbers_is_that_of_a_plain_loop(curvature: str) -> None:
+    """The walk back uses no random number of the caller's, whatever it replays."""
+    course = make_course("cnn", torch.float64)
+    course.oracle()
+    expected = torch.rand(())
+    run = course.unroll(curvature)
+    state = torch.get_rng_state()
+    assert torch.equal(torch.rand(()), expected)
+    torch.set_rng_state(state)
+    run.backward()
+    assert torch.equal(torch.rand(()), expected)
+
+
+def test_generators_and_loaders_are_read_once_in_step_with_the_run() -> None:
+    torch.manual_seed(0)
+    student, log = nn.Linear(8, 1), []
+    data = torch.randn(9, 8)
+
+    def batches() -> Iterator[Tensor]:
+        for i in range(3):
+            log.append(f"batch {i}")
+            yield data[3 * i : 3 * i + 3]
+
+    def loss(model: nn.Module, batch: Any, step: int) -> Tensor:
+        log.append(f"step {step}")
+        x = batch[0] if isinstance(batch, list) else batch
+        return model(x).square().mean()
+
+    found = []
+    for source in (
+        batches(),
+        DataLoader(TensorDataset(data), batch_size=3),
+        list(data.split(3)),
+        data.view(3, 3, 8),
+    ):
+        run = l2t.unroll(student, source, loss, lambda model: model(data).mean())
+        run.backward()
+        assert run.report.steps == 3
+        found.append(run.weights["weight"])
+    assert log[:6] == ["batch 0", "step 0", "batch 1", "step 1", "batch 2", "step 2"]
+    assert all(torch.equal(x, found[0]) for x in found)
+
+
+def test_grad_mode_of_the_caller_does_not_matter() -> None:
+    _, metas, run = simple()
+    run().backward()
+    expected = metas["scale"].grad.clone()
+    metas["scale"].grad = None
+    with torch.no_grad():
+        run().backward()
+        assert not torch.is_grad_enabled()
+    assert torch.equal(metas["scale"].grad, expected)
+    assert metas["scale"].grad.grad_fn is None
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize(("curvature", "kept"), [("reverse", STEPS), ("recompute", 0)])
+def test_what_is_kept_and_that_nothing_is_leaked(curvature: str, kept: int) -> None:
+    torch.manual_seed(0)
+    student, x = mlp(), torch.randn(BATCH, 8)
+    scale = torch.tensor(1.0, requires_grad=True)
+    activations, leaves = [], []
+
+    def loss(model: Any, batch: Tensor, step: int) -> Tensor:
+        hidden = model[1](model[0](batch))
+        activations.append(weakref.ref(hidden.untyped_storage()._cdata and hidden))
+        leaves.append(weakref.ref(model[0].weight))
+        return scale * model[2](hidden).square().mean()
+
+    run = l2t.unroll(student, [x] * STEPS, loss, lambda model: model(x).mean(), curvature=curvature)
+    assert sum(ref() is not None for ref in activations) == kept
+    assert sum(ref() is not None for ref in leaves) == STEPS
+    run.backward()
+    assert sum(ref() is not None for ref in activations) == 0
+    assert sum(ref() is not None for ref in leaves) == 0
+    assert not gc.get_referrers(run._tape) or not run._tape
+
+
+def test_a_step_is_freed_as_soon_as_it_is_reversed() -> None:
+    torch.manual_seed(0)
+    student, x = mlp(), torch.randn(BATCH, 8)
+    alive: list[weakref.ref[Tensor]] = []
+    counts: list[int] = []
+
+    class Count(torch.autograd.Function):
+        """The identity; its second backward counts the steps that are still remembered."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return Again.apply(grad)
+
+    class Again(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            counts.append(sum(ref() is not None for ref in alive))
+            return grad
+
+    def loss(model: Any, batch: Tensor, step: int) -> Tensor:
+        alive.append(weakref.ref(model[0].weight))
+        return Count.apply(model(batch)).square().mean()
+
+    l2t.unroll(student, [x] * STEPS, loss, lambda model: model(x).mean()).backward()
+    assert counts == list(range(STEPS, 0, -1))
+
+
+# ---- the report
+
+
+def test_the_report_of_a_run() -> None:
+    course = make_course("mlp", torch.float64)
+    losses: list[float] = []
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        value = F.cross_entropy(model(batch[0]), batch[1])
+        losses.append(float(value.detach()))
+        return course.strength * value
+
+    run = l2t.unroll(course.student, course.batches(), loss, course.measure)
+    report = run.report
+    assert report.steps == STEPS
+    assert report.losses == pytest.approx([0.05 * x for x in losses])
+    assert report.adjoint_norms == []
+    assert report.seconds_forward > 0
+    assert report.seconds_backward is None
+    assert "backward=none" in repr(report)
+    run.backward()
+    assert len(report.adjoint_norms) == STEPS + 1
+    assert report.seconds_backward > 0
+    assert report.nonfinite is None
+    assert repr(report).startswith(f"Report(steps={STEPS}, forward=")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_report_says_where_a_value_is_not_finite(bad: float) -> None:
+    _, _, run = simple()
+
+    def loss(model: nn.Module, batch: Tensor, step: int) -> Tensor:
+        return model(batch).square().mean() * (bad if step == 1 else 1.0)
+
+    result = run(loss=loss)
+    assert result.report.nonfinite == ("loss", 1)
+    result.backward()
+    assert result.report.nonfinite == ("loss", 1)
+
+    result = run(measure=lambda model: model.bias.sum() * bad)
+    assert result.report.nonfinite == ("measure", 3)
+
+    # d√|u|/du at u = 0: a finite loss with an infinite second derivative.
+    def rough(model: nn.Module, batch: Tensor, step: int) -> Tensor:
+        u = model(batch) if step != 1 else (model(batch) - model(batch).detach())
+        return (u.abs() + (0 if step == 1 else 1)).pow(1.5).sum()
+
+    result = run(loss=rough, optimizer=SGD(lr=0.01))
+    assert result.report.nonfinite is None
+    result.backward()
+    assert result.report.nonfinite == ("adjoint", 1)
+
+
+# ---- sentences
+
+
+def script() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(nn.Linear(3, 1), torch.ones(1, 3))
+
+
+def hooked() -> nn.Module:
+    module = nn.Linear(3, 1)
+    module.weight.register_hook(lambda grad: 0 * grad)
+    return module
+
+
+def old_weight_norm() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.utils.weight_norm(nn.Linear(3, 1))
+
+
+def post_hooked() -> nn.Module:
+    module = nn.Linear(3, 1)
+    module.bias.register_post_accumulate_grad_hook(lambda p: None)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        (
+            {"student": lambda x: x},
+            TypeError,
+            r"l2t\.unroll: student must be an ordinary torch\.nn\.Module, got function",
+        ),
+        (
+            {"student": script()},
+            TypeError,
+            "student must be an ordinary torch.nn.Module, got TopLevelTracedModule",
+        ),
+        (
+            {"student": nn.Linear(3, 1).requires_grad_(False)},
+            ValueError,
+            "student must have a parameter that requires",
+        ),
+        (
+            {"student": nn.LazyLinear(1)},
+            ValueError,
+            "parameters of student must have a shape, got the uninitialised weight",
+        ),
+        (
+            {"student": nn.Linear(3, 1, dtype=torch.complex64)},
+            TypeError,
+            r"parameters of student must be real, got weight of shape \(1, 3\), complex64",
+        ),
+        (
+            {"student": hooked()},
+            ValueError,
+            "parameters of student must have no gradient hooks, got one on weight",
+        ),
+        (
+            {"student": post_hooked()},
+            ValueError,
+            "parameters of student must have no gradient hooks, got one on bias",
+        ),
+        (
+            {"student": nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 1)))},
+            ValueError,
+            "operations of student must have right second derivatives, got weight_norm on 0, whose fused",
+        ),
+        (
+            {"student": old_weight_norm()},
+            ValueError,
+            "operations of student must have right second derivatives, got weight_norm on student, whose",
+        ),
+        ({"batches": 5}, TypeError, "batches must be an iterable, got int"),
+        (
+            {"loss": torch.ones(1)},
+            TypeError,
+            r"loss must be a function, got shape \(1,\), float32 .* called as loss\(model, batch, st",
+        ),
+        (
+            {"measure": None},
+            TypeError,
+            r"measure must be a function, got NoneType. It is called as measure\(model\)",
+        ),
+        (
+            {"optimizer": torch.optim.SGD([torch.ones(1)], lr=0.1)},
+            TypeError,
+            r"optimizer must be one of l2t\.optim, got torch\.optim\.sgd\.SGD",
+        ),
+        (
+            {"meta": torch.ones(2, requires_grad=True)},
+            TypeError,
+            r"meta must be a list of tensors, got shape \(2,\)",
+        ),
+        ({"meta": 1.0}, TypeError, "meta must be a list of tensors, got float"),
+        ({"meta": [1.0]}, TypeError, "meta must be a list of tensors, got float at position 0"),
+        (
+            {"meta": iter(())},
+            ValueError,
+            "meta must hold a tensor, got an empty list or a generator that was used up",
+        ),
+        ({"meta": [torch.ones(1)]}, ValueError, "at position 0, which does not require a gradient"),
+        ({"meta": [torch.ones(1, requires_grad=True) * 2]}, ValueError, "at position 0, which is not a leaf"),
+        (
+            {"curvature": "Reverse"},
+            ValueError,
+            "the curvature must be one of reverse, recompute, got 'Reverse'",
+        ),
+        (
+            {"loss": lambda model, batch, step: model(batch)},
+            ValueError,
+            r"loss must return a real 0-dim tensor, got shape \(4, 1\), float64 on cpu at step 0",
+        ),
+        (
+            {"loss": lambda model, batch, step: 1.0},
+            ValueError,
+            "loss must return a real 0-dim tensor, got float at step 0",
+        ),
+        (
+            {"loss": lambda model, batch, step: model(batch).mean().detach()},
+            ValueError,
+            "loss must return a tensor with a graph, got a detached one at step 0",
+        ),
+        (
+            {"loss": lambda model, batch, step: torch.ones((), requires_grad=True) * 2},
+            ValueError,
+            "loss must depend on the parameters of the model",
+        ),
+        (
+            {"measure": lambda model: model.weight},
+            ValueError,
+            r"measure must return a real tensor of shape \(\) or \(S,\), got shape \(1, 3\)",
+        ),
+        (
+            {"measure": lambda model: model.weight.sum().item()},
+            ValueError,
+            "measure must return a real tensor .* got float",
+        ),
+        (
+            {"measure": lambda model: model.weight.sum().detach()},
+            ValueError,
+            "measure must return a tensor with a graph, got a detached one",
+        ),
+    ],
+)
+def test_what_cannot_be_unrolled_is_refused(
+    arguments: dict[str, Any], error: type[Exception], sentence: str
+) -> None:
+    _, _, run = simple()
+    with pytest.raises(error, match=sentence):
+        run(**arguments)
+
+
+def test_weight_norm_is_refused_where_torch_is_wrong_and_nowhere_else() -> None:
+    """When PyTorch's fused weight_norm is differentiated rightly this fails, and the refusal can go."""
+
+    def second_derivative_is_right(student: nn.Module) -> bool:
+        names = [name for name, _ in student.named_parameters()]
+        x = torch.randn(2, 3, 5, dtype=torch.float64)
+        leaves = [p.detach().clone().requires_grad_() for p in student.parameters()]
+
+        def call(*p: Tensor) -> Tensor:
+            return torch.func.functional_call(student, dict(zip(names, p, strict=True)), (x,))
+
+        return torch.autograd.gradgradcheck(call, leaves, raise_exception=False)
+
+    torch.manual_seed(0)
+    refused = []
+    for dim in (0, 1, 2, None):
+        student = nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 2, 2), dim=dim).double()
+        try:
+            l2t.unroll(student, [], lambda *_: torch.ones(()), lambda model: model.bias.sum())
+            refused.append(False)
+        except ValueError:
+            refused.append(True)
+        assert refused[-1] != second_derivative_is_right(student)
+    assert refused == [True, False, True, False]
+
+
+def test_nothing_is_run_before_the_arguments_are_checked() -> None:
+    _, _, run = simple()
+
+    def never(*_: object) -> Tensor:
+        raise AssertionError("was called")
+
+    for arguments in ({"meta": []}, {"curvature": "none"}, {"optimizer": None}):
+        with pytest.raises((TypeError, ValueError), match=r"^l2t\.unroll"):
+            run(loss=never, measure=never, **arguments)
+
+
+def test_a_run_is_walked_back_once() -> None:
+    _, _, run = simple()
+    result = run()
+    result.backward()
+    with pytest.raises(RuntimeError, match="backward must be called once a run, got a second call"):
+        result.backward()
+
+
+@pytest.mark.parametrize("gradient", [torch.ones(2), 1.0])
+def test_a_cotangent_of_another_shape(gradient: object) -> None:
+    _, metas, run = simple()
+    result = run()
+    with pytest.raises(ValueError, match=r"gradient must be a tensor of the measure's shape \(\), got"):
+        result.backward(gradient)
+    result.backward()  # a refused cotangent does not use the run up
+    assert metas["scale"].grad is not None
+
+
+def test_inference_mode() -> None:
+    _, _, run = simple()
+    result = run()
+    with torch.inference_mode():
+        with pytest.raises(RuntimeError, match=r"the caller must be outside torch\.inference_mode"):
+            run()
+        with pytest.raises(RuntimeError, match=r"the caller must be outside torch\.inference_mode"):
+            result.backward()
+    result.backward()
+
+
+def test_a_buffer_with_a_graph() -> None:
+    class Averaging(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+            self.register_buffer("average", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.layer(x)
+            self.average = 0.9 * self.average + out.mean()
+            return out
+
+    student = nn.Sequential(Averaging())
+    with pytest.raises(
+        ValueError,
+        match=r"buffer 0\.average must be a tensor without a graph after a call of the model, got one with",
+    ):
+        l2t.unroll(
+            student,
+            [torch.ones(2, 3)],
+            lambda model, batch, step: model(batch).mean(),
+            lambda model: model[0].layer.bias.sum(),
+        )
+    assert student[0].average.grad_fn is None
+
+
+@both_curvatures
+@pytest.mark.parametrize("named", [False, True], ids=["all", "named"])
+def test_a_graph_carried_from_step_to_step(curvature: str, named: bool) -> None:
+    """A running loss that is not detached: the state features that a teacher sees, made wrongly."""
+    _, metas, run = simple(curvature=curvature)
+    average: dict[int, Tensor] = {}
+
+    def loss(model: nn.Module, batch: Tensor, step: int) -> Tensor:
+        value = (metas["scale"] * model(batch) - average.get(step, 0.0)).square().mean()
+        average.setdefault(step + 1, value)
+        return value
+
+    result = run(loss=loss, meta=list(metas.values()) if named else None)
+    with pytest.raises(
+        RuntimeError,
+        match=r"loss and measure must reach earlier steps through the model's weights alone",
+    ):
+        result.backward()
+    with pytest.raises(RuntimeError, match="got a second call"):
+        result.backward()
+
+    last: list[Tensor] = []
+    result = run(
+        loss=lambda model, batch, step: last.append(value := model(batch).square().mean()) or value,
+        measure=lambda model: model.bias.sum() + last[2],
+        meta=list(metas.values()) if named else None,
+    )
+    with pytest.raises(RuntimeError, match="got a graph that leads into step 2 from a later one"):
+        result.backward()
+
+
+def test_a_loss_that_changes_when_it_is_run_again() -> None:
+    _, metas, run = simple(curvature="recompute")
+    calls = itertools.count()
+    result = run(
+        loss=lambda model, batch, step: metas["scale"] * model(batch).square().mean() * (1 + next(calls))
+    )
+    with pytest.raises(
+        RuntimeError,
+        match=r"with curvature='recompute' loss must be the same when a step is run again, got .* at step 2",
+    ):
+        result.backward()
+
+    result = run()
+    with torch.no_grad():
+        metas["scale"] += 1
+    with pytest.raises(RuntimeError, match="change no tensor in place before backward"):
+        result.backward()
+
+
+@both_curvatures
+def test_an_operation_without_a_second_derivative(curvature: str) -> None:
+    torch.manual_seed(0)
+    x, target = torch.randn(BATCH, 8), torch.randint(CLASSES, (BATCH,))
+    run = l2t.unroll(
+        Attention(),
+        [x] * 2,
+        lambda model, batch, step: F.cross_entropy(model(batch), target),
+        lambda model: model(x).mean(),
+        curvature=curvature,
+    )
+    with pytest.raises(
+        RuntimeError,
+        match=r"every operation of loss must have a second derivative, .*flash_attention.*SDPBackend\.MATH",
+    ) as caught:
+        run.backward()
+    assert "is not implemented" in str(caught.value.__cause__)
+
+
+def test_other_errors_of_the_walk_back_are_left_alone() -> None:
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                raise RuntimeError("out of paper")
+            return Broken.apply(grad)
+
+    _, _, run = simple()
+    result = run(loss=lambda model, batch, step: Broken.apply(model(batch)).square().mean())
+    with pytest.raises(RuntimeError, match=r"^out of paper$"):
+        result.backward()
+
+
+# ---- the parts
+
+
+def play(plan: schedule.Schedule, steps: int) -> list[int]:
+    """Runs a schedule on a run whose state is the number of the step; what it reversed, in order."""
+    stored: set[int] = set()
+    state: int | None = 0
+    reversed_steps = []
+    forward = itertools.chain.from_iterable(plan.forward(step) for step in range(steps))
+    for action in itertools.chain(forward, plan.reverse(steps)):
+        if isinstance(action, schedule.Store):
+            assert state == action.step
+            stored.add(action.step)
+        elif isinstance(action, schedule.Forward):
+            assert state == action.step
+            state += 1
+        elif isinstance(action, schedule.Restore):
+            assert action.step in stored
+            state = action.step
+        elif isinstance(action, schedule.Reverse):
+            assert state == action.step
+            reversed_steps.append(action.step)
+            state = None
+        else:
+            assert isinstance(action, schedule.Drop)
+            stored.remove(action.step)
+    assert not stored
+    return reversed_steps
+
+
+@given(steps=st.integers(0, 60))
+def test_a_schedule_reverses_every_step_once_from_its_own_state(steps: int) -> None:
+    assert play(schedule.StoreAll(), steps) == list(reversed(range(steps)))
+
+
+def test_an_adjoint_is_cut_into_the_shapes_of_the_weights() -> None:
+    weights = [
+        torch.zeros(2, 3),
+        torch.zeros(3, dtype=torch.float64),
+        torch.zeros(()),
+        torch.zeros(0, 4),
+        torch.zeros(4, 2).t(),
+    ]
+    adjoint = Adjoint(weights)
+    assert [x.shape for x in adjoint.parts] == [w.shape for w in weights]
+    assert [x.dtype for x in adjoint.parts] == [w.dtype for w in weights]
+    assert [len(x) for x in adjoint.flats] == [15, 3]
+    for i, part in enumerate(adjoint.parts):
+        part.fill_(i + 1)
+    assert math.hypot(*(float(x) for x in adjoint.norm())) == pytest.approx(math.sqrt(6 + 3 * 4 + 9 + 8 * 25))
+    others = adjoint.cut([2 * x for x in adjoint.flats])
+    assert all(torch.equal(x, 2 * y) for x, y in zip(others, adjoint.parts, strict=True))

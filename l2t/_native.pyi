@@ -1,8 +1,9 @@
 """The typed face of the compiled core (csrc/binding.cpp), which only ``l2t.ops`` calls.
 
-Every tensor is passed as its data pointer, an ``int``; 0 means absent. The memory is the caller's, on the CPU, and stays
-alive through the call; the GIL is released. Sizes: N rows, C classes, G groups (losses stacked: row ``g * C + class`` of
-every coefficient table), r the rank. Everything is contiguous but the logits, whose rows lie ``logits_stride`` elements apart.
+Every tensor is passed as its data pointer, an ``int``; 0 means absent. The memory is the caller's, on the CPU, and
+stays alive through the call; the GIL is released. Sizes: N rows, C classes, G groups (losses stacked: row
+``g * C + class`` of every coefficient table), r the rank. Everything is contiguous but the logits, whose rows lie
+``logits_stride`` elements apart.
 
     ============  ================================  ================================================
     argument      shape                             meaning
@@ -16,9 +17,9 @@ every coefficient table), r the rank. Everything is contiguous but the logits, w
     stats         [N, 3]                            (max z, log sum exp(z - max z), u), from `value`
     ============  ================================  ================================================
 
-``v_`` and ``x_`` are cotangents, ``t_`` tangents, ``d_`` outputs; each has the shape of what it is named after, and an
-output of 0 is not computed. Outputs are written whole. Ignored rows have loss 0 and gradients 0 whatever their logits.
-The bits do not depend on ``threads``. A call that cannot be meant raises ValueError (csrc/status.h).
+``v_`` and ``x_`` are cotangents, ``t_`` tangents, ``d_`` outputs; each has the shape of what it is named after, and
+an output of 0 is not computed. Outputs are written whole. Ignored rows have loss 0 and gradients 0 whatever their
+logits. The bits do not depend on ``threads``. A call that cannot be meant raises ValueError (csrc/status.h).
 """
 
 from typing import TypedDict
@@ -43,8 +44,8 @@ class BuildInfo(TypedDict):
 def build_info() -> BuildInfo:
     """What was built in: version, compiler, instruction set, CUDA, OpenMP."""
 
-def check_target(n: int, classes_total: int, ignore_index: int, target: int, /) -> int:
-    """The first row whose target is neither ``ignore_index`` nor in [0, classes_total), or -1."""
+def check_target(n: int, table_rows: int, ignore_index: int, target: int, /) -> int:
+    """The first row whose target is neither ``ignore_index`` nor in [0, table_rows), or -1."""
 
 def value(
     dtype: int,

@@ -14,14 +14,14 @@
 namespace l2t {
 
 template <class F>
-void each(int64_t c, const F& f) {
+void each(int64_t c, F f) {
 #pragma omp simd
   for (int64_t j = 0; j < c; ++j) f(j);
 }
 
 // In short blocks, whose sums are added in double: the rounding error does not grow with the row.
 template <class T, class F>
-T sum(int64_t c, const F& term) {
+T sum(int64_t c, F term) {
   constexpr int64_t block = 64;
   double total = 0;
   for (int64_t begin = 0; begin < c; begin += block) {

@@ -1,9 +1,9 @@
 """The typed face of the compiled core (csrc/binding.cpp), which only ``l2t.ops`` calls.
 
-Every tensor is passed as its data pointer, an ``int``; 0 means absent. The memory is the caller's, on the CPU, and
-stays alive through the call; the GIL is released. Sizes: N rows, C classes, G groups (losses stacked: row
-``g * C + class`` of every coefficient table), r the rank. Everything is contiguous but the logits, whose rows lie
-``logits_stride`` elements apart.
+Every tensor is passed as its data pointer, an ``int``; 0 means absent. The memory is the caller's, on the
+CPU, and stays alive through the call; the GIL is released. Sizes: N rows, C classes, G groups (losses
+stacked: row ``g * C + class`` of every coefficient table), r the rank. Everything is contiguous but the
+logits, whose rows lie ``logits_stride`` elements apart.
 
     ============  ================================  ================================================
     argument      shape                             meaning
@@ -17,9 +17,10 @@ stays alive through the call; the GIL is released. Sizes: N rows, C classes, G g
     stats         [N, 3]                            (max z, log sum exp(z - max z), u), from `value`
     ============  ================================  ================================================
 
-``v_`` and ``x_`` are cotangents, ``t_`` tangents, ``d_`` outputs; each has the shape of what it is named after, and
-an output of 0 is not computed. Outputs are written whole. Ignored rows have loss 0 and gradients 0 whatever their
-logits. The bits do not depend on ``threads``. A call that cannot be meant raises ValueError (csrc/status.h).
+``v_`` and ``x_`` are cotangents, ``t_`` tangents, ``d_`` outputs; each has the shape of what it is named
+after, and an output of 0 is not computed. Outputs are written whole. Ignored rows have loss 0 and gradients
+0 whatever their logits. The bits do not depend on ``threads``. A call that cannot be meant raises
+ValueError (csrc/status.h).
 """
 
 from typing import TypedDict
@@ -136,7 +137,7 @@ def grad_vjp(
     d_scale: int,
     /,
 ) -> None:
-    """The vector-Jacobian product of `grad`: cotangents x_* of its outputs back to all of its inputs (section 3)."""
+    """The vector-Jacobian product of `grad`: cotangents x_* of its outputs back to its inputs (section 3)."""
 
 def grad_jvp(
     dtype: int,
@@ -173,4 +174,4 @@ def grad_jvp(
     d_scale: int,
     /,
 ) -> None:
-    """The Jacobian-vector product of `grad`: tangents of its outputs along the tangents t_* of its inputs (section 4)."""
+    """The Jacobian-vector product of `grad`: tangents t_* of its inputs to its outputs (section 4)."""

@@ -4,8 +4,8 @@
 // An op on a row is three moves. Sums over the classes (max, sum exp, p.v and the like) are the device's; the
 // Head makes of them the handful of scalars that the row needs; then one expression per output and class. The
 // heads and the expressions are here, the function and its derivatives on one screen. Letters are those of
-// math.md; R = sum a_j, pv = sum p_j v_j and so on are sums over classes; `go` is the upstream gradient of the
-// row's loss.
+// math.md; R = sum a_j, pv = sum p_j v_j and so on are sums over classes; `go` is the upstream gradient of
+// the row's loss.
 //
 // The gradient to (z, a, beta) is a multiple of one vector, the derivative of u. Its own derivative along a
 // direction (v_z, v_a, v_beta, v_kappa) is a multiple of that vector and one of that vector's change, so a

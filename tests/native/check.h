@@ -1,5 +1,5 @@
-// The whole test framework of tests/native: a check prints one line and is counted, main returns failures != 0; random
-// numbers; and the definition of the links in long double, which shares nothing with csrc/.
+// The whole test framework of tests/native: a check prints one line and is counted, main returns failures !=
+// 0; random numbers; and the definition of the links in long double, which shares nothing with csrc/.
 #ifndef L2T_TESTS_CHECK_H
 #define L2T_TESTS_CHECK_H
 

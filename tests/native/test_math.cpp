@@ -1,5 +1,5 @@
-// csrc/math against what does not share its formulas: exp against the C library in ULP, the links and the row against
-// central differences, in long double, of the loss as docs/math.md section 1 defines it.
+// csrc/math against what does not share its formulas: exp against the C library in ULP, the links and the row
+// against central differences, in long double, of the loss as docs/math.md section 1 defines it.
 //
 // Not here: structures of W, rows in memory, threads (test_ops.cpp, test_pool.cpp).
 #include "../../csrc/math/link.h"
@@ -22,7 +22,8 @@ double ulps(T got, Wide truth) {
 }
 
 void exp_is_within_one_ulp() {
-  // Every 499th float between the ends, of either sign: two million points of all magnitudes, denormal results included.
+  // Every 499th float between the ends, of either sign: two million points of all magnitudes, denormal
+  // results included.
   double worst = 0;
   for (uint32_t sign : {0u, 0x80000000u}) {
     for (uint32_t magnitude = 0; magnitude < 0x42cf0000u; magnitude += 499) {
@@ -83,8 +84,8 @@ void times_drops_only_infinities_without_weight() {
 
 // ---- links ----
 
-// Differences say something only where the function is small: sigmoid on the left, log-sigmoid on the right. The other side
-// is theirs by sigmoid(u) = 1 - sigmoid(-u) and log-sigmoid(u) = log-sigmoid(-u) + u.
+// Differences say something only where the function is small: sigmoid on the left, log-sigmoid on the right.
+// The other side is theirs by sigmoid(u) = 1 - sigmoid(-u) and log-sigmoid(u) = log-sigmoid(-u) + u.
 void links_have_their_derivatives() {
   const long double h = 1e-4L;
   for (int link = 0; link < 3; ++link) {

@@ -1,5 +1,6 @@
-// The four ops of the waist, every structure, link and number of groups, against central differences in long double of the
-// loss as docs/math.md section 1 defines it; the same program is run under the address and undefined-behaviour sanitizers.
+// The four ops of the waist, every structure, link and number of groups, against central differences in long
+// double of the loss as docs/math.md section 1 defines it; the same program is run under the address and
+// undefined-behaviour sanitizers.
 //
 // Not here: precision in float32 and bits (tests/test_native.py), the pool by itself (test_pool.cpp).
 #include "../../csrc/l2t.h"
@@ -7,7 +8,8 @@
 
 namespace {
 
-// The inputs of the gradient op, flat and in the waist's order: v_loss, logits, weight, left, right, bias, scale.
+// The inputs of the gradient op, flat and in the waist's order: v_loss, logits, weight, left, right, bias,
+// scale.
 struct Layout {
   int link, structure;
   size_t n = 7, c = 5, groups = 2, rank = 2;
@@ -44,7 +46,8 @@ struct Layout {
   }
 };
 
-// A point in the op's dtype, as records of pointers. Logits get three unused numbers a row: a stride that is not C.
+// A point in the op's dtype, as records of pointers. Logits get three unused numbers a row: a stride that is
+// not C.
 template <class T>
 struct Memory {
   std::vector<T> flat, logits;

@@ -1,5 +1,5 @@
-// The thread pool: every item once, on a lane of its own, from one thread and from several at a time. Run under the thread
-// sanitizer too, which reports a race whether or not it shows.
+// The thread pool: every item once, on a lane of its own, from one thread and from several at a time. Run
+// under the thread sanitizer too, which reports a race whether or not it shows.
 #include "../../csrc/cpu/pool.h"
 
 #include <atomic>
@@ -12,8 +12,8 @@ namespace {
 
 constexpr int64_t much = 1000000;  // row elements an item: far above the grain
 
-// Every item must be run once, and a lane must never be in two items at a time. Plain writes on purpose: what two threads
-// write without order is a race, and that is what the sanitizer is to see.
+// Every item must be run once, and a lane must never be in two items at a time. Plain writes on purpose: what
+// two threads write without order is a race, and that is what the sanitizer is to see.
 int64_t faults_of_a_loop(int threads, int64_t count, int64_t cost) {
   std::vector<int> runs(count, 0);
   std::unique_ptr<std::atomic<int>[]> busy(new std::atomic<int>[threads]);
@@ -53,7 +53,8 @@ void work_is_shared_where_it_pays() {
   const auto lanes_seen = [](int threads, int64_t cost) {
     std::unique_ptr<std::atomic<int>[]> seen(new std::atomic<int>[threads]);
     for (int lane = 0; lane < threads; ++lane) seen[lane] = 0;
-    // An item waits for a second lane to come, so that a fast caller cannot do everything before the worker is awake.
+    // An item waits for a second lane to come, so that a fast caller cannot do everything before the worker
+    // is awake.
     std::atomic<int> lanes{0};
     l2t::parallel_for(threads, 8, cost, [&](int64_t, int lane) {
       if (seen[lane]++ == 0) ++lanes;

@@ -737,11 +737,15 @@ def recipe_choice(name: str, value: object, names: Iterable[str]) -> None:
         raise ValueError(f"l2t.Recipe: {name} must be one of {', '.join(names)}, got {value!r}. Choose one of these.")
 
 
-def teach_data(name: str, data: tuple[Tensor, Tensor], num_classes: int, op: str = "teach") -> None:
+def teach_data(
+    name: str, data: tuple[Tensor, Tensor], num_classes: int, dtype: torch.dtype, op: str = "teach"
+) -> None:
     """Inputs and targets that belong together."""
     inputs, targets = data
-    if not inputs.is_floating_point():
-        raise ValueError(f"l2t.{op}: {name} inputs must be floating point, got {inputs.dtype}. Convert them with .float().")
+    if inputs.dtype != dtype:
+        raise ValueError(
+            f"l2t.{op}: {name} inputs must have the teacher's dtype {dtype}, got {inputs.dtype}. Convert one of them."
+        )
     if targets.dtype != torch.int64 or targets.dim() != 1:
         raise ValueError(
             f"l2t.{op}: {name} targets must be int64 of shape (N,), got {targets.dtype} of shape {tuple(targets.shape)}. "

@@ -115,8 +115,9 @@ def compare(
     """
     check.compare_counts(len(teachers), students, tuning_students, grid)
     classes = next(iter(teachers.values())).num_classes
+    dtype = next(next(iter(teachers.values())).parameters()).dtype
     for name, data in (("train", train), ("test", test), *((("dev", dev),) if dev is not None else ())):
-        check.teach_data(name, data, classes, "compare")
+        check.teach_data(name, data, classes, dtype, "compare")
     check.teach_student_fits(student, train[0], classes, "compare")
     check.compare_dev_is_there(dev is not None, dev_is_clean)
 

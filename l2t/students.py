@@ -21,9 +21,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from l2t import check
-from l2t.functional import dynamic_loss
+from l2t.functional import LINKS
 from l2t.teacher import Coefficients, StudentState, Teacher
-from l2t.weight import Weight
 
 Make = Callable[[], nn.Module]
 """Makes a fresh student; its start weights come from torch's global generator, seeded for the call."""
@@ -229,8 +228,6 @@ class TaughtLoss:
         self.teacher = teacher
         self.record = record
         self._given: dict[int, tuple[StudentState, list[Tensor]]] = {}  # by step
-        self._rows = torch.vmap(self._loss)
-        self._kind: type[Weight] | None = None
 
     def __call__(self, logits: Tensor, target: Tensor, state: StudentState, step: int) -> Tensor:
         """Mean loss of each student, (S,): logits (S, B, C), target (S, B)."""
@@ -242,21 +239,40 @@ class TaughtLoss:
             if self.record:
                 leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
                 self._given[step] = state, leaves
-        return self._rows(logits, target, *leaves)
+        return self._rows(logits, target, leaves)
 
     def _leaves(self, coefficients: Coefficients) -> list[Tensor]:
+        """The tables that say something: with the identity link a bias does not."""
         weight, bias, scale = coefficients
         assert isinstance(weight, tuple)
         assert bias is not None
         assert scale is not None
-        self._kind = type(weight)
         return [*weight, scale] if self.teacher.link == "identity" else [*weight, bias, scale]
 
-    def _loss(self, logits: Tensor, target: Tensor, *leaves: Tensor) -> Tensor:
-        assert self._kind is not None
-        *weight, scale = leaves
-        bias = None if self.teacher.link == "identity" else weight.pop()
-        return dynamic_loss(logits, target, self._kind(*weight), bias, scale, link=self.teacher.link)
+    def _rows(self, logits: Tensor, target: Tensor, leaves: list[Tensor]) -> Tensor:
+        """What :func:`l2t.dynamic_loss` gives each student, in one call of the op on all of their rows.
+
+        The op takes the tables of several losses one below the other, and class y of the i-th as i C + y.
+        """
+        students, rows, classes = logits.shape
+        first = torch.arange(0, students * classes, classes, device=target.device)[:, None]
+        tables = [leaf.reshape(students * classes, *leaf.shape[2:]) for leaf in leaves]
+        scale = tables.pop()
+        bias = None if self.teacher.link == "identity" else tables.pop()
+        weight, left, right = tables if len(tables) == 3 else (tables[0], None, None)
+        losses: Tensor = torch.ops.l2t.value.default(
+            logits.reshape(students * rows, classes),
+            (target + first).reshape(-1),
+            weight,
+            left,
+            right,
+            bias,
+            scale,
+            LINKS.index(self.teacher.link),
+            -100,
+            students,
+        )[0]
+        return losses.reshape(students, rows).mean(-1)
 
     def gradient(self) -> Tensor:
         """What the reverse pass left, as a gradient to the teacher's parameters, (S, P): a row a student."""

@@ -571,7 +571,7 @@ X, Y = data(20)
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((mlp, (X.long(), Y)), "train inputs must be floating point, got torch.int64"),
+        ((mlp, (X.long(), Y)), "train inputs must have the teacher's dtype torch.float32, got torch.int64"),
         ((mlp, (X, Y.float())), "train targets must be int64 of shape (N,), got torch.float32"),
         (
             (mlp, (X, Y[:, None])),

@@ -264,9 +264,7 @@ class Run:
         """Hands the gradients of settings and initial weights to the leaves behind them."""
         ends = v_settings
         if self._meta is not None:
-            chosen = {id(x) for x in self._meta}
-            own = zip(self._student.parameters, v_w.parts, strict=True)
-            ends = ends + [(p, v) for p, v in own if id(p) in chosen]
+            ends = [*ends, *zip(self._student.parameters, v_w.parts, strict=True)]
         if ends:
             accumulate([x for x, _ in ends], [v for _, v in ends], self._meta or [])
 

@@ -50,7 +50,7 @@ def cnn() -> nn.Module:
 _RECIPE = {"steps": 200, "batch_size": 32, "updates": 30}
 _SOFT_TARGETS = {"weight": "full", "link": "identity"}
 _CLASS_WEIGHTS = {"weight": "per-class", "link": "identity"}
-_ROBUST = {"weight": "shared", "link": "sigmoid"}
+_ROBUST = {"weight": "shared", "link": "sigmoid", "diagonal_range": 1.5, "bias_range": 4.0}
 
 TASK = Task(
     name="digits",
@@ -65,7 +65,7 @@ TASK = Task(
     },
     settings={
         "clean": Setting(Regime("1,200 training samples with their own labels"), _RECIPE, _SOFT_TARGETS),
-        "few": Setting(Regime("150 training samples", samples=150), _RECIPE, _ROBUST),
+        "few": Setting(Regime("150 training samples", samples=150), _RECIPE, _SOFT_TARGETS),
         "symmetric": Setting(
             Regime(
                 "1,000 training samples, 40% of the labels replaced by another class; 200 clean dev samples",

@@ -66,7 +66,7 @@ def cnn() -> nn.Module:
 
 _RECIPE = {"steps": 300, "batch_size": 50, "updates": 80, "teacher_lr": 0.12}
 _SOFT_TARGETS = {"weight": "full", "link": "identity"}
-_ROBUST = {"weight": "shared", "link": "sigmoid"}
+_ROBUST = {"weight": "shared", "link": "sigmoid", "diagonal_range": 1.5, "bias_range": 4.0}
 
 TASK = Task(
     name="mnist1d",

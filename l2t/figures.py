@@ -334,7 +334,7 @@ def learned_loss(teacher: Teacher, stages: Sequence[StudentState]) -> tuple[str,
         ax.set_xlim(0, 1)
         ax.set_xlabel("probability that the student gives the true class")
         ax.set_ylabel(ylabel)
-        ax.legend(loc="upper right")
+        ax.legend(loc="best")
         found.append(_svg(figure, f"{ylabel} against the probability of the true class, at several stages"))
     return found[0], found[1]
 

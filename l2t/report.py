@@ -99,10 +99,8 @@ def write(directory: Path, runs: Sequence[Run]) -> Path:
 
 def page(runs: Sequence[Run]) -> str:
     """The HTML page about the runs."""
-    compared = [run for run in runs if run.comparison]
-    parts = [_header(runs, compared)]
-    if compared:
-        parts.append(_results(compared))
+    parts = [_header(runs)]
+    parts += [_results(group) for group in compared_together(runs)]
     parts.append(_learned(runs))
     parts.append(_teaching(runs))
     parts.append(_settings(runs))
@@ -154,43 +152,65 @@ def verdict(comparison: Mapping[str, Any], arm: str) -> str:
 
 
 def headline(runs: Sequence[Run]) -> str:
-    """The result in one sentence, whatever it is, as HTML."""
-    compared = [run for run in runs if run.comparison is not None and not (run.is_static and len(runs) > 1)]
-    if not compared:
+    """The result in a sentence or two, whatever it is, as HTML."""
+    groups = compared_together(runs)
+    if not groups:
         return "A teacher has been taught; <code>l2t compare</code> has not yet compared it with baselines."
-    comparisons = [run.comparison for run in compared if run.comparison is not None]
-    taught = statistics.fmean(
-        value for comparison in comparisons for value in comparison["test_error"]["taught"]
-    )
-    arm = best_baseline(comparisons[0])
-    baseline = statistics.fmean(comparisons[0]["test_error"][arm])
-    students = len(comparisons[0]["test_error"]["taught"])
+    said = []
+    for group in groups:
+        comparisons = list(group.values())
+        first = comparisons[0]
+        arm = best_baseline(first)
+        errors = [error for comparison in comparisons for error in comparison["test_error"]["taught"]]
+        sentence = (
+            f"Students under the taught loss make <b>{percent(statistics.fmean(errors))}</b> errors on the "
+            f"test set, against <b>{percent(statistics.fmean(first['test_error'][arm]))}</b> under the best "
+            f"tuned baseline, {html.escape(arm)}: {_outcome(comparisons, arm)}."
+        )
+        plain = "cross-entropy"
+        if arm != plain and plain in first["test_error"]:
+            error = percent(statistics.fmean(first["test_error"][plain]))
+            sentence += f" Under cross-entropy they make {error}: {_outcome(comparisons, plain)}."
+        said.append(sentence)
+    return "<br>".join(said)
+
+
+def _outcome(comparisons: Sequence[Mapping[str, Any]], arm: str) -> str:
+    """How the taught loss did against an arm: "fewer for each of 3 teachers (paired t-test ...)"."""
     verdicts = [verdict(comparison, arm) for comparison in comparisons]
-    worst = max(
-        (comparison["p"][arm] for comparison in comparisons if comparison["p"][arm] is not None), default=None
-    )
-    numbers = (
-        f"<b>{percent(taught)}</b> errors on the test set, against <b>{percent(baseline)}</b> under the best "
-        f"tuned baseline, {html.escape(arm)}"
-    )
-    every = "" if len(compared) == 1 else f" for each of {len(compared)} teachers"
-    test = f"paired <i>t</i>-test over {students} students"
-    start = f"Students under the taught loss make {numbers}: "
-    if set(verdicts) == {"win"}:
-        return f"{start}fewer{every} ({test}, <i>p</i> ≤ {p_value(worst)})."
-    if set(verdicts) == {"loss"}:
-        return f"{start}more{every} ({test}, <i>p</i> ≤ {p_value(worst)})."
-    if len(compared) == 1:
-        return f"{start}no clear difference ({test}, <i>p</i> = {p_value(worst)})."
-    words = {"win": "fewer with", "even": "no clear difference with", "loss": "more with"}
-    counts = ", ".join(f"{said} {verdicts.count(word)}" for word, said in words.items() if word in verdicts)
-    return f"{start}{counts} of {len(compared)} teachers ({test}, <i>p</i> &lt; {ALPHA})."
+    known = [comparison["p"][arm] for comparison in comparisons if comparison["p"][arm] is not None]
+    words = {"win": "fewer", "even": "no clear difference", "loss": "more"}
+    if len(set(verdicts)) == 1:
+        outcome = words[verdicts[0]]
+        if len(comparisons) > 1:
+            outcome += f" for each of {len(comparisons)} teachers"
+    else:
+        counts = [f"{said} for {verdicts.count(word)}" for word, said in words.items() if word in verdicts]
+        outcome = f"{', '.join(counts)} of {len(comparisons)} teachers"
+    students = len(comparisons[0]["test_error"]["taught"])
+    if not known:
+        return outcome
+    if "even" in verdicts:
+        bound = f"= {p_value(known[0])}" if len(comparisons) == 1 else f"&lt; {ALPHA} counts"
+    else:
+        bound = f"≤ {p_value(max(known))}"
+    return f"{outcome} (paired <i>t</i>-test over {students} students, <i>p</i> {bound})"
+
+
+def compared_together(runs: Sequence[Run]) -> list[dict[str, dict[str, Any]]]:
+    """The comparisons by run, those that share the students of their baselines together."""
+    groups: dict[str, dict[str, dict[str, Any]]] = {}
+    for run in runs:
+        if run.comparison is not None:
+            shared = {arm: errors for arm, errors in run.comparison["test_error"].items() if arm != "taught"}
+            groups.setdefault(json.dumps(shared, sort_keys=True), {})[run.name] = run.comparison
+    return list(groups.values())
 
 
 # ---- sections ----
 
 
-def _header(runs: Sequence[Run], compared: Sequence[Run]) -> str:
+def _header(runs: Sequence[Run]) -> str:
     config = runs[0].config
     about = [f"<b>{html.escape(_subject(runs[0]))}</b>"]
     if "student" in config:
@@ -205,15 +225,11 @@ def _header(runs: Sequence[Run], compared: Sequence[Run]) -> str:
     )
 
 
-def _label(run: Run, runs: Sequence[Run]) -> str:
-    return "taught" if len(runs) == 1 else f"taught, {run.name}"
-
-
-def _results(compared: Sequence[Run]) -> str:
-    first = compared[0].comparison
-    assert first is not None
+def _results(group: Mapping[str, dict[str, Any]]) -> str:
+    """Chart, table and curves of comparisons that share their baselines."""
+    first = next(iter(group.values()))
     shared = [arm for arm in first["test_error"] if arm != "taught"]
-    comparisons = {_label(run, compared): run.comparison for run in compared if run.comparison is not None}
+    comparisons = {"taught" if len(group) == 1 else f"taught, {name}": group[name] for name in group}
     errors = {label: comparison["test_error"]["taught"] for label, comparison in comparisons.items()}
     order = sorted(shared, key=lambda arm: statistics.fmean(first["test_error"][arm]))
     errors |= {arm: first["test_error"][arm] for arm in order}
@@ -222,9 +238,7 @@ def _results(compared: Sequence[Run]) -> str:
         list(comparisons),
         first.get("oracles", ()),
     )
-    of_whom = [
-        f"{html.escape(run.name)} less this" if len(compared) > 1 else "difference" for run in compared
-    ]
+    of_whom = [f"{html.escape(name)} less this" if len(group) > 1 else "difference" for name in group]
     heads = "".join(f"<th>{who}</th><th><i>p</i></th>" for who in of_whom)
     rows = []
     for label, comparison in comparisons.items():

@@ -227,8 +227,9 @@ def test_thinned_keeps_both_ends():
          "cross-entropy: more (paired"),
         ([[0.30, 0.31]], "no clear difference (paired t-test over 2 students, p = 0.40)"),
         ([[0.20, 0.21], [0.22, 0.21]], "fewer for each of 2 teachers"),
-        ([[0.20, 0.21], [0.30, 0.31]], "fewer with 1, no clear difference with 1 of 2 teachers"),
-        ([[0.20, 0.21], [0.50, 0.51]], "fewer with 1, more with 1 of 2 teachers"),
+        ([[0.20, 0.21], [0.30, 0.31]], "fewer for 1, no clear difference for 1 of 2 teachers "
+         "(paired t-test over 2 students, p < 0.01"),
+        ([[0.20, 0.21], [0.50, 0.51]], "fewer for 1, more for 1 of 2 teachers"),
     ],
 )  # fmt: skip
 def test_the_headline_says_how_it_went(taught, words, tmp_path):
@@ -238,6 +239,27 @@ def test_the_headline_says_how_it_went(taught, words, tmp_path):
         save(tmp_path / f"seed-{number}", teacher_of(), history_of(), comparison, CONFIG)
     said = Page(report.headline(report.find_runs(tmp_path))).text.replace("\u202f", " ")
     assert words in said
+
+
+def test_the_headline_weighs_cross_entropy_too_where_another_is_best(tmp_path):
+    comparison = comparison_of([0.20, 0.21], {"cross-entropy": [0.4, 0.5], "robust": [0.20, 0.21]})
+    save(tmp_path, teacher_of(), history_of(), comparison, CONFIG)
+    said = Page(report.headline(report.find_runs(tmp_path))).text.replace("\u202f", " ")
+    assert "the best tuned baseline, robust: no clear difference" in said
+    assert said.endswith(
+        "Under cross-entropy they make 45.00 %: fewer (paired t-test over 2 students, p ≤ 1.0·10−5)."
+    )
+
+
+def test_comparisons_with_other_students_are_not_mixed(tmp_path):
+    for number, error in enumerate((0.30, 0.35)):
+        comparison = comparison_of([0.2, 0.21], {"cross-entropy": [error, error + 0.02]})
+        save(tmp_path / f"seed-{number}", teacher_of(), history_of(), comparison, CONFIG)
+    runs = report.find_runs(tmp_path)
+    assert [list(group) for group in report.compared_together(runs)] == [["seed-0"], ["seed-1"]]
+    text = Page(report.page(runs)).text
+    assert "31.00 ± 1.41" in text
+    assert "36.00 ± 1.41" in text
 
 
 # ---- the page

@@ -79,6 +79,12 @@ def no_run(directory: Path) -> FileNotFoundError:
     )
 
 
+def runs_left_out(directories: Iterable[Path]) -> str:
+    """Runs that were broken off are in no table and on no page."""
+    names = ", ".join(map(str, directories))
+    return f"l2t.cli: left out what is not taught to the end: {names}. Go on with `l2t teach ... --resume`."
+
+
 def task_or_folder(where: str, is_folder: bool, names: Iterable[str]) -> None:
     """What to compare."""
     if not is_folder:
@@ -722,12 +728,13 @@ def recipe_number(name: str, value: object, low: float, high: float, open_low: b
         raise ValueError(f"l2t.Recipe: {name} must be a number {span}, got {value!r}. Leave it out for the default.")
 
 
-def recipe_numbers(name: str, values: object) -> None:
+def recipe_numbers(name: str, values: object, count: int | None = None) -> None:
     """A sequence of numbers of a recipe."""
-    good = isinstance(values, (tuple, list)) and len(values) > 0
+    good = isinstance(values, (tuple, list)) and (len(values) > 0 if count is None else len(values) == count)
     if not good or not all(isinstance(x, (int, float)) and 0 < x < float("inf") for x in values):  # type: ignore[attr-defined]
         raise ValueError(
-            f"l2t.Recipe: {name} must be a sequence of positive numbers, got {values!r}. Leave it out for the default."
+            f"l2t.Recipe: {name} must be a sequence of {'' if count is None else f'{count} '}positive numbers, got "
+            f"{values!r}. Leave it out for the default."
         )
 
 
@@ -742,6 +749,10 @@ def teach_data(
 ) -> None:
     """Inputs and targets that belong together."""
     inputs, targets = data
+    if inputs.device.type != "cpu" or targets.device.type != "cpu":
+        raise ValueError(
+            f"l2t.{op}: {name} must be on the CPU, got {inputs.device} and {targets.device}. Move it with .cpu()."
+        )
     if inputs.dtype != dtype:
         raise ValueError(
             f"l2t.{op}: {name} inputs must have the teacher's dtype {dtype}, got {inputs.dtype}. Convert one of them."

@@ -456,6 +456,7 @@ def _compare(options: argparse.Namespace) -> int:
             folders = [Path(where) for where in options.where]
             check.task_or_folder(options.where[0], folders[0].is_dir(), tasks.names())
         runs = find_runs(*folders)
+        _say_what_is_left_out(folders)
         for run in runs:
             check.run_has_a_task(run.directory, run.config)
         groups: dict[str, list[Run]] = {}
@@ -471,6 +472,15 @@ def _compare(options: argparse.Namespace) -> int:
             for lines in pool.imap(_compare_group, jobs):
                 print("\n".join(lines), flush=True)
     return 0
+
+
+def _say_what_is_left_out(folders: Sequence[Path]) -> None:
+    """Tells of runs in the folders that were broken off."""
+    inside = [path for folder in folders for path in (folder, *sorted(folder.glob("*/")))]
+    begun = [path for path in inside if (path / "checkpoint.json").is_file()]
+    unfinished = [path for path in begun if not (path / "teacher.safetensors").is_file()]
+    if unfinished:
+        print(check.runs_left_out(unfinished), file=sys.stderr)
 
 
 def _course(run: Run) -> dict[str, Any]:
@@ -584,6 +594,7 @@ def _report(options: argparse.Namespace) -> int:
 
     with _asking():
         runs = report.find_runs(options.directory)
+        _say_what_is_left_out([options.directory])
     print(report.write(options.directory, runs))
     return 0
 

@@ -368,6 +368,16 @@ def test_report_says_where_the_page_is(taught, capsys):
     assert (taught / "report.html").read_text().startswith("<!doctype html>")
 
 
+def test_runs_that_are_not_finished_are_left_out_aloud(taught, here, capsys):
+    shutil.copytree(taught / "seed-0", here / "some" / "seed-0")
+    shutil.copytree(taught / "seed-1", here / "some" / "seed-1")
+    (here / "some" / "seed-1" / "teacher.safetensors").unlink()
+    assert cli.main(["report", "some"]) == 0
+    captured = capsys.readouterr()
+    assert "left out what is not taught to the end: some/seed-1. Go on with" in captured.err
+    assert captured.out.strip() == "some/report.html"
+
+
 # ---- failures
 
 

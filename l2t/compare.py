@@ -62,6 +62,7 @@ def compare(
     dev: Data | None = None,
     *,
     recipe: Recipe,
+    arms: Mapping[str, Arm] | None = None,
     also: Mapping[str, Teacher] | None = None,
     noise: Tensor | None = None,
     dev_is_clean: bool = False,
@@ -81,6 +82,7 @@ def compare(
         dev: rows to tune on, as in :func:`l2t.teach`; None tunes each student on ``recipe.dev_fraction`` of
             ``train``, drawn at random. Final students learn from all rows, dev rows too.
         recipe: the course; its learning rate is not used.
+        arms: the baselines; None is those of :func:`l2t.baselines.baselines` for these data.
         also: more teachers that every comparison has as arms of the given names, a static one for example.
         noise: true noise matrix (C, C) of the training labels, for the oracle arm.
         dev_is_clean: whether ``dev`` has better labels than ``train``: then learning from it alone, and from
@@ -121,9 +123,10 @@ def compare(
     check.teach_student_fits(student, train[0], classes, "compare")
     check.compare_dev_is_there(dev is not None, dev_is_clean)
 
-    arms = baselines(torch.bincount(train[1], minlength=classes), noise, dev_is_clean)
+    if arms is None:
+        arms = baselines(torch.bincount(train[1], minlength=classes), noise, dev_is_clean)
     taught = {f"taught by {name}": _taught(teacher) for name, teacher in teachers.items()}
-    arms.update({name: _taught(teacher) for name, teacher in (also or {}).items()})
+    arms = {**arms, **{name: _taught(teacher) for name, teacher in (also or {}).items()}}
     rows = _Rows(
         torch.cat([train[0], dev[0]]) if dev is not None else train[0],
         torch.cat([train[1], dev[1]]) if dev is not None else train[1],

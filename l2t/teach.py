@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from l2t import check, optim
+from l2t.curvature import CURVATURES
 from l2t.files import read_tensors, to_json, write_json, write_tensors
 from l2t.students import (
     DECAYS,
@@ -100,6 +101,7 @@ class Recipe:
         trial_students: fresh students on whom the result is tried before it is returned, against the neutral
             teacher (:meth:`l2t.Teacher.neutral`), which trains as cross-entropy does.
         trial_rates: factors of the students' learning rate; each teacher is tried at its best one.
+        curvature: how a reverse step gets its second derivatives, as in :func:`l2t.unroll`.
         threads: torch threads while teaching; bits depend on them. One is fastest for small students. None
             leaves the setting alone.
     """
@@ -135,6 +137,7 @@ class Recipe:
     guard_returns: int = 5
     trial_students: int = 10
     trial_rates: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    curvature: str = "reverse"
     threads: int | None = 1
 
     def __post_init__(self) -> None:
@@ -155,8 +158,9 @@ class Recipe:
             check.recipe_number("lr", self.lr, 0.0, math.inf, open_low=True)
         check.recipe_choice("decay", self.decay, DECAYS)
         check.recipe_choice("measure", self.measure, MEASURES)
-        for name in ("betas", "probe_lrs", "trial_rates"):
-            check.recipe_numbers(name, getattr(self, name))
+        check.recipe_choice("curvature", self.curvature, CURVATURES)
+        for name, count in (("betas", 2), ("probe_lrs", None), ("trial_rates", None)):
+            check.recipe_numbers(name, getattr(self, name), count)
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def to_json(self) -> dict[str, Any]:
@@ -276,7 +280,7 @@ def episode(
     sgd = optim.SGD(lr=lambda step: rates[step], momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, 4))
-        run = unroll(stack, batches, lesson, measure, optimizer=sgd)
+        run = unroll(stack, batches, lesson, measure, optimizer=sgd, curvature=recipe.curvature)
         run.backward()
     states = lesson.tracker.states
     return Episode(
@@ -422,8 +426,8 @@ def teach(
         directory: where to keep checkpoints, ``teacher.safetensors`` and ``history.json``; None keeps
             nothing.
         resume: go on with the run in ``directory``, or start one where there is none.
-        guard: watch the run, go back when it breaks, and do not return a teacher that is worse than the
-            start.
+        guard: watch the run, go back when it breaks, and return a taught teacher only where fresh students
+            are ahead under it; else the neutral one (:meth:`l2t.Teacher.neutral`).
         progress: show a bar. What goes wrong is said on the standard error either way.
 
     Raises:
@@ -521,27 +525,16 @@ class _Teaching:
     def go(self, resume: bool) -> Taught:
         if self.directory is not None:
             self._open(self.directory, resume)
-        if self.history["lr"] is None:
-            self._probe()
-        with tqdm(
-            total=self.recipe.updates,
-            initial=self.update,
-            disable=not self.progress,
-            unit="update",
-            desc="teaching",
-        ) as bar:
-            try:
-                while self.update < self.recipe.updates and not self.ended:
-                    row = self._step()
-                    bar.update()
-                    bar.set_postfix_str(_postfix(row))
-                    self._commit()
-                if not self.finished:
-                    self._finish()
-            except KeyboardInterrupt:
-                if self.directory is not None:
-                    self._say(check.teach_interrupted(self.update, self.recipe.updates, self.directory))
-                raise
+        try:
+            if self.history["lr"] is None:
+                self._probe()
+            self._updates()
+            if not self.finished:
+                self._finish()
+        except KeyboardInterrupt:
+            if self.directory is not None:
+                self._say(check.teach_interrupted(self.update, self.recipe.updates, self.directory))
+            raise
         recipe = dataclasses.replace(self.recipe, lr=self.history["lr"])
         return Taught(self.teacher, self.history, recipe)
 
@@ -579,6 +572,15 @@ class _Teaching:
             self._event("probe", check.probe_found_none(chosen["lr"], chosen["norm"], chosen["agreement"]))
         self.history["probe"] = _plain(tried)
         self.history["lr"] = chosen["lr"]
+
+    def _updates(self) -> None:
+        total, shown = self.recipe.updates, self.progress
+        with tqdm(total=total, initial=self.update, disable=not shown, unit="update", desc="teaching") as bar:
+            while self.update < total and not self.ended:
+                row = self._step()
+                bar.update()
+                bar.set_postfix_str(_postfix(row))
+                self._commit()
 
     def _step(self) -> dict[str, Any]:
         """One episode and what follows from it."""
@@ -664,8 +666,8 @@ class _Teaching:
         """Once, after ten updates; later agreement falls by itself, as a teacher nears what it can do."""
         first = [row["agreement"] for row in self.history["updates"]]
         known = [value for value in first if value is not None]
-        if len(first) == 10 and (not known or mean(known) < 0.05):
-            self._event("agreement", check.low_agreement(mean(known) if known else math.nan))
+        if len(first) == 10 and known and mean(known) < 0.05:
+            self._event("agreement", check.low_agreement(mean(known)))
 
     def _finish(self) -> None:
         """The average of the last teachers; with a guard, what fresh students do best under.

@@ -232,7 +232,10 @@ class Teacher(nn.Module):
         classes, rho = self.num_classes, self.off_diagonal_scale
         bound = min(self.off_diagonal_bound, (classes - 1) / 2)
         like = next(self.parameters())
-        lead = torch.broadcast_shapes(*(value.shape for value in state if isinstance(value, Tensor)))
+        if mix is None:
+            lead = torch.broadcast_shapes(*(value.shape for value in state if isinstance(value, Tensor)))
+        else:
+            lead = mix.shape[:-1]
         own = like.new_full((*lead, classes), self.diagonal_start)
         bias = torch.zeros_like(own)  # no None: torch.vmap takes tensors only
         if self.link != "identity":

@@ -107,6 +107,17 @@ def test_an_episode_is_seeded_to_the_bit():
     assert len(set(a.measure.tolist())) == 3
 
 
+@pytest.mark.parametrize("kind", ["full", "low-rank"])
+def test_every_curvature_gives_the_same_gradient(kind):
+    teacher = l2t.Teacher(CLASSES, kind)
+    a, b = (
+        episode(teacher, mlp, data(), None, dataclasses.replace(SMALL, curvature=curvature), 0.1, 3, 2)
+        for curvature in ("reverse", "recompute")
+    )
+    assert torch.equal(a.gradient, b.gradient)
+    assert a.states == b.states
+
+
 def test_an_episode_leaves_the_random_state_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -555,6 +566,8 @@ def test_a_run_of_other_arguments_is_not_resumed(tmp_path, what, arguments):
         ({"teacher_lr": math.nan}, "teacher_lr must be a number in (0, inf), got nan"),
         ({"decay": "cosine"}, "decay must be one of linear, constant, got 'cosine'"),
         ({"measure": "accuracy"}, "measure must be one of cross-entropy, expected-error, smooth-error, got"),
+        ({"curvature": "exact"}, "curvature must be one of reverse, recompute, got 'exact'"),
+        ({"betas": (0.9,)}, "betas must be a sequence of 2 positive numbers, got (0.9,)"),
         ({"probe_lrs": ()}, "probe_lrs must be a sequence of positive numbers, got ()"),
         ({"trial_rates": (1.0, -1.0)}, "trial_rates must be a sequence of positive numbers, got (1.0, -1.0)"),
     ],
@@ -571,6 +584,7 @@ X, Y = data(20)
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ((mlp, (X.to("meta"), Y)), "train must be on the CPU, got meta and cpu. Move it with .cpu()"),
         ((mlp, (X.long(), Y)), "train inputs must have the teacher's dtype torch.float32, got torch.int64"),
         ((mlp, (X, Y.float())), "train targets must be int64 of shape (N,), got torch.float32"),
         (

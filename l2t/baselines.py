@@ -26,8 +26,8 @@ class Arm(NamedTuple):
 
     Attributes:
         loss: of the students' batches.
-        rows: what its final students learn from: ``"all"`` rows, training and dev alike, ``"dev"`` rows alone,
-            or ``"both"``: half of every batch from the one, half from the other.
+        rows: what its final students learn from: ``"all"`` rows, training and dev alike, ``"dev"`` rows
+            alone, or ``"both"``: half of every batch from the one, half from the other.
         oracle: whether it knows what nobody has (the true noise matrix).
         wants_dev: whether its loss looks at the dev set while a student learns.
     """

@@ -68,7 +68,9 @@ def not_positive(text: str) -> str:
 def setting_form(text: str, has_equals: bool) -> None:
     """An argument of --set."""
     if not has_equals:
-        raise ValueError(f"l2t.cli: --set must be FIELD=VALUE, got {text!r}. Write for example --set steps=200.")
+        raise ValueError(
+            f"l2t.cli: --set must be FIELD=VALUE, got {text!r}. Write for example --set steps=200."
+        )
 
 
 def no_run(directory: Path) -> FileNotFoundError:
@@ -119,13 +121,17 @@ def command_failed(error: BaseException) -> str:
 def teacher_choice(argument: str, name: object, names: Sequence[str]) -> None:
     """An argument of Teacher that is one of a few names."""
     if name not in names:
-        raise ValueError(f"l2t.Teacher: {argument} must be one of {', '.join(names)}, got {name!r}. Choose one of these.")
+        raise ValueError(
+            f"l2t.Teacher: {argument} must be one of {', '.join(names)}, got {name!r}. Choose one of these."
+        )
 
 
 def teacher_size(argument: str, value: object, least: int) -> None:
     """A size of Teacher."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"l2t.Teacher: {argument} must be an integer of {least} or more, got {value!r}. Give a size.")
+        raise ValueError(
+            f"l2t.Teacher: {argument} must be an integer of {least} or more, got {value!r}. Give a size."
+        )
 
 
 def teacher_positive(argument: str, value: float, or_zero: bool = False) -> float:
@@ -139,7 +145,11 @@ def teacher_positive(argument: str, value: float, or_zero: bool = False) -> floa
 
 def teacher_features(features: Sequence[str], names: Sequence[str], slots: int) -> None:
     """The features that a teacher sees."""
-    if isinstance(features, str) or any(name not in names for name in features) or (slots > 1 and not features):
+    if (
+        isinstance(features, str)
+        or any(name not in names for name in features)
+        or (slots > 1 and not features)
+    ):
         raise ValueError(
             f"l2t.Teacher: features must be a non-empty sequence of {', '.join(names)}, got {features!r}. "
             "Choose among the fields of l2t.StudentState."
@@ -717,15 +727,19 @@ def student_keeps_buffer(name: str, kept: bool) -> None:
 def recipe_count(name: str, value: object, least: int) -> None:
     """A whole number of a recipe."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"l2t.Recipe: {name} must be an integer of {least} or more, got {value!r}. Give a count.")
+        raise ValueError(
+            f"l2t.Recipe: {name} must be an integer of {least} or more, got {value!r}. Give a count."
+        )
 
 
 def recipe_number(name: str, value: object, low: float, high: float, open_low: bool = False) -> None:
     """A number of a recipe."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not good or not (low < value if open_low else low <= value) or not value <= high or value == float("inf"):  # type: ignore[operator]
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and value != float("inf")
+    if not good or not ((low < value if open_low else low <= value) and value <= high):  # type: ignore[operator]
         span = f"in {'(' if open_low else '['}{low:g}, {high:g}{']' if high < float('inf') else ')'}"
-        raise ValueError(f"l2t.Recipe: {name} must be a number {span}, got {value!r}. Leave it out for the default.")
+        raise ValueError(
+            f"l2t.Recipe: {name} must be a number {span}, got {value!r}. Leave it out for the default."
+        )
 
 
 def recipe_numbers(name: str, values: object, count: int | None = None) -> None:
@@ -741,7 +755,9 @@ def recipe_numbers(name: str, values: object, count: int | None = None) -> None:
 def recipe_choice(name: str, value: object, names: Iterable[str]) -> None:
     """A name of a recipe."""
     if value not in (names := list(names)):
-        raise ValueError(f"l2t.Recipe: {name} must be one of {', '.join(names)}, got {value!r}. Choose one of these.")
+        raise ValueError(
+            f"l2t.Recipe: {name} must be one of {', '.join(names)}, got {value!r}. Choose one of these."
+        )
 
 
 def teach_data(
@@ -775,7 +791,9 @@ def teach_data(
         )
 
 
-def teach_student_fits(student: Callable[[], nn.Module], inputs: Tensor, num_classes: int, op: str = "teach") -> None:
+def teach_student_fits(
+    student: Callable[[], nn.Module], inputs: Tensor, num_classes: int, op: str = "teach"
+) -> None:
     """A student alone runs on the data and has a logit for each class."""
     with torch.random.fork_rng(devices=[]):
         made = student()

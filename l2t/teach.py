@@ -104,6 +104,12 @@ class Recipe:
         curvature: how a reverse step gets its second derivatives, as in :func:`l2t.unroll`.
         threads: torch threads while teaching; bits depend on them. One is fastest for small students. None
             leaves the setting alone.
+
+    Example:
+        >>> import l2t
+        >>> recipe = l2t.Recipe(steps=100, updates=20)
+        >>> l2t.Recipe(**recipe.to_json()) == recipe
+        True
     """
 
     steps: int = 300
@@ -179,6 +185,15 @@ class Taught:
             step, of five updates from the first to the last), ``states`` (the state by step, mean over
             the students of the last episode) and ``trial``.
         recipe: the recipe with the learning rate that was used.
+
+    Example:
+        >>> import torch, l2t
+        >>> train = torch.randn(64, 4), torch.randint(3, (64,))
+        >>> recipe = l2t.Recipe(steps=3, updates=2, lr=0.1, trial_students=2)
+        >>> teacher = l2t.Teacher(3, "full", link="identity")
+        >>> taught = l2t.teach(teacher, lambda: torch.nn.Linear(4, 3), train, recipe=recipe, progress=False)
+        >>> len(taught.history["updates"]), taught.recipe.lr
+        (2, 0.1)
     """
 
     teacher: Teacher

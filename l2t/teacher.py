@@ -53,6 +53,12 @@ class Coefficients(NamedTuple):
     ``weight`` is a record of ``l2t.weight`` (full (C, C), diagonal (C,), low rank (C,), (C, r), (C, r)),
     ``bias`` is (C,) or None and ``scale`` is (C,) or None. A teacher gives all three; with the identity link,
     where a bias would change nothing, it is zero.
+
+    Example:
+        >>> import torch, l2t
+        >>> weight, bias, scale = l2t.Coefficients(l2t.Diagonal.identity(3), None, torch.ones(3))
+        >>> l2t.dynamic_loss(torch.zeros(2, 3), torch.tensor([0, 2]), weight, bias, scale, link="identity")
+        tensor(1.0986)
     """
 
     weight: Weight | Tensor | None
@@ -66,6 +72,11 @@ class StudentState(NamedTuple):
     ``progress`` runs from 0 to 1; losses are running means of cross-entropy in nats, accuracies of the
     share of rows that are right, in [0, 1]. They are constants of the run: no gradient flows through them
     (docs/math.md, section 5).
+
+    Example:
+        >>> import l2t
+        >>> l2t.StudentState(progress=0.25, train_loss=1.6, train_accuracy=0.4).dev_loss is None
+        True
     """
 
     progress: float | Tensor

@@ -50,6 +50,7 @@ COMMAND = [
 def start(directory: Path, *more: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [*COMMAND, "--out", str(directory), *more],
+        cwd=directory.parent,  # not the clone, whose sources hide the installed package
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

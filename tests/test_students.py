@@ -373,8 +373,7 @@ def test_the_unrolled_run_and_the_course_are_the_same():
         optimizer=l2t.optim.SGD(lr=lambda step: rates[step], momentum=0.9, weight_decay=0.01),
     )
     stack = Stack(mlp, SEEDS)
-    train(
-        stack, Lesson((x, y), batches, TaughtLoss(teacher), 3), lr=0.2, momentum=0.9, weight_decay=0.01, decay="linear"
-    )  # fmt: skip
+    lesson = Lesson((x, y), batches, TaughtLoss(teacher), 3)
+    train(stack, lesson, lr=0.2, momentum=0.9, weight_decay=0.01, decay="linear")
     for name, weight in stack.named_parameters():
         torch.testing.assert_close(unrolled.weights[name], weight.detach(), rtol=1e-4, atol=1e-6)

@@ -561,7 +561,9 @@ def comparison_table(title: str, comparisons: Mapping[str, dict[str, Any]]) -> l
     def cells(comparison: dict[str, Any], arm: str) -> str:
         errors = [100 * error for error in comparison["test_error"][arm]]
         sd = statistics.stdev(errors) if len(errors) > 1 else math.nan
-        return f"{statistics.fmean(errors):7.2f} ± {sd:4.2f}  {comparison['tuning'][arm]['lr']:>6g}"
+        tuning = comparison["tuning"][arm]
+        rate = f"{tuning['lr']:g}{'*' if tuning['at_edge'] else ' '}"
+        return f"{statistics.fmean(errors):7.2f} ± {sd:4.2f}  {rate:>7}"
 
     def against(comparison: dict[str, Any], arm: str) -> str:
         difference = 100 * comparison["summary"][arm]["difference"]
@@ -582,11 +584,10 @@ def comparison_table(title: str, comparisons: Mapping[str, dict[str, Any]]) -> l
         lines.append(
             f"{arm:{width}}{cells(first, arm)}  " + "  ".join(against(c, arm) for c in comparisons.values())
         )
-    lines += [
-        "",
-        f"win, loss: paired t-test over students, p < {ALPHA}; rate: each arm's learning rate, tuned on dev",
-    ]
-    return lines
+    lines += ["", f"win, loss: paired t-test over students, p < {ALPHA}; rate: each arm's, tuned on dev"]
+    if any("*" in line for line in lines):
+        lines[-1] += " (*: at the edge of the grid)"
+    return [line.rstrip() for line in lines]
 
 
 def _report(options: argparse.Namespace) -> int:

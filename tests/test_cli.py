@@ -311,6 +311,20 @@ def test_the_table_shows_what_the_file_holds(taught, capsys):
     assert f"{difference:+.2f}" in line
     assert line.count("win") + line.count("loss") + line.count("even") == 2
     assert "digits, few" in shown
+    edge = comparison["tuning"]["cross-entropy"]
+    rate = f" {edge['lr']:g}{'*' if edge['at_edge'] else ' '} "
+    assert rate in line
+
+
+def test_the_table_marks_rates_at_the_edge_of_the_grid(taught):
+    comparison = json.loads((taught / "seed-0" / "comparison.json").read_text())
+    for arm, tuning in comparison["tuning"].items():
+        tuning["at_edge"] = arm == "focal loss, gamma 2"
+    *lines, last = cli.comparison_table("digits", {"seed-0": comparison})
+    marked = [line for line in lines if "*" in line]
+    assert len(marked) == 1
+    assert marked[0].startswith("focal loss")
+    assert last.endswith("(*: at the edge of the grid)")
 
 
 def test_the_same_comparison_is_not_made_twice(taught, monkeypatch):

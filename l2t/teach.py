@@ -93,9 +93,9 @@ class Recipe:
         probe_agreement: least agreement that the probe takes.
         guard_window: episodes that the guard looks at together.
         guard_norm: the guard goes back when the median norm of an episode is this many times the least that
-            it has seen of a window, twice in a row.
-        guard_rise: the guard goes back when the mean measure of a window is this share, and four standard
-            errors of the difference, above its best.
+            it has seen (the first episode's, or a window's), twice in a row.
+        guard_rise: the guard goes back when the mean measure of its window (two episodes or more) is this
+            share, and four standard errors of the difference, above the best.
         guard_shrink: factor of the teacher's step after each return.
         guard_returns: returns after which teaching ends.
         trial_students: fresh students on whom the result is tried before it is returned, against the neutral
@@ -356,7 +356,8 @@ class Guard:
     """Looks at a window of episodes, keeps the best teacher it has seen, and says when a run has broken.
 
     The rules are those of :class:`Recipe`'s ``guard_`` fields; a run breaks, too, when more than half of the
-    students of an episode have no finite gradient. The good teacher is the mean of a window's teachers.
+    students of an episode have no finite gradient. The good teacher is the mean of the teachers of the best
+    full window, before there is one better than the first episode the start.
     """
 
     def __init__(self, recipe: Recipe, start: dict[str, Tensor]) -> None:
@@ -372,6 +373,7 @@ class Guard:
             "best_spread": 0.0,
             "high": 0,
             "returns": 0,
+            "found": False,
         }
 
     def judge(self, measures: list[float], norms: list[float], teacher: dict[str, Tensor]) -> str | None:
@@ -384,23 +386,25 @@ class Guard:
         self.window = [*self.window, teacher][-recipe.guard_window :]
         memory["measures"] = [*memory["measures"], [measures[i] for i in finite]][-recipe.guard_window :]
         memory["norms"] = [*memory["norms"], norm][-recipe.guard_window :]
-        least = memory["least_norm"]
-        memory["high"] = memory["high"] + 1 if least is not None and norm > recipe.guard_norm * least else 0
-        if least is not None and memory["high"] >= 2:
-            return check.guard_norm(norm, least)
-        if len(self.window) < recipe.guard_window:
-            return None
-        level = median(memory["norms"])
-        memory["least_norm"] = level if least is None else min(least, level)
         every = [value for values in memory["measures"] for value in values]
-        now, best = mean(every), memory["best"]
+        now = mean(every)
         spread = stdev(every) / math.sqrt(len(every)) if len(every) > 1 else 0.0  # of the mean
-        if best is None or (now < best and not memory["high"]):
-            memory["best"], memory["best_spread"] = now, spread
+        if memory["best"] is None:  # the first episode, of the start
+            memory.update(best=now, best_spread=spread, least_norm=norm)
+        memory["high"] = memory["high"] + 1 if norm > recipe.guard_norm * memory["least_norm"] else 0
+        if memory["high"] >= 2:
+            return check.guard_norm(norm, memory["least_norm"])
+        full = len(self.window) == recipe.guard_window
+        if full:
+            memory["least_norm"] = min(memory["least_norm"], median(memory["norms"]))
+        best = memory["best"]
+        if full and now < best and not memory["high"]:
+            memory.update(best=now, best_spread=spread, found=True)
             self.good = {
                 name: torch.stack([one[name] for one in self.window]).mean(0) for name in self.window[0]
             }
-        elif now - best > max(4.0 * math.hypot(spread, memory["best_spread"]), recipe.guard_rise * abs(best)):
+        noise = 4.0 * math.hypot(spread, memory["best_spread"])
+        if len(self.window) > 1 and now - best > max(noise, recipe.guard_rise * abs(best)):
             return check.guard_measure(now, best)
         return None
 
@@ -698,7 +702,7 @@ class _Teaching:
             self.teacher.load_state_dict(candidates.get("average", self._weights()))
         else:
             candidates = candidates if self.averaged >= 3 else {}
-            if self.guard.memory["best"] is not None:
+            if self.guard.memory["found"]:
                 candidates["good"] = self.guard.good
             self._try(candidates)
         self.finished = True

@@ -283,6 +283,9 @@ def test_threads_are_put_back():
 # ---- the guard
 
 
+SMALL_WINDOWS = dataclasses.replace(SMALL, guard_window=5)
+
+
 def guard(**settings) -> Guard:
     recipe = dataclasses.replace(SMALL, guard_window=3, **settings)
     return Guard(recipe, {"w": torch.zeros(1)})
@@ -305,10 +308,21 @@ def test_the_guard_keeps_the_mean_teacher_of_the_best_window():
 
 def test_the_guard_sees_a_measure_that_rises():
     watch = guard()
-    verdicts = feed(watch, [(1.0, 1.0)] * 3 + [(1.1, 1.0)] * 3)
-    assert verdicts[:5] == [None] * 5
-    assert "the dev measure has risen to 1.1000, which has been 1.0000" in verdicts[5]
-    assert watch.good["w"] == 1.0
+    verdicts = feed(watch, [(1.1, 1.0)] + [(1.0, 1.0)] * 3 + [(1.1, 1.0)] * 3)
+    assert verdicts[:6] == [None] * 6
+    assert "the dev measure has risen to 1.1000, which has been 1.0000" in verdicts[6]
+    assert watch.good["w"] == 2.0
+
+
+def test_the_guard_sees_a_run_that_breaks_before_its_window_is_full():
+    watch = Guard(SMALL_WINDOWS, {"w": torch.full((1,), -1.0)})
+    verdicts = feed(watch, [(1.0, 1.0), (3.0, 1.0), (3.0, 1.0), (3.0, 1.0)])
+    assert verdicts[:3] == [None] * 3
+    assert "the dev measure has risen to 2.5000, which has been 1.0000" in verdicts[3]
+    assert watch.good["w"] == -1.0
+    watch = Guard(SMALL_WINDOWS, {"w": torch.full((1,), -1.0)})
+    verdicts = feed(watch, [(1.0, 1.0), (1.0, 40.0), (1.0, 50.0)])
+    assert "norm is 50, which has been 1" in verdicts[2]
 
 
 def test_noise_in_the_measure_is_no_rise():
@@ -321,7 +335,7 @@ def test_noise_in_the_measure_is_no_rise():
 
 def test_the_guard_sees_norms_that_stay_high():
     watch = guard(guard_norm=10.0)
-    quiet = [(1.0, 1.0)] * 3
+    quiet = [(1.0, 1.0), (0.9, 1.0), (0.9, 1.0)]
     assert (
         feed(watch, [*quiet, (0.5, 20.0), (0.5, 1.0), (0.5, 20.0)]) == [None] * 6
     )  # one alone is an outlier
@@ -377,7 +391,7 @@ def test_the_trial_takes_each_teacher_at_its_best_rate(monkeypatch):
             [[0.2, 0.25, 0.2], [0.4, 0.4, 0.4], [0.9, 0.9, 0.9]],  # neutral: best at the first
         ]
     )
-    monkeypatch.setattr(module, "trial", lambda *_: errors)
+    monkeypatch.setattr(module, "trial", lambda teachers, *_: errors if len(teachers) == 3 else errors[::2])
     recipe = dataclasses.replace(SMALL, updates=8, average=0.8, trial_rates=(0.5, 1.0, 2.0))
     taught = run(recipe=recipe)
     assert taught.history["trial"]["chosen"] == "average"

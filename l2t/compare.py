@@ -36,7 +36,7 @@ from l2t.students import (
 from l2t.teach import Data, Recipe, threads
 from l2t.teacher import Teacher
 
-GRID = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
+GRID = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0)
 
 
 class _Rows(NamedTuple):

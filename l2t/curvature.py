@@ -13,14 +13,13 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 from torch.autograd import Variable
+from torch.autograd.graph import GradientEdge
 
 from l2t import check
 from l2t.optim import Tensors
-from l2t.tape import Step
+from l2t.tape import Grads, Roots, Step
 
 __all__ = ["CURVATURES", "Curvature", "Recompute", "Reverse", "accumulate", "gradient"]
-
-Grads = tuple[Tensor | None, ...]
 
 # What torch.autograd.grad and torch.autograd.backward call in the end. They check shape and dtype of every
 # output in Python first, which takes a tenth of a small student's step. Here these fit by construction.
@@ -42,7 +41,9 @@ def gradient(loss: Tensor, weights: Tensors) -> Grads:
     )
 
 
-def accumulate(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+def accumulate(
+    outputs: Sequence[Tensor | GradientEdge], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> None:
     """Adds the derivatives of ⟨outputs, cotangents⟩ to ``.grad`` of the inputs, or of every leaf if none.
 
     The graph is kept, since parts of it may be shared with other steps; it goes with the last reference.
@@ -80,15 +81,11 @@ class Curvature(Protocol):
         """
 
 
-def _product(grads: Grads, a: Tensors, inputs: Sequence[Tensor]) -> None:
-    # Left out are weights that the loss does not reach, and gradients without a graph, which are constant:
-    # the loss is linear in that weight.
-    reached = [g for g in grads if g is not None]
-    moving = [g for g in reached if g.requires_grad]
-    if len(moving) < len(reached):
-        a = [x for g, x in zip(reached, a, strict=True) if g.requires_grad]
-    if moving:
-        accumulate(moving, a, inputs)
+def _product(roots: Roots, a: Tensors, inputs: Sequence[Tensor]) -> None:
+    if roots.moving is not None:
+        a = [a[i] for i in roots.moving]
+    if roots.edges:
+        accumulate(roots.edges, a, inputs)
 
 
 class Reverse:
@@ -100,8 +97,8 @@ class Reverse:
         self, step: Step, replay: Callable[[Step], Grads], a: Tensors, inputs: Sequence[Tensor]
     ) -> None:
         """As :class:`Curvature` says, through the kept graph."""
-        assert step.grads is not None
-        _product(step.grads, a, inputs)
+        assert step.roots is not None
+        _product(step.roots, a, inputs)
 
 
 class Recompute:
@@ -115,7 +112,7 @@ class Recompute:
         """As :class:`Curvature` says, through the graph of the replay."""
         if step.grads is None:
             step.grads = replay(step)
-        _product(step.grads, a, inputs)
+        _product(Roots.of(step.grads), a, inputs)
 
 
 CURVATURES: dict[str, Curvature] = {"reverse": Reverse(), "recompute": Recompute()}

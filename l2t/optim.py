@@ -3,9 +3,8 @@
 Docs: section 5 of docs/math.md. An optimiser here is a constant description without parameters or state
 inside, so one object serves many runs. ``update`` takes the steps of the ``torch.optim`` optimiser of the
 same name, to the bit; ``transpose_in`` and ``transpose_out`` carry the adjoint (v_w, v_m) of weights and
-momentum back over an update; ``hypergradients`` are the derivatives to the optimiser's own settings. All work
-on lists of tensors and do not care how the weights are cut into these. The student's Hessian is not here
-(l2t/curvature.py).
+momentum back over an update; ``hypergradients`` are the derivatives to the optimiser's own settings. The
+student's Hessian is not here (l2t/curvature.py).
 """
 
 from __future__ import annotations
@@ -152,10 +151,10 @@ class SGD:
         """Turns (v_w, v_m) after the step into those before it, in place, up to H a, which v_w lacks yet."""
         lr, mu, weight_decay, _ = hyper
         if self._keeps_momentum:
-            torch._foreach_copy_(v_m, a)
+            torch._foreach_zero_(v_m)
+            torch._foreach_add_(v_m, a, alpha=mu)
             if self.nesterov:
-                torch._foreach_add_(v_m, v_w, alpha=lr)
-            torch._foreach_mul_(v_m, mu)
+                torch._foreach_add_(v_m, v_w, alpha=mu * lr)
         if weight_decay:
             torch._foreach_add_(v_w, a, alpha=weight_decay)
 

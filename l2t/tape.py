@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._utils import _unflatten_dense_tensors
+from torch.autograd.graph import GradientEdge
 
 from l2t import check
 from l2t.optim import Hyper, Tensors
 
-__all__ = ["Adjoint", "Bound", "Randomness", "Step", "Student"]
+__all__ = ["Adjoint", "Grads", "Randomness", "Roots", "Step", "Student"]
+
+Grads = tuple[Tensor | None, ...]
 
 
 class Student:
@@ -37,64 +39,47 @@ class Student:
         index = {id(p): i for i, p in enumerate(self.parameters)}
         self.buffer_names: list[str] = []
         self.buffers: list[Tensor] = []
-        self.parameter_places: list[tuple[dict[str, Any], str, int]] = []
-        self.buffer_places: list[tuple[dict[str, Any], str]] = []
+        self._parameter_places: list[tuple[dict[str, Any], str, int]] = []
+        self._buffer_places: list[tuple[dict[str, Any], str]] = []
         for prefix, part in module.named_modules():
             for name, p in part._parameters.items():
                 if id(p) in index:
-                    self.parameter_places.append((part._parameters, name, index[id(p)]))
+                    self._parameter_places.append((part._parameters, name, index[id(p)]))
             for name, b in part._buffers.items():
                 if b is not None:
-                    self.buffer_places.append((part._buffers, name))
+                    self._buffer_places.append((part._buffers, name))
                     self.buffer_names.append(f"{prefix}.{name}" if prefix else name)
                     self.buffers.append(b)
         devices = {x.device for x in [*self.parameters, *self.buffers] if x.is_cuda}
         self.cuda_devices = sorted(devices, key=str)
 
-    def at(self, weights: Tensors, buffers: list[Tensor]) -> Bound:
-        """A context in which the module has these weights and copies of these buffers, then its own again."""
-        return Bound(self, weights, buffers)
+    def bind(self, weights: Tensors, buffers: list[Tensor]) -> None:
+        """Puts these weights and copies of these buffers in the module's places, until :meth:`release`.
+
+        Derivatives are taken before that, too: activation checkpoints run the module again in them.
+        """
+        for place, name, i in self._parameter_places:
+            place[name] = weights[i]
+        if buffers:
+            copies: dict[int, Tensor] = {}  # one copy a tensor, so that tied buffers stay tied
+            for (place, name), b in zip(self._buffer_places, buffers, strict=True):
+                if id(b) not in copies:
+                    copies[id(b)] = b.clone()
+                place[name] = copies[id(b)]
 
     def release(self) -> None:
         """Puts the module's own parameters and buffers in their places."""
-        for place, name, i in self.parameter_places:
+        for place, name, i in self._parameter_places:
             place[name] = self.parameters[i]
-        for (place, name), b in zip(self.buffer_places, self.buffers, strict=True):
+        for (place, name), b in zip(self._buffer_places, self.buffers, strict=True):
             place[name] = b
 
     def present_buffers(self) -> list[Tensor]:
         """The buffers as they stand in the module now."""
-        present = [place[name] for place, name in self.buffer_places]
+        present = [place[name] for place, name in self._buffer_places]
         if present:
             check.unroll_buffers(self.buffer_names, present)
         return present
-
-
-class Bound:
-    """What :meth:`Student.at` gives. Derivatives belong inside: checkpoints run the module then."""
-
-    __slots__ = ("_buffers", "_student", "_weights")
-
-    def __init__(self, student: Student, weights: Tensors, buffers: list[Tensor]) -> None:
-        self._student, self._weights, self._buffers = student, weights, buffers
-
-    def __enter__(self) -> nn.Module:
-        student, weights = self._student, self._weights
-        try:
-            for place, name, i in student.parameter_places:
-                place[name] = weights[i]
-            copies: dict[int, Tensor] = {}  # one copy a tensor, so that tied buffers stay tied
-            for (place, name), b in zip(student.buffer_places, self._buffers, strict=True):
-                if id(b) not in copies:
-                    copies[id(b)] = b.clone()
-                place[name] = copies[id(b)]
-        except BaseException:
-            student.release()
-            raise
-        return student.module
-
-    def __exit__(self, *_: object) -> None:
-        self._student.release()
 
 
 class Randomness(NamedTuple):
@@ -115,13 +100,38 @@ class Randomness(NamedTuple):
             torch.cuda.set_rng_state(state, device)
 
 
+class Roots(NamedTuple):
+    """Where the graph of a step's gradient begins: without the numbers, which nothing reads again.
+
+    ``moving`` are the positions, among the gradients that are there, of those that have a graph; None for
+    all. One
+    without a graph is constant: the loss is linear in that weight.
+    """
+
+    edges: list[Tensor | GradientEdge]
+    moving: list[int] | None
+
+    @staticmethod
+    def of(grads: Grads) -> Roots:
+        """The roots of a gradient."""
+        present = [g for g in grads if g is not None]
+        edges = [
+            g if g.grad_fn is None else GradientEdge(g.grad_fn, g.output_nr)
+            for g in present
+            if g.requires_grad
+        ]
+        if len(edges) == len(present):
+            return Roots(edges, None)
+        return Roots(edges, [i for i, g in enumerate(present) if g.requires_grad])
+
+
 @dataclass(slots=True)
 class Step:
     """One step of a run: the state before it, what it was taken with, and what it gave.
 
-    ``batch`` and ``randomness`` are there where the step is to be run again, ``grads`` where its graph is
-    kept instead, ``momentum`` where a hypergradient reads it. ``reached`` lists the weights that the loss
-    reaches, None for all of them.
+    ``roots`` are there where the step's graph is kept, ``batch`` and ``randomness`` where it is to be run
+    again instead; ``momentum`` and ``grads`` where a hypergradient reads them. ``reached`` lists the weights
+    that the loss reaches, None for all of them.
     """
 
     index: int
@@ -132,39 +142,27 @@ class Step:
     batch: object = None
     randomness: Randomness | None = None
     loss: Tensor | None = None  # 0-dim, detached
-    grads: tuple[Tensor | None, ...] | None = None
+    roots: Roots | None = None
+    grads: Grads | None = None
     reached: list[int] | None = None
 
 
 class Adjoint:
-    """A vector of the weights' shape, zero at first: one flat tensor a dtype and device, and its parts.
-
-    ``parts`` are views of ``flats``, one for each weight. Arithmetic on the flats, and on their norm, does
-    not cost more for a student of many layers.
-    """
+    """A vector of the weights' shape, zero at first: views of few flat tensors, one for each weight."""
 
     def __init__(self, weights: Tensors) -> None:
         groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
         for i, w in enumerate(weights):
             groups.setdefault((w.dtype, w.device), []).append(i)
-        self.flats: list[Tensor] = []
-        self._groups: list[tuple[list[int], list[Tensor]]] = []
+        parts: dict[int, Tensor] = {}
+        self._flats: list[Tensor] = []
         for (dtype, device), members in groups.items():
             sizes = [weights[i].numel() for i in members]
-            self.flats.append(torch.zeros(sum(sizes), dtype=dtype, device=device))
-            pieces = zip(members, self.flats[-1].split(sizes), strict=True)
-            self._groups.append((members, [piece.view(weights[i].shape) for i, piece in pieces]))
-        self.parts = self.cut(self.flats)
-
-    def cut(self, flats: Tensors) -> Tensors:
-        """Views of other flats like these, one for each weight and of its shape."""
-        if len(flats) == 1:
-            return cast("Tensors", _unflatten_dense_tensors(flats[0], self._groups[0][1]))
-        parts: dict[int, Tensor] = {}
-        for flat, (members, like) in zip(flats, self._groups, strict=True):
-            parts.update(zip(members, _unflatten_dense_tensors(flat, like), strict=True))
-        return [parts[i] for i in range(len(parts))]
+            self._flats.append(torch.zeros(sum(sizes), dtype=dtype, device=device))
+            for i, piece in zip(members, self._flats[-1].split(sizes), strict=True):
+                parts[i] = piece.view(weights[i].shape)
+        self.parts = [parts[i] for i in range(len(weights))]
 
     def norm(self) -> list[Tensor]:
-        """The norm of each flat."""
-        return [torch.linalg.vector_norm(x) for x in self.flats]
+        """The norm of each flat tensor: one number a dtype and device, not one a weight."""
+        return [torch.linalg.vector_norm(x) for x in self._flats]

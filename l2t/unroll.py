@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from l2t import check
-from l2t.curvature import CURVATURES, Curvature, Grads, accumulate, gradient
+from l2t.curvature import CURVATURES, Curvature, accumulate, gradient
 from l2t.optim import SGD, Hyper, Point, Tensors
-from l2t.schedule import Drop, Restore, Reverse, Schedule, Store, StoreAll
-from l2t.tape import Adjoint, Randomness, Step, Student
+from l2t.schedule import Action, Schedule, StoreAll
+from l2t.tape import Adjoint, Grads, Randomness, Roots, Step, Student
 
 __all__ = ["Report", "Run", "unroll"]
 
@@ -146,27 +146,32 @@ class Run:
         trains = False
         for t, batch in enumerate(batches):
             hyper = settings(t)
-            for action in self._schedule.forward(t):
-                if isinstance(action, Store):
+            for action, _ in self._schedule.forward(t):
+                if action is Action.STORE:
                     tape[t] = step = Step(t, hyper, w, b, m if hyper.wanted else None)
                     if not keeps_graph:
                         step.batch, step.randomness = batch, Randomness.now(student.cuda_devices)
                 else:
-                    with student.at(w, b) as model:
-                        value = self._loss(model, batch, t)
-                        check.unroll_loss(value, t)
-                        g = gradient(value, w)
-                        b = student.present_buffers()
+                    student.bind(w, b)
+                    value = self._loss(student.module, batch, t)
+                    check.unroll_loss(value, t)
+                    g = gradient(value, w)
+                    b = student.present_buffers()
+                    student.release()
                     losses.append(value.detach())
                     w, m, reached = _update(optimizer, w, m, g, hyper)
                     trains |= reached != []
                     if t in tape:
-                        tape[t].loss, tape[t].reached = losses[-1], reached
-                        tape[t].grads = g if keeps_graph else None
+                        step = tape[t]
+                        step.loss, step.reached = losses[-1], reached
+                        if keeps_graph:
+                            step.roots = Roots.of(g)
+                            step.grads = g if hyper.wanted else None
                     del value, g  # or they would hold this step's graph while the next one is built
         check.unroll_trains(trains or not losses)
-        with student.at(w, b) as model:
-            value = measure(model)
+        student.bind(w, b)
+        value = measure(student.module)
+        student.release()
         check.unroll_measure(value)
         self._end = value, w, b
         self.measure = value.detach()
@@ -219,45 +224,39 @@ class Run:
         v_settings: list[tuple[Tensor, Tensor]] = []
 
         _lend(w, v_w, steps)
-        with self._student.at(w, b):
-            accumulate([value], [v], self._inputs(w, steps))  # v_w = ∇M(w_T), v_m = 0
+        self._student.bind(w, b)
+        accumulate([value], [v], self._inputs(w, steps))  # v_w = ∇M(w_T), v_m = 0
         del value, w
         norms.append(v_w.norm())
-        for action in self._schedule.reverse(steps):
-            if isinstance(action, Restore):
-                step = self._tape[action.step]
-            elif isinstance(action, Reverse):
-                with self._student.at(step.weights, step.buffers):
-                    self._reverse(step, v_w, v_m, v_settings)
+        for action, t in self._schedule.reverse(steps):
+            if action is Action.RESTORE:
+                step = self._tape[t]
+            elif action is Action.REVERSE:
+                self._reverse(step, v_w, v_m, v_settings)
                 norms.append(v_w.norm())
-            elif isinstance(action, Drop):
-                del self._tape[action.step]
+            else:
+                del self._tape[t]
         self._finish(v_w, v_settings)
 
     def _reverse(
-        self, step: Step, v_w: Adjoint, v_m: Adjoint, v_settings: list[tuple[Tensor, Tensor]]
+        self, step: Step, adjoint_w: Adjoint, adjoint_m: Adjoint, v_settings: list[tuple[Tensor, Tensor]]
     ) -> None:
-        """Takes the adjoint (v_w, v_m) back over a step at which the student is."""
+        """Takes the adjoint (v_w, v_m) back over a step."""
         optimizer, hyper, reached = self._optimizer, step.hyper, step.reached
         if reached == []:
             return
-        _lend(step.weights, v_w, step.index)
-        if reached is None:
-            flat_a = optimizer.transpose_in(v_w.flats, v_m.flats, hyper)
-            a = v_w.cut(flat_a)
-        else:
-            a = flat_a = optimizer.transpose_in(_pick(v_w.parts, reached), _pick(v_m.parts, reached), hyper)
+        self._student.bind(step.weights, step.buffers)
+        _lend(step.weights, adjoint_w, step.index)
+        v_w, v_m = _pick(adjoint_w.parts, reached), _pick(adjoint_m.parts, reached)
+        a = optimizer.transpose_in(v_w, v_m, hyper)
         if hyper.wanted:
             if step.grads is None:
                 step.grads = self._replay(step)
-            w, m, v = (_pick(x, reached) for x in (step.weights, step.momentum, v_w.parts))
+            w, m = _pick(step.weights, reached), _pick(step.momentum, reached)
             grads = [g for g in step.grads if g is not None]
-            d = optimizer.hypergradients(Point(w, m, grads, hyper), v, a)
-            v_settings += [(hyper.wanted[name], x.to(hyper.wanted[name])) for name, x in d.items()]
-        if reached is None:
-            optimizer.transpose_out(v_w.flats, v_m.flats, flat_a, hyper)
-        else:
-            optimizer.transpose_out(_pick(v_w.parts, reached), _pick(v_m.parts, reached), a, hyper)
+            for name, d in optimizer.hypergradients(Point(w, m, grads, hyper), v_w, a).items():
+                v_settings.append((hyper.wanted[name], d.to(hyper.wanted[name])))
+        optimizer.transpose_out(v_w, v_m, a, hyper)
         self._curvature.product(step, self._replay, a, self._inputs(step.weights, step.index))  # v_w += H a
 
     def _finish(self, v_w: Adjoint, v_settings: list[tuple[Tensor, Tensor]]) -> None:
@@ -269,7 +268,7 @@ class Run:
             accumulate([x for x, _ in ends], [v for _, v in ends], self._meta or [])
 
     def _replay(self, step: Step) -> Grads:
-        """The gradient of a step, at which the student is, run again with its batch and random numbers."""
+        """The gradient of a step, run again with its batch and random numbers. The student is bound to it."""
         assert step.randomness is not None
         step.randomness.restore(self._student.cuda_devices)
         with torch.enable_grad():

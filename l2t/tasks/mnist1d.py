@@ -65,6 +65,8 @@ def cnn() -> nn.Module:
 
 
 _RECIPE = {"steps": 300, "batch_size": 50, "updates": 80, "teacher_lr": 0.12}
+# Clean: the best teaching rate of a search on dev error; the probe, which is more careful, picks 0.1.
+_CLEAN = {**_RECIPE, "lr": 0.15}
 _SOFT_TARGETS = {"weight": "full", "link": "identity"}
 _ROBUST = {"weight": "shared", "link": "sigmoid", "diagonal_range": 1.5, "bias_range": 4.0}
 
@@ -75,7 +77,7 @@ TASK = Task(
     source=source,
     students={"mlp": lambda: mlp(nn.Tanh), "mlp-relu": lambda: mlp(nn.ReLU), "cnn": cnn},
     settings={
-        "clean": Setting(Regime("4,000 training samples with their own labels"), _RECIPE, _SOFT_TARGETS),
+        "clean": Setting(Regime("4,000 training samples with their own labels"), _CLEAN, _SOFT_TARGETS),
         "few": Setting(Regime("500 training samples", samples=500), _RECIPE, _SOFT_TARGETS),
         "symmetric": Setting(
             Regime(

@@ -629,7 +629,8 @@ def unroll_replayed(value: Tensor, recorded: Tensor | None, step: int) -> None:
         raise RuntimeError(
             "l2t.unroll: with curvature='recompute' loss must be the same when a step is run again, got "
             f"{value.detach()} for {recorded} at step {step}. Let it depend on model, batch, step and PyTorch's "
-            "default random numbers alone and change no tensor in place before backward, or use curvature='reverse'."
+            "default random numbers alone, change no tensor in place before backward and call it under the run's "
+            "autocast; or use curvature='reverse'."
         )
 
 

@@ -358,7 +358,7 @@ def unroll(
         meta: the tensors whose ``.grad`` is wanted: leaves that require a gradient and sit anywhere in loss,
             measure, optimizer or batches. A parameter of the student among them means its initial value.
             Default: every leaf that is reached, the student's own parameters apart.
-        curvature: ``"reverse"`` keeps each step's graph, so memory grows with the activations of the run;
+        curvature: ``"reverse"`` keeps each step's weights and graph, so memory grows with its activations;
             ``"recompute"`` keeps a step's weights and batch and runs it again in the walk back, the same step
             bit for bit (PyTorch's default random numbers and buffers included), for one more run's time and
             the same gradient to the bit. ``loss`` must then depend on model, batch and step alone.

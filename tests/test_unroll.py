@@ -34,6 +34,7 @@ from l2t.schedule import Action
 from l2t.tape import Adjoint
 
 STEPS, BATCH, CLASSES = 4, 6, 3
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 both_curvatures = pytest.mark.parametrize("curvature", list(CURVATURES))
 
 
@@ -359,6 +360,59 @@ def test_all_exact_curvatures_give_the_same_bits(student: str, dtype: torch.dtyp
         found.append([run.measure, *run.weights.values(), *run.buffers.values(), *gradients(course.leaves())])
     for other in found[1:]:
         assert all(torch.equal(x, y) for x, y in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_replayed_step_draws_the_numbers_of_the_step_on_every_device(device: str) -> None:
+    torch.manual_seed(0)
+    student = cnn().to(device)
+    x, scale = torch.randn(STEPS, BATCH, 8, device=device), torch.ones((), device=device, requires_grad=True)
+    found = []
+    for curvature in CURVATURES:
+        scale.grad = None
+        torch.manual_seed(1)
+        run = l2t.unroll(
+            student,
+            x,
+            lambda model, batch, step: scale * model(batch).square().mean(),
+            lambda model: model(x[0]).mean(),
+            curvature=curvature,
+        )
+        after = torch.rand(2, device=device)
+        run.backward()
+        found.append([scale.grad, *run.weights.values(), after, torch.rand(2, device=device)])
+    assert float(found[0][0]) != 0
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+@both_curvatures
+def test_a_run_under_autocast(curvature: str) -> None:
+    torch.manual_seed(0)
+    student, x, target = mlp(), torch.randn(BATCH, 8), torch.randint(CLASSES, (BATCH,))
+    scale = torch.tensor(1.5, requires_grad=True)
+
+    def loss(model: Callable[[Tensor], Tensor], batch: Tensor, step: int) -> Tensor:
+        return scale * F.cross_entropy(model(batch), target)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = dict(student.named_parameters())
+        for _ in range(3):
+            value = loss(lambda x: torch.func.functional_call(student, weights, (x,)), x, 0)  # noqa: B023
+            grads = torch.autograd.grad(value, list(weights.values()), create_graph=True)
+            weights = {name: w - 0.1 * g for (name, w), g in zip(weights.items(), grads, strict=True)}
+        measure = F.cross_entropy(torch.func.functional_call(student, weights, (x,)), target)
+        expected = torch.autograd.grad(measure, scale)[0]
+        run = l2t.unroll(
+            student,
+            [x] * 3,
+            loss,
+            lambda model: F.cross_entropy(model(x), target),
+            optimizer=SGD(lr=0.1),
+            curvature=curvature,
+        )
+        run.backward()
+    assert all(w.dtype == torch.float32 for w in run.weights.values())
+    torch.testing.assert_close(scale.grad, expected, rtol=1e-3, atol=0)
 
 
 @both_curvatures

@@ -220,7 +220,7 @@ class Run:
         assert self._end is not None
         (value, w, b), self._end = self._end, None
         steps, norms = self.report.steps, self.report._norms
-        v_w, v_m = Adjoint(w), Adjoint(w)
+        v_w, v_m = Adjoint(w), [torch.zeros_like(x) for x in w]
         v_settings: list[tuple[Tensor, Tensor]] = []
 
         _lend(w, v_w, steps)
@@ -239,15 +239,15 @@ class Run:
         self._finish(v_w, v_settings)
 
     def _reverse(
-        self, step: Step, adjoint_w: Adjoint, adjoint_m: Adjoint, v_settings: list[tuple[Tensor, Tensor]]
+        self, step: Step, adjoint: Adjoint, v_m: Tensors, v_settings: list[tuple[Tensor, Tensor]]
     ) -> None:
         """Takes the adjoint (v_w, v_m) back over a step."""
         optimizer, hyper, reached = self._optimizer, step.hyper, step.reached
         if reached == []:
             return
         self._student.bind(step.weights, step.buffers)
-        _lend(step.weights, adjoint_w, step.index)
-        v_w, v_m = _pick(adjoint_w.parts, reached), _pick(adjoint_m.parts, reached)
+        _lend(step.weights, adjoint, step.index)
+        v_w, v_m = _pick(adjoint.parts, reached), _pick(v_m, reached)
         a = optimizer.transpose_in(v_w, v_m, hyper)
         if hyper.wanted:
             if step.grads is None:

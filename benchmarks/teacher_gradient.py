@@ -16,8 +16,8 @@ Before anything is timed, every contender's gradient is compared with that of a 
 that differs by more than 1e-5 (relative norm) stops the benchmark. Then all take turns in one process. The
 table has the median and the quartiles of the time of one teacher gradient, and the median, over turns, of its
 ratio to the plain loop of the same student and loss in the same turn: l2t claims less than 1 for `unroll` of
-`layers`, and about 1 for `bare`, where it alone pays for a module. Where others use the machine, `--clock cpu`
-counts the seconds of this process's only thread instead.
+`layers`, and about 1 for `bare`, where it alone pays for a module. On a machine that is shared, `--clock cpu`
+counts the seconds of this process's only thread.
 
 Examples:
   python benchmarks/teacher_gradient.py

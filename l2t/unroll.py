@@ -271,10 +271,14 @@ class Run:
         """The gradient of a step, run again with its batch and random numbers. The student is bound to it."""
         assert step.randomness is not None
         step.randomness.restore(self._student.cuda_devices)
+        lent = [w.grad for w in step.weights]
         with torch.enable_grad():
             value = self._loss(self._student.module, step.batch, step.index)
             check.unroll_replayed(value, step.loss, step.index)
-            return gradient(value, step.weights)
+            grads = gradient(value, step.weights)
+        for w, part in zip(step.weights, lent, strict=True):
+            w.grad = part  # the loss may have called model.zero_grad()
+        return grads
 
     def _inputs(self, weights: Tensors, index: int) -> Tensors:
         """The leaves whose ``.grad`` the reverse of a step fills; none for every leaf that it reaches."""

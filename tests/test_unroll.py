@@ -642,6 +642,23 @@ def test_the_student_may_change_between_the_run_and_the_walk_back(curvature: str
 
 
 @both_curvatures
+def test_a_loss_that_clears_gradients(curvature: str) -> None:
+    _, metas, run = simple(curvature=curvature)
+    found = []
+    for clears in (False, True):
+        metas["scale"].grad = None
+
+        def loss(model: nn.Module, batch: Tensor, step: int) -> Tensor:
+            if clears:  # noqa: B023
+                model.zero_grad()
+            return (metas["scale"] * model(batch) - 1).square().mean()
+
+        run(loss=loss).backward()
+        found.append(metas["scale"].grad)
+    assert torch.equal(*found)
+
+
+@both_curvatures
 def test_a_lr_leaf_given_as_it_is(curvature: str) -> None:
     lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     _, _, run = simple(curvature=curvature)

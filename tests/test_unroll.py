@@ -878,6 +878,44 @@ def test_a_loss_linear_in_the_weights_has_constant_gradients(curvature: str) -> 
     run(loss=lambda model, batch, step: model(batch).sum()).backward()  # not even a meta tensor in its graph
 
 
+class Pull(torch.autograd.Function):
+    """⟨x, pull⟩, whose gradient to x is the very tensor ``pull``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pull: Tensor) -> Tensor:
+        ctx.save_for_backward(x, pull)
+        return (x * pull).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, pull = ctx.saved_tensors
+        return pull, grad * x
+
+
+@both_curvatures
+@pytest.mark.parametrize("constant", ["without a graph", "a leaf"])
+def test_a_constant_gradient_beside_one_that_moves(curvature: str, constant: str) -> None:
+    """The weight is pulled by a constant, the bias by its own square: worked out by autograd on the formula."""
+    student, metas, run = simple(curvature=curvature)
+    pull = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64, requires_grad=constant == "a leaf")
+    lr = 0.1
+
+    def loss(model: Any, batch: Tensor, step: int) -> Tensor:
+        return Pull.apply(model.weight, pull) + (metas["scale"] * model.bias.square() + model.bias).sum()
+
+    def measure(model: Any) -> Tensor:
+        return model.weight.square().sum() + model.bias.square().sum()
+
+    w, b = student.weight.detach(), student.bias.detach()
+    for _ in range(3):
+        w, b = w - lr * pull, b - lr * (2 * metas["scale"] * b + 1)
+    leaves = [metas["scale"], *([pull] if pull.requires_grad else [])]
+    expected = torch.autograd.grad(w.square().sum() + b.square().sum(), leaves)
+
+    run(loss=loss, measure=measure, optimizer=SGD(lr=lr)).backward()
+    assert relative(gradients(leaves), list(expected)) <= 1e-12
+
+
 # ---- the student and its surroundings are left as they were
 
 

@@ -895,7 +895,7 @@ class Pull(torch.autograd.Function):
 @both_curvatures
 @pytest.mark.parametrize("constant", ["without a graph", "a leaf"])
 def test_a_constant_gradient_beside_one_that_moves(curvature: str, constant: str) -> None:
-    """The weight is pulled by a constant, the bias by its own square: worked out by autograd on the formula."""
+    """The weight is pulled by a constant, the bias by its own square: the oracle is autograd."""
     student, metas, run = simple(curvature=curvature)
     pull = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64, requires_grad=constant == "a leaf")
     lr = 0.1

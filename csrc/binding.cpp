@@ -1,6 +1,7 @@
-// The Python face of the waist, and the only file that knows Python. Tensors come as data pointers (int, 0 =
-// absent), since nothing here knows a framework; l2t/_native.pyi says what each argument is. The GIL is
-// released while the core works.
+// The Python face of the waist, and the only file that knows Python; l2t/_native.pyi says what each argument is.
+// Tensors come as their framework's own objects and are read through DLPack (dlpack.h), which costs a tenth of
+// asking for a pointer, a shape and a dtype in Python; nothing here knows the framework itself. Each tensor is
+// checked against the logits before the core sees it. The GIL is released while the core works.
 //
 // The ops are plain C functions of Python rather than pybind11's: they borrow their arguments and own
 // nothing. Python before 3.14 ends a thread that comes back to an interpreter which is shutting down by
@@ -10,144 +11,265 @@
 
 #include <pybind11/pybind11.h>
 
+#include <initializer_list>
+
+#include "dlpack.h"
 #include "status.h"
 
 namespace {
 
-// Reads arguments one after another: the rows, the inputs, then what an op adds. Errors are looked at once,
-// by `done`.
-class Reader {
+namespace dlpack = l2t::dlpack;
+
+const dlpack::ExchangeApi* exchange = nullptr;  // set once, by `use_exchange_api`
+
+constexpr dlpack::DataType kTypes[] = {{dlpack::kFloat, 32, 1},
+                                       {dlpack::kFloat, 64, 1},
+                                       {dlpack::kBfloat, 16, 1},
+                                       {dlpack::kFloat, 16, 1}};  // by l2t_dtype
+constexpr dlpack::DataType kInt64 = {dlpack::kInt, 64, 1}, kByte = {dlpack::kUInt, 8, 1};
+
+bool same(dlpack::DataType a, dlpack::DataType b) {
+  return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
+}
+
+// One call: its arguments, read one after another in the order of l2t/_native.pyi, and what they amount to.
+// Once something is refused, with a Python error set, nothing more is read.
+class Call {
  public:
-  Reader(PyObject* const* args, Py_ssize_t count) : args_(args), count_(count) {}
+  l2t_rows rows{};
+  l2t_tensors inputs{};
+  void *workspace = nullptr, *stream = nullptr;
 
-  int64_t number() {
-    const Py_ssize_t at = next_++;
-    if (failed_ || at >= count_) return 0;
-    const int64_t value = PyLong_AsLongLong(args_[at]);
-    failed_ = value == -1 && PyErr_Occurred() != nullptr;
-    return value;
-  }
-
-  template <class T = void>
-  T* pointer() {
-    return reinterpret_cast<T*>(number());
-  }
-
-  l2t_rows rows_then(l2t_tensors& inputs) {
-    l2t_rows rows{};
-    rows.dtype = static_cast<int>(number());
+  Call(const char* op, PyObject* const* args, Py_ssize_t count) : op_(op), args_(args), count_(count) {
     rows.link = static_cast<int>(number());
-    rows.structure = static_cast<int>(number());
-    rows.threads = static_cast<int>(number());
-    rows.n = number();
-    rows.c = number();
-    rows.groups = number();
-    rows.rank = number();
     rows.ignore_index = number();
-    inputs.logits = pointer();
-    rows.logits_stride = number();
-    rows.target = pointer<const int64_t>();
-    coefficients(inputs);
-    return rows;
+    rows.groups = number();
+    rows.losses = number();
+    rows.mean = static_cast<int>(number());
+    rows.atomics = static_cast<int>(number());
+    rows.threads = static_cast<int>(number());
+    PyObject* workspace_object = next();
+    read_logits();
+    rows.target = static_cast<const int64_t*>(tensor("target", kInt64, {rows.n}));
+    read_weight();
+    inputs.bias = tensor("bias", arithmetic_, {classes_});
+    inputs.scale = tensor("scale", arithmetic_, {classes_});
+    if (cuda() && !refused_) prepare_cuda(workspace_object);
   }
 
-  // Of inputs, directions and outputs alike.
-  template <class Tensors>
-  void coefficients(Tensors& tensors) {
-    tensors.weight = pointer();
-    tensors.left = pointer();
-    tensors.right = pointer();
-    tensors.bias = pointer();
-    tensors.scale = pointer();
-  }
+  bool cuda() const { return device_.type == dlpack::kCUDA; }
 
+  // stats [N, 3]
+  void* stats() { return tensor("stats", arithmetic_, {rows.n, 3}); }
+  // A number a loss: loss, its cotangent, its tangent.
+  void* losses(const char* name) { return tensor(name, arithmetic_, {rows.losses}); }
+  // [N, C] of the logits' dtype.
+  void* like_logits(const char* name) { return tensor(name, kTypes[rows.dtype], {rows.n, rows.c}); }
+
+  // Directions or outputs that correspond to logits and coefficients.
   template <class Tensors>
   void logits_and_coefficients(Tensors& tensors) {
-    tensors.logits = pointer();
-    coefficients(tensors);
+    tensors.logits = like_logits("a direction or output of logits");
+    tensors.weight = rows.structure == L2T_FULL ? tensor(kPart, arithmetic_, {classes_, rows.c})
+                                                : tensor(kPart, arithmetic_, {classes_});
+    tensors.left = tensor(kPart, arithmetic_, {classes_, rows.rank});
+    tensors.right = tensor(kPart, arithmetic_, {classes_, rows.rank});
+    tensors.bias = tensor(kPart, arithmetic_, {classes_});
+    tensors.scale = tensor(kPart, arithmetic_, {classes_});
   }
 
-  // False, with a Python error set, if the arguments were not whole numbers or not as many as have been asked
-  // for.
-  bool done(const char* op) const {
-    if (!failed_ && next_ == count_) return true;
-    if (!failed_)
-      PyErr_Format(PyExc_TypeError, "l2t._native.%s takes %zd arguments, got %zd.", op, next_, count_);
-    return false;
+  // op(on the CPU) or op(on CUDA), without the GIL; the result of a Python function.
+  template <class Cpu, class Cuda>
+  PyObject* run(const Cpu& on_cpu, const Cuda& on_cuda) {
+    if (!refused_ && next_ != count_) {
+      PyErr_Format(PyExc_TypeError, "l2t._native.%s takes %zd arguments, got %zd.", op_, next_, count_);
+      refused_ = true;
+    }
+    if (refused_) return nullptr;
+    PyThreadState* thread = PyEval_SaveThread();
+    const l2t_status status = cuda() ? on_cuda() : on_cpu();
+    PyEval_RestoreThread(thread);
+    if (status == L2T_OK) Py_RETURN_NONE;
+    set_error(status);
+    return nullptr;
   }
 
  private:
+  static constexpr const char* kPart = "a direction or output of a coefficient";
+
+  PyObject* next() {
+    const Py_ssize_t at = next_++;
+    return at < count_ ? args_[at] : Py_None;
+  }
+
+  int64_t number() {
+    PyObject* object = next();
+    if (refused_ || object == Py_None) return 0;
+    const int64_t value = PyLong_AsLongLong(object);
+    refused_ = value == -1 && PyErr_Occurred() != nullptr;
+    return value;
+  }
+
+  void refuse(const char* name) {
+    if (!refused_) PyErr_Format(PyExc_ValueError, l2t::kMisfit, name);
+    refused_ = true;
+  }
+
+  static void set_error(l2t_status status) {
+    if (status == L2T_OUT_OF_MEMORY) {
+      PyErr_SetString(PyExc_MemoryError, l2t::sentence(status));
+    } else if (status == L2T_CUDA_FAILED) {
+      PyErr_Format(PyExc_RuntimeError, "%s %s.", l2t::sentence(status), l2t_cuda_error());
+    } else {
+      PyErr_SetString(PyExc_ValueError, l2t::sentence(status));
+    }
+  }
+
+  // False where there is no tensor: absent, or refused.
+  bool view(PyObject* object, dlpack::Tensor& x) {
+    if (refused_ || object == Py_None) return false;
+    refused_ = exchange->tensor_from_object(object, &x) != 0;
+    x.data = static_cast<char*>(x.data) + x.byte_offset;
+    return !refused_;
+  }
+
+  // The memory of the next argument, null for None; contiguous, of this dtype and shape, where the logits are.
+  // A line of one number may be 0-dimensional.
+  void* tensor(const char* name, dlpack::DataType dtype, std::initializer_list<int64_t> shape) {
+    dlpack::Tensor x;
+    if (!view(next(), x)) return nullptr;
+    const bool scalar = x.dims == 0 && shape.size() == 1 && *shape.begin() == 1;
+    bool fits = same(x.dtype, dtype) && x.device.type == device_.type && x.device.id == device_.id &&
+                (scalar || x.dims == static_cast<int32_t>(shape.size()));
+    int64_t count = 1;
+    for (int32_t d = x.dims - 1; fits && d >= 0; --d) {
+      fits = x.shape[d] == shape.begin()[d] && (x.shape[d] == 1 || x.strides[d] == count || count == 0);
+      count *= x.shape[d];
+    }
+    if (!fits || (x.data == nullptr && count > 0))
+      refuse(name);  // without memory: a tensor of promised zeros
+    return x.data;
+  }
+
+  void read_logits() {
+    dlpack::Tensor z;
+    if (!view(next(), z)) return refuse("logits");
+    rows.dtype = -1;
+    for (int dtype = 0; dtype < 4; ++dtype)
+      if (same(z.dtype, kTypes[dtype])) rows.dtype = dtype;
+    device_ = z.device;
+    const bool here = device_.type == dlpack::kCPU || device_.type == dlpack::kCUDA;
+    if (!here || rows.dtype < 0 || z.dims != 2 || (z.shape[1] > 1 && z.strides[1] != 1) ||
+        (z.data == nullptr && z.shape[0] * z.shape[1] > 0))
+      return refuse("logits");
+    rows.n = z.shape[0];
+    rows.c = z.shape[1];
+    rows.logits_stride = z.shape[0] > 1 ? z.strides[0] : z.shape[1];
+    classes_ = rows.groups * rows.c;
+    arithmetic_ = kTypes[rows.dtype == L2T_FLOAT64 ? L2T_FLOAT64 : L2T_FLOAT32];
+    inputs.logits = z.data;
+  }
+
+  // weight, left, right, of which those that are there say what structure it is.
+  void read_weight() {
+    PyObject* weight = count_ > next_ ? args_[next_] : Py_None;
+    PyObject* left = count_ > next_ + 1 ? args_[next_ + 1] : Py_None;
+    dlpack::Tensor x;
+    rows.structure = L2T_DIAGONAL;
+    if (view(left, x)) {
+      rows.structure = L2T_LOW_RANK;
+      if (x.dims != 2) return refuse("left");
+      rows.rank = x.shape[1];
+    } else if (view(weight, x) && x.dims == 2) {
+      rows.structure = L2T_FULL;
+    }
+    inputs.weight = rows.structure == L2T_FULL ? tensor("weight", arithmetic_, {classes_, rows.c})
+                                               : tensor("weight", arithmetic_, {classes_});
+    inputs.left = tensor("left", arithmetic_, {classes_, rows.rank});
+    inputs.right = tensor("right", arithmetic_, {classes_, rows.rank});
+  }
+
+  void prepare_cuda(PyObject* object) {
+    dlpack::Tensor x;
+    if (!view(object, x) || !same(x.dtype, kByte) || x.dims != 1 || x.shape[0] < l2t_cuda_workspace(&rows) ||
+        x.device.type != device_.type || x.device.id != device_.id)
+      return refuse("workspace");
+    workspace = x.data;
+    refused_ = exchange->current_stream(device_.type, device_.id, &stream) != 0;
+  }
+
+  const char* op_;
   PyObject* const* args_;
   Py_ssize_t count_, next_ = 0;
-  bool failed_ = false;
+  bool refused_ = exchange == nullptr;  // the module is never without it: l2t.ops brings it at import
+  dlpack::Device device_{dlpack::kCPU, 0};
+  dlpack::DataType arithmetic_{};
+  int64_t classes_ = 0;
 };
 
-template <class F>
-PyObject* without_gil(const F& op) {
-  PyThreadState* thread = PyEval_SaveThread();
-  const l2t_status status = op();
-  PyEval_RestoreThread(thread);
-  if (status == L2T_OK) Py_RETURN_NONE;
-  PyErr_SetString(status == L2T_OUT_OF_MEMORY ? PyExc_MemoryError : PyExc_ValueError, l2t::sentence(status));
-  return nullptr;
-}
-
 PyObject* value(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Reader read(args, count);
-  l2t_tensors inputs{};
-  const l2t_rows rows = read.rows_then(inputs);
-  void* loss = read.pointer();
-  void* stats = read.pointer();
-  if (!read.done("value")) return nullptr;
-  return without_gil([&] { return l2t_cpu_value(&rows, &inputs, loss, stats); });
+  Call call("value", args, count);
+  void *loss = call.losses("loss"), *stats = call.stats(), *d_logits = call.like_logits("d_logits");
+  return call.run([&] { return l2t_cpu_value(&call.rows, &call.inputs, loss, stats, d_logits); },
+                  [&] {
+                    return l2t_cuda_value(&call.rows, &call.inputs, loss, stats, d_logits, call.workspace,
+                                          call.stream);
+                  });
 }
 
 PyObject* grad(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Reader read(args, count);
-  l2t_tensors inputs{};
+  Call call("grad", args, count);
   l2t_outputs outputs{};
-  const l2t_rows rows = read.rows_then(inputs);
-  const void* stats = read.pointer();
-  inputs.v_loss = read.pointer();
-  read.logits_and_coefficients(outputs);
-  if (!read.done("grad")) return nullptr;
-  return without_gil([&] { return l2t_cpu_grad(&rows, &inputs, stats, &outputs); });
+  const void* stats = call.stats();
+  call.inputs.v_loss = call.losses("v_loss");
+  call.logits_and_coefficients(outputs);
+  return call.run(
+      [&] { return l2t_cpu_grad(&call.rows, &call.inputs, stats, &outputs); },
+      [&] { return l2t_cuda_grad(&call.rows, &call.inputs, stats, &outputs, call.workspace, call.stream); });
 }
 
 PyObject* grad_vjp(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Reader read(args, count);
-  l2t_tensors inputs{}, cotangents{};
+  Call call("grad_vjp", args, count);
+  l2t_tensors cotangents{};
   l2t_outputs outputs{};
-  const l2t_rows rows = read.rows_then(inputs);
-  const void* stats = read.pointer();
-  inputs.v_loss = read.pointer();
-  read.logits_and_coefficients(cotangents);
-  outputs.v_loss = read.pointer();
-  read.logits_and_coefficients(outputs);
-  if (!read.done("grad_vjp")) return nullptr;
-  return without_gil([&] { return l2t_cpu_grad_vjp(&rows, &inputs, stats, &cotangents, &outputs); });
+  const void* stats = call.stats();
+  call.inputs.v_loss = call.losses("v_loss");
+  call.logits_and_coefficients(cotangents);
+  outputs.v_loss = call.losses("d_v_loss");
+  call.logits_and_coefficients(outputs);
+  return call.run([&] { return l2t_cpu_grad_vjp(&call.rows, &call.inputs, stats, &cotangents, &outputs); },
+                  [&] {
+                    return l2t_cuda_grad_vjp(&call.rows, &call.inputs, stats, &cotangents, &outputs,
+                                             call.workspace, call.stream);
+                  });
 }
 
 PyObject* grad_jvp(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Reader read(args, count);
-  l2t_tensors inputs{}, tangents{};
+  Call call("grad_jvp", args, count);
+  l2t_tensors tangents{};
   l2t_outputs outputs{};
-  const l2t_rows rows = read.rows_then(inputs);
-  const void* stats = read.pointer();
-  inputs.v_loss = read.pointer();
-  tangents.v_loss = read.pointer();
-  read.logits_and_coefficients(tangents);
-  read.logits_and_coefficients(outputs);
-  if (!read.done("grad_jvp")) return nullptr;
-  return without_gil([&] { return l2t_cpu_grad_jvp(&rows, &inputs, stats, &tangents, &outputs); });
+  const void* stats = call.stats();
+  call.inputs.v_loss = call.losses("v_loss");
+  tangents.v_loss = call.losses("t_v_loss");
+  call.logits_and_coefficients(tangents);
+  call.logits_and_coefficients(outputs);
+  return call.run(L2T_ON(
+      l2t_cpu_grad_jvp(&call.rows, &call.inputs, stats, &tangents, &outputs),
+      l2t_cuda_grad_jvp(&call.rows, &call.inputs, stats, &tangents, &outputs, call.workspace, call.stream)));
 }
 
+// target [N], table_rows, ignore_index
 PyObject* check_target(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Reader read(args, count);
-  const int64_t n = read.number(), table_rows = read.number(), ignore_index = read.number();
-  const int64_t* target = read.pointer<const int64_t>();
-  if (!read.done("check_target")) return nullptr;
-  return PyLong_FromLongLong(l2t_check_target(n, table_rows, ignore_index, target));
+  dlpack::Tensor target;
+  if (count != 3) return PyErr_Format(PyExc_TypeError, "l2t._native.check_target takes 3 arguments.");
+  if (exchange == nullptr || exchange->tensor_from_object(args[0], &target) != 0) return nullptr;
+  const int64_t table_rows = PyLong_AsLongLong(args[1]), ignore_index = PyLong_AsLongLong(args[2]);
+  if (PyErr_Occurred()) return nullptr;
+  if (!same(target.dtype, kInt64) || target.device.type != dlpack::kCPU || target.dims != 1 ||
+      (target.shape[0] > 1 && target.strides[0] != 1))
+    return PyErr_Format(PyExc_ValueError, l2t::kMisfit, "target");
+  const auto* first = reinterpret_cast<const int64_t*>(static_cast<char*>(target.data) + target.byte_offset);
+  return PyLong_FromLongLong(l2t_check_target(target.shape[0], table_rows, ignore_index, first));
 }
 
 template <class F>
@@ -156,28 +278,38 @@ PyMethodDef method(const char* name, F function) {
           nullptr};
 }
 
-// What the compiler was told to use; the best of it is always the machine's own minimum.
-const char* instruction_set() {
-#if defined(__AVX512F__)
-  return "avx512f";
-#elif defined(__AVX2__)
-  return "avx2";
-#elif defined(__x86_64__)
-  return "x86-64";
-#elif defined(__aarch64__)
-  return "aarch64";
-#else
-  return "generic";
-#endif
+namespace py = pybind11;
+
+void use_exchange_api(const py::capsule& capsule) {
+  const auto* api =
+      static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (api == nullptr) throw py::error_already_set();
+  while (api != nullptr && api->version.major != 1) api = api->older;
+  if (api == nullptr || api->tensor_from_object == nullptr) throw py::value_error(l2t::kNoExchange);
+  exchange = api;
 }
 
-pybind11::dict build_info() {
-  pybind11::dict info;
+py::list instruction_sets() {
+  py::list names;
+  for (const char* const* name = l2t_cpu_instruction_sets(); *name != nullptr; ++name) names.append(*name);
+  return names;
+}
+
+int64_t cuda_workspace(int64_t n, int64_t c, int64_t groups, int64_t rank, int64_t losses, bool wide) {
+  l2t_rows rows{};
+  rows.dtype = wide ? L2T_FLOAT64 : L2T_FLOAT32;
+  rows.structure = rank > 0 ? L2T_LOW_RANK : L2T_FULL;
+  rows.n = n, rows.c = c, rows.groups = groups, rows.rank = rank, rows.losses = losses;
+  return l2t_cuda_workspace(&rows);
+}
+
+py::dict build_info() {
+  py::dict info;
   info["version"] = L2T_VERSION;
   info["compiler"] = L2T_COMPILER;
   info["build_type"] = L2T_BUILD_TYPE;
-  info["instruction_set"] = instruction_set();
-  info["cuda"] = false;
+  info["instruction_sets"] = L2T_INSTRUCTION_SETS;
+  info["cuda_architectures"] = L2T_CUDA_ARCHITECTURES;  // "" without CUDA
 #ifdef _OPENMP
   info["openmp"] = true;
 #else
@@ -188,20 +320,21 @@ pybind11::dict build_info() {
 
 }  // namespace
 
-PYBIND11_MODULE(_native, m, pybind11::mod_gil_not_used()) {
+PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   m.doc() = "The compiled core of l2t. Only l2t.ops calls it; see l2t/_native.pyi.";
-  m.attr("FLOAT32") = static_cast<int>(L2T_FLOAT32);
-  m.attr("FLOAT64") = static_cast<int>(L2T_FLOAT64);
   m.attr("SIGMOID") = static_cast<int>(L2T_SIGMOID);
   m.attr("IDENTITY") = static_cast<int>(L2T_IDENTITY);
   m.attr("LOG_SIGMOID") = static_cast<int>(L2T_LOG_SIGMOID);
-  m.attr("FULL") = static_cast<int>(L2T_FULL);
-  m.attr("DIAGONAL") = static_cast<int>(L2T_DIAGONAL);
-  m.attr("LOW_RANK") = static_cast<int>(L2T_LOW_RANK);
+  m.def("use_exchange_api", &use_exchange_api);
   m.def("build_info", &build_info);
+  m.def("instruction_sets", &instruction_sets);
+  m.def("instruction_set", &l2t_cpu_instruction_set);
+  m.def("use_instruction_set", [](const char* name) { return l2t_cpu_use_instruction_set(name) == 0; });
+  m.def("cuda_workspace", &cuda_workspace);
+  m.def("cuda_devices", &l2t_cuda_devices);
   static PyMethodDef methods[] = {
-      method("check_target", &check_target), method("value", &value),       method("grad", &grad),
-      method("grad_vjp", &grad_vjp),         method("grad_jvp", &grad_jvp), {nullptr, nullptr, 0, nullptr},
+      method("value", &value),       method("grad", &grad),          method("grad_vjp", &grad_vjp),
+      method("grad_jvp", &grad_jvp), {nullptr, nullptr, 0, nullptr},
   };
-  if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw pybind11::error_already_set();
+  if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
 }

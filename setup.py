@@ -1,4 +1,7 @@
-"""Builds the native core, the extension l2t._native, by CMake and ninja. All else is in pyproject.toml."""
+"""Builds the native core, the extension l2t._native, by CMake and ninja. All else is in pyproject.toml.
+
+The environment variable L2T_CUDA (AUTO, ON, OFF) says whether with CUDA kernels: CMakeLists.txt.
+"""
 
 import os
 import shutil
@@ -37,6 +40,7 @@ class BuildCore(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DL2T_VERSION={self.distribution.get_version()}",
+            f"-DL2T_CUDA={os.environ.get('L2T_CUDA', 'AUTO')}",
         ]
         jobs = str(self.parallel or os.cpu_count() or 1)
         subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *configure], check=True)
@@ -45,5 +49,5 @@ class BuildCore(build_ext):
             raise RuntimeError(f"The native core was built, but not as {target}.")
 
 
-sources = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.cpp"))]
+sources = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.c*"))]
 setup(ext_modules=[Extension("l2t._native", sources)], cmdclass={"build_ext": BuildCore})

@@ -41,20 +41,24 @@ class Call {
   void *workspace = nullptr, *stream = nullptr;
 
   Call(const char* op, PyObject* const* args, Py_ssize_t count) : op_(op), args_(args), count_(count) {
+    next_ = kConstants;
     rows.link = static_cast<int>(number());
     rows.ignore_index = number();
     rows.groups = number();
-    rows.losses = number();
-    rows.mean = static_cast<int>(number());
-    rows.atomics = static_cast<int>(number());
+    const int64_t reduction = number(), segments = number();
+    next_ = 0;
     rows.threads = static_cast<int>(number());
+    rows.atomics = static_cast<int>(number());
     PyObject* workspace_object = next();
     read_logits();
+    rows.mean = reduction == kMean;
+    rows.losses = reduction == kNone ? rows.n : segments;
     rows.target = static_cast<const int64_t*>(tensor("target", kInt64, {rows.n}));
     read_weight();
     inputs.bias = tensor("bias", arithmetic_, {classes_});
     inputs.scale = tensor("scale", arithmetic_, {classes_});
     if (cuda() && !refused_) prepare_cuda(workspace_object);
+    next_ = kConstants + 5;
   }
 
   bool cuda() const { return device_.type == dlpack::kCUDA; }
@@ -95,6 +99,8 @@ class Call {
   }
 
  private:
+  static constexpr int kNone = 0, kMean = 1;       // reduction
+  static constexpr Py_ssize_t kConstants = 3 + 7;  // behind threads, atomics, workspace and seven tensors
   static constexpr const char* kPart = "a direction or output of a coefficient";
 
   PyObject* next() {

@@ -14,8 +14,11 @@ The Functions are the ops' kernels at the dispatcher's autograd key. So there is
 `torch.func`, `torch.compile` and make_fx, and their graphs hold ops alone. ``stats`` gets no derivative: each
 formula is the total one (docs/math.md, sections 2 to 4).
 
-Not here: kernels and vmap rules (ops.py), reductions (functional.py), but for what eager mode does in one
-node (`Reduced`).
+Where the losses are reduced and logits will want a gradient, `value` makes that gradient in the same pass; a
+backward that nobody differentiates hands it on, once. Eager mode on ordinary tensors has a node of its own,
+`Loss`, which calls the core past the dispatcher.
+
+Not here: kernels and vmap rules (ops.py).
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from l2t import check, ops
 
 # Positions among the arguments that all ops share: those that are differentiated, and how many there are.
 _INPUTS = (0, 2, 3, 4, 5, 6)  # logits, weight, left, right, bias, scale
-_COMMON = 10
+_COMMON = ops.COMMON
 
 
 def _tracked() -> bool:
@@ -108,35 +111,43 @@ def _only(wanted: Sequence[bool], results: Sequence[Any]) -> list[Tensor | None]
 def _spread(d_inputs: Sequence[Any]) -> tuple[Any, ...]:
     """Gradients to logits and tables at their places among the common arguments."""
     d_logits, *d_tables = d_inputs
-    return (d_logits, None, *d_tables, None, None, None)
+    return (d_logits, None, *d_tables, None, None, None, None, None)
 
 
 class Value(_Op):
-    """``l2t::value``: (loss, stats) of every row."""
+    """``l2t::value``: (loss, stats, d_logits)."""
 
     op = "value"
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
-        loss, stats = _below("value", arguments)
-        ctx.mark_non_differentiable(stats)
-        _save(ctx, arguments, stats)
-        return loss, stats
+        loss, stats, d_logits = _below("value", arguments)
+        ctx.mark_non_differentiable(stats, d_logits)
+        _save(ctx, arguments, stats, d_logits)
+        return loss, stats, d_logits
 
     @staticmethod
-    def backward(ctx: Any, v_loss: Any, v_stats: Any) -> Any:
+    def backward(ctx: Any, v_loss: Any, v_stats: Any, v_d_logits: Any) -> Any:
         if v_loss is None:
-            return (None,) * _COMMON
-        where, (stats,) = _saved(ctx)
+            return (None,) * (_COMMON + 1)
+        where, (stats, d_logits) = _saved(ctx)
         wanted = _needs(ctx)
-        return _spread(_only(wanted, _op("grad", *where, stats, v_loss, wanted)))
+        ready = d_logits.dim() == 2 and wanted[0] and not _tracked()
+        rest = [wanted[0] and not ready, *wanted[1:]]
+        results = _only(rest, _op("grad", *where, stats, v_loss, rest)) if any(rest) else [None] * 6
+        if ready:
+            by_loss = d_logits.reshape(v_loss.shape[0], -1) * v_loss.unsqueeze(1)
+            results[0] = by_loss.to(d_logits.dtype).reshape(d_logits.shape)
+        return (*_spread(results), None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        where, (stats,) = _saved(ctx)
+        where, (stats, _) = _saved(ctx)
         t = (tangents[i] for i in _INPUTS)
-        along, *_ = _op("grad_vjp", *where, stats, torch.ones_like(stats[:, 0]), *t, [True] + [False] * 6)
-        return along, None
+        count = ops.losses(where[0], *where[10:])
+        v_loss = stats.new_ones(count)
+        along, *_ = _op("grad_vjp", *where, stats, v_loss, *t, [True] + [False] * 6)
+        return along, None, None
 
 
 class Grad(_Op):
@@ -212,40 +223,65 @@ class GradJvp(_Op):
         raise check.third_derivative()
 
 
-class Reduced(_Op):
-    """`Value` and its reduction as one node, for eager mode on ordinary tensors (`ops.direct`).
+class Loss(_Op):
+    """The loss as one node, for eager mode on ordinary tensors (`ops.direct`); the core checks arguments.
 
-    The arguments are the reduction, as `functional.dynamic_loss` has it, and then those of the op.
+    They are whether backward may overwrite the logits, and then those of ``l2t::value``. A single loss is
+    0-dimensional.
     """
 
     op = "value"
 
     @staticmethod
-    def forward(ctx: Any, reduction: str, *arguments: Any) -> Any:
-        loss, stats, count = ops.value_direct(*arguments)
-        ctx.divisor = count if reduction == "mean" else None if reduction == "none" else 1
-        ctx.constants = arguments[7:]
-        ctx.save_for_backward(*arguments[:7], stats)
-        if reduction == "none":
-            return loss
-        loss = loss.sum()
-        return loss.div_(count) if reduction == "mean" else loss
+    def forward(ctx: Any, inplace: bool, *arguments: Any) -> Any:
+        *where, with_grad = arguments
+        logits, reduction = where[0], where[10]
+        number = ops.arithmetic(logits.dtype)
+        rows = logits.shape[0]
+        loss = logits.new_empty(rows if reduction == ops.NONE else (), dtype=number)
+        stats = logits.new_empty(rows, 3, dtype=number)
+        ctx.d_logits = logits.new_empty(logits.shape) if with_grad else None
+        ops.run("value", *where, loss, stats, ctx.d_logits)
+        ctx.inplace = inplace
+        ctx.constants = where[7:]
+        ctx.save_for_backward(*where[:7], stats)
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, v: Any) -> Any:
+    def backward(ctx: Any, v_loss: Any) -> Any:
         *saved, stats = ctx.saved_tensors
-        _, logits, _, *tables, _, _, _ = ctx.needs_input_grad
-        wanted = [logits, *tables]
-        if _tracked() or not ops.readable(v):
-            v_loss = v if ctx.divisor is None else (v / ctx.divisor).expand(stats.shape[0])
-            results = _only(wanted, _op("grad", *saved, *ctx.constants, stats, v_loss, wanted))
-        else:
-            # Without a row that counts the divisor is 0, and so is every gradient.
-            v_loss = (
-                v if ctx.divisor is None else stats.new_full((len(stats),), v.item() / (ctx.divisor or 1))
-            )
-            results = list(ops.KERNELS["grad"](*saved, *ctx.constants, stats, v_loss, wanted))
-        return (None, *_spread(results))
+        d_logits, ctx.d_logits = ctx.d_logits, None  # handed on once: a second backward makes its own
+        _, wants_logits, _, *tables, _, _, _, _, _, _ = ctx.needs_input_grad
+        if _tracked() or not ops.readable(v_loss):
+            if ctx.inplace:
+                raise check.inplace_once()
+            wanted = [wants_logits, *tables]
+            arguments = (*saved, *ctx.constants, stats, v_loss.reshape(-1), wanted)
+            return (None, *_spread(_only(wanted, _op("grad", *arguments))), None)
+        v_loss = v_loss.contiguous()
+        room: list[Tensor | None] = [
+            x.new_empty(x.shape) if want else None for x, want in zip(saved[2:], tables, strict=True)
+        ]
+        if d_logits is not None:
+            _scale(d_logits, v_loss)
+            if any(tables):
+                ops.run("grad", *saved, *ctx.constants, stats, v_loss, None, *room)
+        elif wants_logits or any(tables):
+            logits = saved[0]
+            if wants_logits:
+                d_logits = logits.detach() if ctx.inplace else logits.new_empty(logits.shape)
+            ops.run("grad", *saved, *ctx.constants, stats, v_loss, d_logits, *room)
+            if ctx.inplace:
+                torch.autograd.graph.increment_version(logits)
+        return (None, *_spread([d_logits, *room]), None)
+
+
+def _scale(d_logits: Tensor, v_loss: Tensor) -> None:
+    """d_logits times the cotangent of its loss, which most often is 1."""
+    if d_logits.is_cuda:  # where to look at the cotangent would be to wait for it
+        d_logits.mul_(v_loss)
+    elif (factor := v_loss.item()) != 1:
+        d_logits.mul_(factor)
 
 
 def _autograd_kernel(cls: type[_Op]) -> Callable[..., Any]:

@@ -226,7 +226,7 @@ def no_kernel(device: str) -> str:
 def op_logits(logits: torch.Tensor) -> Exception:
     """What the ops themselves take as logits."""
     return ValueError(
-        f"torch.ops.l2t: logits must be of shape (N, C) and float32 or float64, got {_described(logits)}. "
+        f"torch.ops.l2t: logits must be of shape (N, C) and float32, float64, bfloat16 or float16, got {_described(logits)}. "
         "Use l2t.dynamic_loss for other shapes and dtypes."
     )
 
@@ -247,12 +247,20 @@ def op_low_rank(left: torch.Tensor | None, right: torch.Tensor | None) -> Except
     )
 
 
-def op_argument(name: str, tensor: torch.Tensor, shape: tuple[int, ...], logits: torch.Tensor) -> Exception:
+def op_argument(
+    name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, logits: torch.Tensor
+) -> Exception:
     """A table or a vector of rows that does not fit the logits."""
-    dtype = str(logits.dtype).removeprefix("torch.")
     return ValueError(
-        f"torch.ops.l2t: {name} must be of shape {tuple(shape)}, {dtype} on {logits.device}, got "
-        f"{_described(tensor)}. Use l2t.dynamic_loss, which casts and checks."
+        f"torch.ops.l2t: {name} must be of shape {tuple(shape)}, {str(dtype).removeprefix('torch.')} on {logits.device}, "
+        f"got {_described(tensor)}. Use l2t.dynamic_loss, which casts and checks."
+    )
+
+
+def op_segments(segments: int, rows: int) -> Exception:
+    """Losses over stretches of rows that are not equal."""
+    return ValueError(
+        f"torch.ops.l2t: segments must divide the number of rows, got {segments} for {rows} rows. Use 1 for one loss."
     )
 
 
@@ -282,6 +290,22 @@ def third_derivative() -> Exception:
     return NotImplementedError(
         "l2t.dynamic_loss: the order of derivative must be 1 or 2, got a third derivative. "
         "Detach before differentiating again, or take differences of second derivatives."
+    )
+
+
+def inplace_logits(logits: torch.Tensor, direct: bool) -> None:
+    """Logits that backward may overwrite."""
+    if not direct or not logits.is_contiguous() or (logits.requires_grad and logits.is_leaf):
+        raise ValueError(
+            "l2t.dynamic_loss: logits must be a contiguous (N, C) result of the student, of which one backward is taken in "
+            f"eager mode, for inplace_backward=True, got {_described(logits)}. Leave inplace_backward out."
+        )
+
+
+def inplace_once() -> Exception:
+    """A second derivative of what the first has overwritten."""
+    return NotImplementedError(
+        "l2t.dynamic_loss: inplace_backward must be False where second derivatives are taken, got True. Leave it out."
     )
 
 

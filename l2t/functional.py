@@ -1,7 +1,7 @@
 """dynamic_loss: the fused loss with trainable coefficients, called as `torch.nn.functional.cross_entropy` is.
 
-Here the shapes that users have become rows, dtypes follow PyTorch's rules, and rows are reduced. The loss
-itself is docs/math.md, section 1.
+Here the shapes that users have become rows, and dtypes follow PyTorch's rules. The loss itself is
+docs/math.md, section 1.
 
 Not here: arithmetic (csrc, reference.py), derivatives (autograd.py) and the sentences of errors (check.py).
 """
@@ -18,6 +18,10 @@ __all__ = ["dynamic_loss"]
 
 LINKS = tuple(reference.LINKS)
 REDUCTIONS = ("mean", "sum", "none")
+NATIVE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+_NUMBERS = {name: number for number, name in enumerate(LINKS)}
+_REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
 
 
 def dynamic_loss(
@@ -31,6 +35,7 @@ def dynamic_loss(
     sample_weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
+    inplace_backward: bool = False,
 ) -> Tensor:
     """The dynamic loss ``-κ_y φ(Σ_j W[y, j] log softmax(logits)_j + b_y)`` of samples of class y.
 
@@ -54,6 +59,9 @@ def dynamic_loss(
         ignore_index: a target that takes no part: its loss and its gradients are 0, whatever its logits. It
             may be a class.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        inplace_backward: backward may write the gradient over the logits, which saves the memory of a second
+            (N, C) tensor and the time to touch it. Then nothing may read the logits after backward, and there
+            is no second derivative.
 
     Returns:
         the loss, 0-dimensional, or of target's shape with ``reduction="none"``.
@@ -74,10 +82,14 @@ def dynamic_loss(
         >>> target = torch.tensor([0, 2])
         >>> weight = l2t.Full.identity(3)
         >>> l2t.dynamic_loss(logits, target, weight)
-        tensor(-0.3543, grad_fn=<ReducedBackward>)
+        tensor(-0.3543, grad_fn=<LossBackward>)
         >>> l2t.dynamic_loss(logits, target, link="identity")  # cross-entropy
-        tensor(0.6216, grad_fn=<ReducedBackward>)
+        tensor(0.6216, grad_fn=<LossBackward>)
     """
+    if sample_weight is None:
+        loss = _quickly(logits, target, weight, bias, scale, link, ignore_index, reduction, inplace_backward)
+        if loss is not None:
+            return loss
     check.loss_choice("link", link, LINKS)
     check.loss_choice("reduction", reduction, REDUCTIONS)
     check.loss_tensors(logits, target)
@@ -85,37 +97,105 @@ def dynamic_loss(
     if sample_weight is not None:
         check.loss_table("sample_weight", sample_weight, target.shape, logits)
 
-    dtype = logits.dtype
-    arithmetic = torch.float64 if dtype is torch.float64 else torch.float32
-    if dtype is not arithmetic and torch.is_autocast_enabled(logits.device.type):
-        dtype = arithmetic
-
-    shape = target.shape
+    shape, dtype = target.shape, _result_dtype(logits)
     if logits.dim() != 2:
         num_classes = logits.shape[min(logits.dim(), 2) - 1]
         logits = logits.movedim(min(logits.dim(), 2) - 1, -1).reshape(target.numel(), num_classes)
         target = target.reshape(-1)
     if target.dtype is torch.uint8:
         target = target.long()
-    *tables, sample_weight = [None if x is None else x.to(arithmetic) for x in (*tables, sample_weight)]
-    logits = logits.to(arithmetic)
-    settings = (LINKS.index(link), ignore_index, 1)
+    if logits.dtype not in NATIVE:
+        logits = logits.float()
+    number = ops.arithmetic(logits.dtype)
+    *tables, sample_weight = [None if x is None else x.to(number) for x in (*tables, sample_weight)]
 
-    if sample_weight is None and ops.direct(logits, target, *tables):
-        loss: Tensor = autograd.Reduced.call(reduction, logits, target, *tables, *settings)
+    if sample_weight is None:
+        loss = _losses(logits, target, tables, link, ignore_index, reduction, inplace_backward)
     else:
-        loss = torch.ops.l2t.value.default(logits, target, *tables, *settings)[0]  # [N]
-        factor = target != ignore_index
-        if sample_weight is not None:
-            factor = torch.where(factor, sample_weight.reshape(-1), 0.0)
-            loss = loss * factor
+        loss = _losses(logits, target, tables, link, ignore_index, "none", inplace_backward)
+        factor = torch.where(target != ignore_index, sample_weight.reshape(-1), 0.0)
+        loss = loss * factor
         if reduction != "none":
             loss = loss.sum()
         if reduction == "mean":
             loss = loss / factor.sum()
-    if reduction == "none":
-        loss = loss.reshape(shape)
-    return loss.to(dtype)
+    return loss.reshape(shape if reduction == "none" else ()).to(dtype)
+
+
+def _quickly(
+    logits: Tensor,
+    target: Tensor,
+    weight: Weight | Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    link: str,
+    ignore_index: int,
+    reduction: str,
+    inplace: bool,
+) -> Tensor | None:
+    """The loss of what needs no conversion, checked by the core alone: small losses cost what is around them.
+
+    None where something is to be converted or refused.
+    """
+    left = right = None
+    if weight is not None and not isinstance(weight, Tensor):
+        if isinstance(weight, LowRank):
+            weight, left, right = weight
+        elif isinstance(weight, Full | Diagonal):
+            (weight,) = weight
+        else:
+            return None
+    tensors = (logits, target, weight, left, right, bias, scale)
+    number, kind = _NUMBERS.get(link), _REDUCTIONS.get(reduction)
+    if inplace or number is None or kind is None or not ops.direct(*tensors):
+        return None
+    try:
+        with_grad = kind != ops.NONE and torch.is_grad_enabled() and logits.requires_grad
+        loss: Tensor = autograd.Loss.call(False, *tensors, number, ignore_index, 1, kind, 1, with_grad)
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return None  # the sentence, or the conversion, is the long way's
+    return loss if loss.dtype is logits.dtype else loss.to(_result_dtype(logits))
+
+
+def _losses(
+    logits: Tensor,
+    target: Tensor,
+    tables: list[Tensor | None],
+    link: str,
+    ignore_index: int,
+    reduction: str,
+    inplace: bool,
+) -> Tensor:
+    """The losses of rows (N, C), 0-dimensional or of one dimension."""
+    kind = _REDUCTIONS[reduction]
+    where = (logits, target, *tables, _NUMBERS[link], ignore_index, 1, kind, 1)
+    direct = ops.direct(logits, target, *tables)
+    with_grad = (
+        kind != ops.NONE
+        and torch.is_grad_enabled()
+        and logits.requires_grad
+        and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
+    )
+    if inplace:
+        check.inplace_logits(logits, direct)
+        with_grad = False
+    if direct:
+        try:
+            loss: Tensor = autograd.Loss.call(inplace, *where, with_grad)
+        except ValueError:
+            if inplace:
+                raise
+        else:
+            return loss
+    loss = torch.ops.l2t.value.default(*where, with_grad)[0]
+    return loss
+
+
+def _result_dtype(logits: Tensor) -> torch.dtype:
+    """That of the logits, or float32 under autocast, as for cross-entropy."""
+    if logits.dtype is not torch.float64 and torch.is_autocast_enabled(logits.device.type):
+        return torch.float32
+    return logits.dtype
 
 
 def checked_tables(

@@ -1,12 +1,13 @@
 """The dispatcher ops ``l2t::value``, ``grad``, ``grad_vjp``, ``grad_jvp``: schemas, kernels, fakes, vmap.
 
 One op a derivative (docs/design.md, section 2). Each works on rows: logits (N, C), target (N,), coefficient
-tables whose row ``target[n]`` belongs to sample n, and returns sums over nothing: a loss for every row. A
+tables whose row ``target[n]`` belongs to sample n, and reduces the losses of its rows as ``reduction`` says,
+in each of ``segments`` equal stretches of rows. A
 table may be a stack of G losses, G·C rows high; the vmap rules fold a batch into rows and, where the batch
 has coefficients of its own, into such groups, so that a vmapped loss is one native call.
 
-On the CPU the ops run csrc/; on any other device l2t.reference, with a warning. This is the only file that
-knows a data pointer or the extension.
+On the CPU and on CUDA devices the ops run csrc/; on any other device l2t.reference, with a warning. This is
+the only file that knows the extension.
 
 Not here: derivatives of the ops (autograd.py), shapes as users have them, and reductions (functional.py).
 """
@@ -14,6 +15,7 @@ Not here: derivatives of the ops (autograd.py), shapes as users have them, and r
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,16 +31,17 @@ try:
 except ImportError as error:
     raise check.extension_missing(error) from error
 
-_ROWS, _TARGET, _TABLE, _CONSTANT = "rows", "target", "table", "constant"
+_ROWS, _TARGET, _TABLE, _LOSSES, _CONSTANT = "rows", "target", "table", "losses", "constant"
+NONE, MEAN, SUM = 0, 1, 2  # reduction, by ATen's numbers
 
 # name -> kind of each argument and of each result, for the schemas and the vmap rules.
 _COMMON = {
     "logits": _ROWS,
     "target": _TARGET,
     **dict.fromkeys(("weight", "left", "right", "bias", "scale"), _TABLE),
-    **dict.fromkeys(("link", "ignore_index", "groups"), _CONSTANT),
+    **dict.fromkeys(("link", "ignore_index", "groups", "reduction", "segments"), _CONSTANT),
 }
-
+COMMON = len(_COMMON)
 
 _SIX = ("logits", "weight", "left", "right", "bias", "scale")
 
@@ -48,24 +51,28 @@ def _six(prefix: str) -> dict[str, str]:
 
 
 _STATS = {"stats": _ROWS}
-_V_LOSS = {"v_loss": _ROWS}
+_V_LOSS = {"v_loss": _LOSSES}
 _WANTED = {"wanted": _CONSTANT}
 
 ARGUMENTS: dict[str, dict[str, str]] = {
-    "value": _COMMON,
+    "value": {**_COMMON, "with_grad": _CONSTANT},
     "grad": {**_COMMON, **_STATS, **_V_LOSS, **_WANTED},
     "grad_vjp": {**_COMMON, **_STATS, **_V_LOSS, **_six("x"), **_WANTED},
-    "grad_jvp": {**_COMMON, **_STATS, **_V_LOSS, "t_v_loss": _ROWS, **_six("t"), **_WANTED},
+    "grad_jvp": {**_COMMON, **_STATS, **_V_LOSS, "t_v_loss": _LOSSES, **_six("t"), **_WANTED},
 }
 RESULTS: dict[str, dict[str, str]] = {
-    "value": {"loss": _ROWS, "stats": _ROWS},
+    "value": {"loss": _LOSSES, "stats": _ROWS, "d_logits": _ROWS},
     "grad": _six("d"),
-    "grad_vjp": {"d_v_loss": _ROWS, **_six("d")},
+    "grad_vjp": {"d_v_loss": _LOSSES, **_six("d")},
     "grad_jvp": _six("d"),
 }
 OPS = ("value", "grad", "grad_vjp", "grad_jvp")
 
-_TYPES = {"link": "int", "ignore_index": "int", "groups": "int", "wanted": "bool[]"}
+_TYPES = {
+    **dict.fromkeys(("link", "ignore_index", "groups", "reduction", "segments"), "int"),
+    "with_grad": "bool",
+    "wanted": "bool[]",
+}
 _REQUIRED = ("logits", "target", "stats", "v_loss")
 
 
@@ -74,173 +81,181 @@ def _schema(name: str) -> str:
     return f"({', '.join(arguments)}) -> ({', '.join(f'Tensor {x}' for x in RESULTS[name])})"
 
 
-# ---- the CPU: csrc ----
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of everything but logits, their directions and gradients: float32 for half precision."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def _table(name: str, table: Tensor, rows: tuple[int, ...], logits: Tensor) -> Tensor:
-    """A coefficient table, its cotangent or its tangent as the core takes it."""
-    if table.shape != rows or table.dtype != logits.dtype or table.device != logits.device:
-        raise check.op_argument(name, table, rows, logits)
-    return table.contiguous()
+def losses(logits: Tensor, reduction: int, segments: int) -> int:
+    """How many losses the rows are reduced to."""
+    return logits.shape[0] if reduction == NONE else segments
 
 
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+# ---- csrc ----
+#
+# The core checks each tensor against the logits, at a tenth of what Python takes for it, and refuses what
+# does not fit with a ValueError. Only then is the sentence looked for, or the copy that does fit.
+
+_atomics = False
 
 
-class _Call:
-    """The first 17 arguments of every native op, checked, and the tensors that must outlive the call."""
+def allow_atomics(allow: bool = True) -> bool:
+    """Whether CUDA kernels may add coefficient gradients in any order; returns what was so before.
 
-    __slots__ = ("arguments", "kept", "logits", "shapes")
+    That is faster where many rows share few classes, and its last bits differ from run to run. Off at first.
 
-    def __init__(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        left: Tensor | None,
-        right: Tensor | None,
-        bias: Tensor | None,
-        scale: Tensor | None,
-        link: int,
-        ignore_index: int,
-        groups: int,
-    ) -> None:
-        if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.float64):
-            raise check.op_logits(logits)
-        n, c = logits.shape
-        if target.shape != (n,) or target.dtype is not torch.int64 or target.device != logits.device:
-            raise check.op_target(target, logits)
-        if (left is None) != (right is None) or (left is not None and left.dim() != 2):
-            raise check.op_low_rank(left, right)
-        if c > 1 and logits.stride(1) != 1:
-            logits = logits.contiguous()
-        classes = groups * c
-        full = left is None and weight is not None and weight.dim() == 2
-        rank = 0 if left is None else left.shape[1]
-        line = (classes,)
-        self.shapes = ((n, c), (classes, c) if full else line, (classes, rank), (classes, rank), line, line)
-        target = target.contiguous()
-        weight = None if weight is None else _table("weight", weight, self.shapes[1], logits)
-        left = None if left is None else _table("left", left, self.shapes[2], logits)
-        right = None if right is None else _table("right", right, self.shapes[3], logits)
-        bias = None if bias is None else _table("bias", bias, line, logits)
-        scale = None if scale is None else _table("scale", scale, line, logits)
-        self.logits = logits
-        self.kept = (target, weight, left, right, bias, scale)
-        self.arguments = (
-            _native.FLOAT32 if logits.dtype is torch.float32 else _native.FLOAT64,
-            link,
-            _native.FULL if full else _native.DIAGONAL if left is None else _native.LOW_RANK,
-            torch.get_num_threads(),
-            n,
-            c,
-            groups,
-            rank,
-            ignore_index,
-            logits.data_ptr(),
-            logits.stride(0) if n > 1 else c,
-            target.data_ptr(),
-            _pointer(weight),
-            _pointer(left),
-            _pointer(right),
-            _pointer(bias),
-            _pointer(scale),
-        )
-        # Before anything is read or written by it.
-        row = _native.check_target(n, classes, ignore_index, target.data_ptr())
+    Example:
+        >>> import l2t
+        >>> l2t.ops.allow_atomics(), l2t.ops.allow_atomics(False)
+        (False, True)
+    """
+    global _atomics
+    before, _atomics = _atomics, allow
+    return before
+
+
+_native.use_exchange_api(Tensor.__dlpack_c_exchange_api__)
+HAS_CUDA = bool(_native.build_info()["cuda_architectures"])
+
+
+def run(name: str, *arguments: Any) -> None:
+    """Calls the core: the op's arguments, without what is `wanted`, and then room for its results."""
+    kernel, logits = getattr(_native, name), arguments[0]
+    if not logits.is_cuda:
+        kernel(torch.get_num_threads(), _atomics, None, *arguments)
+        return
+    rank = 0 if arguments[3] is None else arguments[3].shape[-1]
+    _, _, groups, reduction, segments = arguments[7:COMMON]
+    size = _native.cuda_workspace(
+        logits.shape[0],
+        logits.shape[1],
+        groups,
+        rank,
+        losses(logits, reduction, segments),
+        logits.dtype is torch.float64,
+    )
+    with torch.cuda.device(logits.device):
+        workspace = torch.empty(size, dtype=torch.uint8, device=logits.device)
+        kernel(1, _atomics, workspace, *arguments)
+
+
+def _run(name: str, arguments: Sequence[Any], outputs: Sequence[Tensor | None]) -> None:
+    """`run`, where anything may be wrong with the arguments."""
+    try:
+        run(name, *arguments, *outputs)
+    except ValueError:
+        fitted = _fitted(name, *arguments)
+        if fitted is not None:
+            run(name, *fitted, *outputs)
+        else:
+            for i, x in enumerate(outputs):
+                if x is not None:
+                    x.fill_(math.nan if name == "value" and i == 0 and arguments[10] == MEAN else 0)
+
+
+def _fitted(name: str, *arguments: Any) -> list[Any] | None:
+    """Arguments that the core refused: an error for what is wrong with them, or else contiguous copies.
+
+    None where there is no class, for which the core has no name: then every row is ignored.
+    """
+    logits, target, weight, left, right, *_, groups, reduction, segments = arguments[:COMMON]
+    ignore_index = arguments[8]
+    n, c = logits.shape
+    dtype, number = logits.dtype, arithmetic(logits.dtype)
+    if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise check.op_logits(logits)
+    if target.shape != (n,) or target.dtype is not torch.int64 or target.device != logits.device:
+        raise check.op_target(target, logits)
+    if (left is None) != (right is None) or (left is not None and left.dim() != 2):
+        raise check.op_low_rank(left, right)
+    if reduction != NONE and (segments < 1 or n % segments):
+        raise check.op_segments(segments, n)
+    classes = groups * c
+    full = left is None and weight is not None and weight.dim() == 2
+    factor = (classes, 0 if left is None else left.shape[1])
+    shapes: dict[str, tuple[int, ...]] = {
+        "logits": (n, c),
+        "weight": (classes, c) if full else (classes,),
+        **dict.fromkeys(("left", "right"), factor),
+        **dict.fromkeys(("bias", "scale"), (classes,)),
+        "stats": (n, 3),
+        **dict.fromkeys(("v_loss", "t_v_loss"), (losses(logits, reduction, segments),)),
+    }
+    fitted = list(arguments)
+    for i, (argument, kind) in enumerate(ARGUMENTS[name].items()):
+        if i == len(fitted):
+            break
+        x = fitted[i]
+        if kind in (_CONSTANT, _TARGET) or x is None:
+            continue
+        shape = shapes[argument if argument in shapes else argument[2:]]
+        want = dtype if argument.endswith("logits") else number
+        if x.shape != shape and not (kind == _LOSSES and x.dim() == 0 and shape == (1,)):
+            raise check.op_argument(argument, x, shape, want, logits)
+        if x.dtype != want or x.device != logits.device:
+            raise check.op_argument(argument, x, shape, want, logits)
+        fitted[i] = x.contiguous()
+    fitted[1] = target.contiguous()
+    if not target.is_cuda:
+        row = _native.check_target(fitted[1], classes, ignore_index)
         if row >= 0:
             raise check.target_range(int(target[row]), row, c, groups, ignore_index)
-
-    def rows(self, stats: Tensor, v_loss: Tensor) -> tuple[Tensor, Tensor]:
-        """What `value` left for the other ops, and the cotangent of the losses, as the core takes them."""
-        n = self.arguments[4]
-        return _table("stats", stats, (n, 3), self.logits), _table("v_loss", v_loss, (n,), self.logits)
-
-    def six(self, prefix: str, *tensors: Tensor | None) -> list[Tensor | None]:
-        """Cotangents or tangents of logits, weight, left, right, bias, scale as the core takes them."""
-        return [
-            None if x is None else _table(f"{prefix}_{name}", x, shape, self.logits)
-            for name, x, shape in zip(_SIX, tensors, self.shapes, strict=True)
-        ]
-
-    def outputs(self, wanted: Sequence[bool]) -> list[Tensor | None]:
-        """Room for the gradients to logits, weight, left, right, bias, scale: None where not wanted."""
-        present = (self.logits, *self.kept[1:])
-        if len(wanted) != len(present):
-            raise check.op_wanted(wanted)
-        outputs: list[Tensor | None] = [None] * len(present)
-        for i, want in enumerate(wanted):
-            if want:
-                if present[i] is None:
-                    raise check.op_wanted(wanted)
-                outputs[i] = self.logits.new_empty(self.shapes[i])
-        return outputs
-
-    def run(
-        self,
-        kernel: Callable[..., None],
-        inputs: Sequence[Tensor | None],
-        outputs: Sequence[Tensor | None],
-    ) -> None:
-        """Calls the core, which has no name for "no classes" or "no groups": then every row is ignored."""
-        if self.shapes[-1] == (0,):
-            for x in outputs:
-                if x is not None:
-                    x.zero_()
-        else:
-            kernel(*self.arguments, *map(_pointer, inputs), *map(_pointer, outputs))
+    return fitted if classes else None
 
 
-def value_direct(*where: Any) -> tuple[Tensor, Tensor, int]:
-    """``l2t::value`` past the dispatcher, where `direct` says so, and the number of rows that count."""
-    call = _Call(*where)
-    n, target, ignore_index = call.arguments[4], call.kept[0], where[8]
-    count = n - int((target == ignore_index).sum()) if _some_ignored(call) else n
-    loss, stats = call.logits.new_empty(n), call.logits.new_empty(n, 3)
-    call.run(_native.value, (), (loss, stats))
-    return loss, stats, count
+def _room(logits: Tensor, tables: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """Room for the gradients to logits, weight, left, right, bias, scale: None where not wanted."""
+    present = (logits, *tables)
+    if len(wanted) != len(present) or any(
+        want and x is None for want, x in zip(wanted, present, strict=True)
+    ):
+        raise check.op_wanted(wanted)
+    return [
+        x.new_empty(x.shape) if want and x is not None else None
+        for want, x in zip(wanted, present, strict=True)
+    ]
 
 
-def _some_ignored(call: _Call) -> bool:
-    """Whether a row may be ignored; one quick look at the targets says no where no class is ignored."""
-    _, _, _, _, n, c, groups, _, ignore_index, _, _, target, *_ = call.arguments
-    return 0 <= ignore_index < groups * c or _native.check_target(n, groups * c, 0, target) >= 0
+def _matrix(logits: Tensor) -> None:
+    if logits.dim() != 2:
+        raise check.op_logits(logits)
 
 
-def _value(*where: Any) -> tuple[Tensor, Tensor]:
-    return value_direct(*where)[:2]
+def _value(*arguments: Any) -> list[Tensor | None]:
+    *where, with_grad = arguments
+    logits = where[0]
+    _matrix(logits)
+    dtype = arithmetic(logits.dtype)
+    loss = logits.new_empty(losses(logits, *where[10:]), dtype=dtype)
+    stats = logits.new_empty(logits.shape[0], 3, dtype=dtype)
+    outputs = [loss, stats, logits.new_empty(logits.shape) if with_grad else None]
+    _run("value", where, outputs)
+    return outputs
 
 
 def _grad(*arguments: Any) -> list[Tensor | None]:
-    *where, stats, v_loss, wanted = arguments
-    call = _Call(*where)
-    stats, v_loss = call.rows(stats, v_loss)
-    outputs = call.outputs(wanted)
-    call.run(_native.grad, (stats, v_loss), outputs)
+    *inputs, wanted = arguments
+    _matrix(inputs[0])
+    outputs = _room(inputs[0], inputs[2:7], wanted)
+    _run("grad", inputs, outputs)
     return outputs
 
 
 def _grad_vjp(*arguments: Any) -> list[Tensor | None]:
-    *where, stats, v_loss, x0, x1, x2, x3, x4, x5, wanted = arguments
-    call = _Call(*where)
-    stats, v_loss = call.rows(stats, v_loss)
-    x = call.six("x", x0, x1, x2, x3, x4, x5)
-    outputs = call.outputs(wanted[1:])
-    outputs.insert(0, torch.empty_like(v_loss) if wanted[0] else None)
-    call.run(_native.grad_vjp, (stats, v_loss, *x), outputs)
+    *inputs, wanted = arguments
+    _matrix(inputs[0])
+    v_loss = inputs[COMMON + 1]
+    d_v_loss = v_loss.new_empty(v_loss.shape) if wanted[0] else None
+    outputs = [d_v_loss, *_room(inputs[0], inputs[2:7], wanted[1:])]
+    _run("grad_vjp", inputs, outputs)
     return outputs
 
 
 def _grad_jvp(*arguments: Any) -> list[Tensor | None]:
-    *where, stats, v_loss, t_v_loss, t0, t1, t2, t3, t4, t5, wanted = arguments
-    call = _Call(*where)
-    stats, v_loss = call.rows(stats, v_loss)
-    if t_v_loss is not None:
-        t_v_loss = _table("t_v_loss", t_v_loss, v_loss.shape, v_loss)
-    t = (t_v_loss, *call.six("t", t0, t1, t2, t3, t4, t5))
-    outputs = call.outputs(wanted)
-    call.run(_native.grad_jvp, (stats, v_loss, *t), outputs)
+    *inputs, wanted = arguments
+    _matrix(inputs[0])
+    outputs = _room(inputs[0], inputs[2:7], wanted)
+    _run("grad_jvp", inputs, outputs)
     return outputs
 
 
@@ -257,21 +272,21 @@ def _returning(kernel: Callable[..., Sequence[Tensor | None]]) -> Callable[..., 
 
 
 # name -> the kernel; a result is None where it is not wanted.
-KERNELS: dict[str, Callable[..., Sequence[Tensor | None]]] = {
+KERNELS: dict[str, Callable[..., list[Tensor | None]]] = {
     "value": _value,
     "grad": _grad,
     "grad_vjp": _grad_vjp,
     "grad_jvp": _grad_jvp,
 }
 
-_PLAIN = torch._C._dispatch_keys(torch.empty(0)).raw_repr()
 _ORDINARY = (Tensor, torch.nn.Parameter)
+_DEVICES = ("cpu", "cuda") if HAS_CUDA else ("cpu",)
 
 
 def direct(*arguments: Any) -> bool:
-    """Whether the CPU kernels may be called past the dispatcher, which costs as much as a small kernel.
+    """Whether the kernels may be called past the dispatcher, which costs as much as a small kernel.
 
-    That is so for ordinary CPU tensors while nobody watches, transforms or traces the ops.
+    That is so for ordinary tensors while nobody watches, transforms or traces the ops.
     """
     return (
         not torch.compiler.is_compiling()
@@ -282,12 +297,15 @@ def direct(*arguments: Any) -> bool:
 
 
 def readable(*arguments: Any) -> bool:
-    """Whether the tensors among these are ordinary CPU tensors, whose memory may be looked at now."""
+    """Whether the tensors among these are ordinary ones, whose memory the core may look at now.
+
+    What only looks like one (a functorch wrapper, a tensor without storage) DLPack refuses.
+    """
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return False
     for x in arguments:
         if isinstance(x, Tensor) and (
-            type(x) not in _ORDINARY or torch._C._dispatch_keys(x).raw_repr() != _PLAIN
+            type(x) not in _ORDINARY or x.is_neg() or x.device.type not in _DEVICES
         ):
             return False
     return True
@@ -308,7 +326,7 @@ def _by_reference(name: str) -> Callable[..., Any]:
     def run(logits: Tensor, target: Tensor, *rest: Any) -> Any:
         _warn_slow(logits.device.type)
         if name == "value":
-            ignore_index, groups = rest[-2:]
+            ignore_index, groups = rest[6:8]
             outside = (target != ignore_index) & ((target < 0) | (target >= groups * logits.shape[1]))
             if bool(outside.any()):
                 row = int(outside.nonzero()[0])
@@ -325,14 +343,19 @@ def _by_reference(name: str) -> Callable[..., Any]:
 
 def _fake(name: str) -> Callable[..., Any]:
     def run(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        n = logits.shape[0]
         if name == "value":
-            return logits.new_empty(n), logits.new_empty(n, 3)
+            *_, reduction, segments, with_grad = rest
+            number = arithmetic(logits.dtype)
+            return (
+                logits.new_empty(losses(logits, reduction, segments), dtype=number),
+                logits.new_empty(logits.shape[0], 3, dtype=number),
+                logits.new_empty(logits.shape if with_grad else 0),
+            )
         wanted = rest[-1]
-        first = (rest[9],) if name == "grad_vjp" else ()  # v_loss
+        first = (rest[COMMON - 1],) if name == "grad_vjp" else ()  # v_loss
         like = (*first, logits, *rest[:5])
         return tuple(
-            logits.new_empty(x.shape if want and x is not None else 0)
+            logits.new_empty(0) if x is None or not want else x.new_empty(x.shape)
             for x, want in zip(like, wanted, strict=True)
         )
 
@@ -345,9 +368,9 @@ def _fake(name: str) -> Callable[..., Any]:
 def _vmap(name: str) -> Callable[..., Any]:
     """The op's kernel under `torch.vmap`: one call for the whole batch.
 
-    The batch goes into the rows. Where a coefficient table (or its cotangent or tangent) is batched, or a
-    gradient to one is wanted, which under vmap is one for every batch element, the batch also becomes groups
-    of tables.
+    The batch goes into the rows, and its losses into segments of them. Where a coefficient table (or its
+    cotangent or tangent) is batched, or a gradient to one is wanted, which under vmap is one for every batch
+    element, the batch also becomes groups of tables.
 
     `torch.library.register_vmap` does the same but walks over nested arguments, at twice the cost.
     """
@@ -367,7 +390,7 @@ def _vmap(name: str) -> Callable[..., Any]:
                 call[i], dims[i] = torch._C._functorch._unwrap_batched(x, level)
                 if dims[i] is not None:
                     batch = call[i].shape[dims[i]]
-        wanted = (True,) * len(results) if name == "value" else call[-1]
+        wanted = (True, True, call[-1]) if name == "value" else call[-1]
         grouped = any(dims[i] is not None for i in tables) or any(
             want for kind, want in zip(results, wanted, strict=True) if kind == _TABLE
         )
@@ -379,7 +402,10 @@ def _vmap(name: str) -> Callable[..., Any]:
                 call[i] = x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0) if dim else x
         groups, ignore_index = call[9], call[8]
         classes = groups * call[0].shape[-1]
-        height = {_ROWS: call[0].shape[1], _TABLE: classes}
+        rows = call[0].shape[1]
+        reduction, segments = call[10], call[11]
+        height = {_ROWS: rows, _TABLE: classes, _LOSSES: rows if reduction == NONE else segments}
+        call[11] = segments if reduction == NONE else segments * batch
         if grouped:
             call[1] = _in_group(call[1], classes, ignore_index)
             call[9] = groups * batch
@@ -409,10 +435,9 @@ def _in_group(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     """
     batch = target.shape[0]
     moved = target + torch.arange(0, batch * classes, classes, device=target.device).unsqueeze(1)
-    if readable(target) and not 0 <= ignore_index < classes:
-        target = target.contiguous()
-        if _native.check_target(target.numel(), classes, 0, target.data_ptr()) < 0:
-            return moved
+    ordinary = readable(target) and not target.is_cuda and not 0 <= ignore_index < classes
+    if ordinary and _native.check_target(target.reshape(-1), classes, 0) < 0:
+        return moved
     moved = torch.where(target < classes, moved, target + (batch - 1) * classes)
     return torch.where((target < 0) | ((target == ignore_index) & (target < classes)), target, moved)
 
@@ -423,7 +448,8 @@ LIBRARY = torch.library.Library("l2t", "DEF")
 for _name in OPS:
     LIBRARY.define(_name + _schema(_name), tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(_name, _returning(KERNELS[_name]), "CPU")
-    for _key in ("CUDA", "XPU", "MPS", "HPU", "PrivateUse1"):
+    LIBRARY.impl(_name, _returning(KERNELS[_name]) if HAS_CUDA else _by_reference(_name), "CUDA")
+    for _key in ("XPU", "MPS", "HPU", "PrivateUse1"):
         LIBRARY.impl(_name, _by_reference(_name), _key)
     torch.library.register_fake(f"l2t::{_name}", _fake(_name), lib=LIBRARY)
     LIBRARY.impl(_name, _vmap(_name), "FuncTorchBatched")

@@ -1,9 +1,9 @@
 """The four ops in plain torch, from the definition of the loss alone (docs/math.md, section 1).
 
-`rows` writes the definition down; every derivative is autograd's. Nothing here knows a formula of csrc/, so
-the file is both the kernels' oracle in the tests and what runs on a device that has no kernel. Arguments and
-results are those of the ops (`l2t.ops`), stats apart: each implementation of `value` fills them as it likes,
-and only its own `grad`s read them.
+`rows` writes the definition down, `losses` reduces it; every derivative is autograd's. Nothing here knows a
+formula of csrc/, so the file is both the kernels' oracle in the tests and what runs on a device that has no
+kernel. Arguments and results are those of the ops (`l2t.ops`), stats apart: each implementation of `value`
+fills them as it likes, and only its own `grad`s read them.
 
 Not here: speed, and the checks of arguments (check.py).
 """
@@ -11,6 +11,7 @@ Not here: speed, and the checks of arguments (check.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +64,19 @@ def rows(
     return torch.where(counts, loss, 0.0)
 
 
+def losses(logits: Tensor | None, target: Tensor, *rest: Any) -> Tensor:
+    """The losses of `rows`, reduced within each of the segments: none, mean (1) or sum (2)."""
+    weight, left, right, bias, scale, link, ignore_index, groups, reduction, segments = rest
+    assert logits is not None
+    if logits.dtype is not torch.float64:
+        logits = logits.float()
+    loss = rows(logits, target, weight, left, right, bias, scale, link, ignore_index, groups)
+    if reduction == 0:
+        return loss
+    loss = loss.reshape(segments, -1).sum(1)
+    return loss / (target != ignore_index).reshape(segments, -1).sum(1) if reduction == 1 else loss
+
+
 def value(
     logits: Tensor,
     target: Tensor,
@@ -74,11 +88,16 @@ def value(
     link: int,
     ignore_index: int,
     groups: int,
-) -> tuple[Tensor, Tensor]:
-    """``l2t::value``: the loss of every row, and stats that this implementation leaves at zero."""
-    with torch.no_grad():
-        loss = rows(logits, target, weight, left, right, bias, scale, link, ignore_index, groups)
-    return loss, logits.new_zeros(logits.shape[0], 3)
+    reduction: int,
+    segments: int,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``l2t::value``: the losses, stats that are left at zero, and the gradient to the logits."""
+    inputs = _leaves(logits, weight, left, right, bias, scale)
+    with torch.enable_grad():
+        loss = losses(inputs[0], target, *inputs[1:], link, ignore_index, groups, reduction, segments)
+        d_logits = _gradients(loss, inputs[:1], torch.ones_like(loss), create_graph=False)[0]
+    return loss.detach(), loss.new_zeros(logits.shape[0], 3), _output(d_logits, with_grad, logits)
 
 
 def grad(
@@ -92,13 +111,17 @@ def grad(
     link: int,
     ignore_index: int,
     groups: int,
+    reduction: int,
+    segments: int,
     stats: Tensor,
     v_loss: Tensor,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     """``l2t::grad``: gradients of ⟨v_loss, loss⟩ to logits, weight, left, right, bias and scale."""
     inputs = _leaves(logits, weight, left, right, bias, scale)
-    first = _first(inputs, target, link, ignore_index, groups, v_loss, create_graph=False)
+    first = _first(
+        inputs, target, link, ignore_index, groups, reduction, segments, v_loss, create_graph=False
+    )
     return tuple(_output(d, want, logits) for d, want in zip(first, wanted, strict=True))
 
 
@@ -113,6 +136,8 @@ def grad_vjp(
     link: int,
     ignore_index: int,
     groups: int,
+    reduction: int,
+    segments: int,
     stats: Tensor,
     v_loss: Tensor,
     x_logits: Tensor | None,
@@ -128,7 +153,9 @@ def grad_vjp(
     cotangents = (x_logits, x_weight, x_left, x_right, x_bias, x_scale)
     with torch.enable_grad():
         v_loss = v_loss.detach().requires_grad_()
-        first = _first(inputs, target, link, ignore_index, groups, v_loss, create_graph=True)
+        first = _first(
+            inputs, target, link, ignore_index, groups, reduction, segments, v_loss, create_graph=True
+        )
         pairs = [
             (d * x).sum() for d, x in zip(first, cotangents, strict=True) if d is not None and x is not None
         ]
@@ -148,6 +175,8 @@ def grad_jvp(
     link: int,
     ignore_index: int,
     groups: int,
+    reduction: int,
+    segments: int,
     stats: Tensor,
     v_loss: Tensor,
     t_v_loss: Tensor | None,
@@ -164,7 +193,21 @@ def grad_jvp(
     A Hessian is symmetric, so its product with a tangent is `grad_vjp` of the same vector; `grad` is linear
     in v_loss.
     """
-    where = (logits, target, weight, left, right, bias, scale, link, ignore_index, groups, stats)
+    where = (
+        logits,
+        target,
+        weight,
+        left,
+        right,
+        bias,
+        scale,
+        link,
+        ignore_index,
+        groups,
+        reduction,
+        segments,
+        stats,
+    )
     _, *along = grad_vjp(
         *where, v_loss, t_logits, t_weight, t_left, t_right, t_bias, t_scale, (False, *wanted)
     )
@@ -178,20 +221,12 @@ def _leaves(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _first(
-    inputs: Sequence[Tensor | None],
-    target: Tensor,
-    link: int,
-    ignore_index: int,
-    groups: int,
-    v_loss: Tensor,
-    *,
-    create_graph: bool,
+    inputs: Sequence[Tensor | None], target: Tensor, *rest: Any, create_graph: bool
 ) -> list[Tensor | None]:
-    logits, weight, left, right, bias, scale = inputs
-    assert logits is not None
+    *constants, v_loss = rest
     with torch.enable_grad():
-        loss = rows(logits, target, weight, left, right, bias, scale, link, ignore_index, groups)
-        return _gradients(loss, inputs, v_loss, create_graph=create_graph)
+        loss = losses(inputs[0], target, *inputs[1:], *constants)
+        return _gradients(loss, inputs, v_loss.reshape(loss.shape), create_graph=create_graph)
 
 
 def _gradients(

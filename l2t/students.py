@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from l2t import check
 from l2t.functional import LINKS
+from l2t.ops import MEAN
 from l2t.teacher import Coefficients, StudentState, Teacher
 
 Make = Callable[[], nn.Module]
@@ -271,8 +272,11 @@ class TaughtLoss:
             LINKS.index(self.teacher.link),
             -100,
             students,
+            MEAN,
+            students,
+            False,
         )[0]
-        return losses.reshape(students, rows).mean(-1)
+        return losses
 
     def gradient(self) -> Tensor:
         """What the reverse pass left, as a gradient to the teacher's parameters, (S, P): a row a student."""

@@ -15,19 +15,21 @@ inline const char* sentence(l2t_status status) {
     case L2T_OK:
       return "l2t core: no error.";
     case L2T_BAD_DTYPE:
-      return "l2t core: dtype must be 0 (float32) or 1 (float64).";
+      return "l2t core: dtype must be 0 (float32), 1 (float64), 2 (bfloat16) or 3 (float16).";
     case L2T_BAD_LINK:
       return "l2t core: link must be 0 (sigmoid), 1 (identity) or 2 (log-sigmoid).";
     case L2T_BAD_STRUCTURE:
       return "l2t core: structure must be 0 (full), 1 (diagonal) or 2 (low rank).";
     case L2T_BAD_SIZE:
       return "l2t core: n and rank must be at least 0, c and groups at least 1.";
+    case L2T_BAD_LOSSES:
+      return "l2t core: losses must divide n.";
     case L2T_BAD_THREADS:
       return "l2t core: threads must be at least 1.";
     case L2T_BAD_TARGET:
       return "l2t core: every target must be ignore_index or lie in [0, groups * c).";
     case L2T_MISSING_ROWS:
-      return "l2t core: logits, target, stats, loss and v_loss must not be null where there are rows.";
+      return "l2t core: logits, target, stats and loss must not be null where there are rows.";
     case L2T_MISSING_WEIGHT:
       return "l2t core: a full weight must not be null; the identity is the diagonal structure's null.";
     case L2T_MISSING_FACTORS:
@@ -36,6 +38,8 @@ inline const char* sentence(l2t_status status) {
       return "l2t core: left and right must be null, and rank 0, unless the structure is low rank.";
     case L2T_OUT_OF_MEMORY:
       return "l2t core: there is not enough memory for the scratch rows; use fewer threads.";
+    case L2T_CUDA_FAILED:
+      return "l2t core: a CUDA call failed; l2t_cuda_error() says of what.";
   }
   return "l2t core: unknown status.";
 }
@@ -46,21 +50,19 @@ bool stray_factors(const l2t_rows& rows, const Tensors& tensors) {
   return rows.structure != L2T_LOW_RANK && (tensors.left != nullptr || tensors.right != nullptr);
 }
 
-// What all ops have in common.
+// What all ops have in common, on every device: all but the targets, which may be on the device.
 inline l2t_status check(const l2t_rows& rows, const l2t_tensors& in) {
-  if (rows.dtype != L2T_FLOAT32 && rows.dtype != L2T_FLOAT64) return L2T_BAD_DTYPE;
+  if (rows.dtype < L2T_FLOAT32 || rows.dtype > L2T_FLOAT16) return L2T_BAD_DTYPE;
   if (rows.link < L2T_SIGMOID || rows.link > L2T_LOG_SIGMOID) return L2T_BAD_LINK;
   if (rows.structure < L2T_FULL || rows.structure > L2T_LOW_RANK) return L2T_BAD_STRUCTURE;
   if (rows.n < 0 || rows.c < 1 || rows.groups < 1 || rows.rank < 0) return L2T_BAD_SIZE;
-  if (rows.threads < 1) return L2T_BAD_THREADS;
+  if (rows.losses == 0 ? rows.n != 0 : rows.losses < 0 || rows.n % rows.losses != 0) return L2T_BAD_LOSSES;
   if (rows.n > 0 && (in.logits == nullptr || rows.target == nullptr)) return L2T_MISSING_ROWS;
   if (rows.structure == L2T_FULL && in.weight == nullptr) return L2T_MISSING_WEIGHT;
   if (rows.structure == L2T_LOW_RANK) {
     if (rows.rank > 0 && (in.left == nullptr || in.right == nullptr)) return L2T_MISSING_FACTORS;
   }
   if (stray_factors(rows, in) || (rows.structure != L2T_LOW_RANK && rows.rank != 0)) return L2T_STRAY_FACTORS;
-  if (l2t_check_target(rows.n, rows.groups * rows.c, rows.ignore_index, rows.target) >= 0)
-    return L2T_BAD_TARGET;
   return L2T_OK;
 }
 

@@ -116,7 +116,7 @@ Pool* pool() {
 
 }  // namespace
 
-void run(int threads, int64_t count, int64_t cost, Body body, const void* context) {
+void run(int threads, int64_t count, int64_t cost, Body body, const void* context) noexcept {
   if (count <= 0) return;
   cost = std::max<int64_t>(cost, 1);
   const bool little = count <= kGrain / cost;

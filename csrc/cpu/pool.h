@@ -16,7 +16,7 @@ namespace l2t {
 // memory. `cost` is the work of one item in row elements (about a nanosecond each): little work is done by
 // the caller alone. The body must not throw.
 using Body = void (*)(const void* context, int64_t begin, int64_t end, int lane);
-void run(int threads, int64_t count, int64_t cost, Body body, const void* context);
+void run(int threads, int64_t count, int64_t cost, Body body, const void* context) noexcept;
 
 template <class F>
 void parallel_for(int threads, int64_t count, int64_t cost, const F& f) {

@@ -7,11 +7,10 @@
 #ifndef L2T_CPU_WALK_H
 #define L2T_CPU_WALK_H
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
+#include "call.h"
 
 namespace l2t {
+inline namespace L2T_ISA {
 
 template <class F>
 void each(int64_t c, F f) {
@@ -25,7 +24,7 @@ T sum(int64_t c, F term) {
   constexpr int64_t block = 64;
   double total = 0;
   for (int64_t begin = 0; begin < c; begin += block) {
-    const int64_t end = std::min(begin + block, c);
+    const int64_t end = min(begin + block, c);
     T part = 0;
 #pragma omp simd reduction(+ : part)
     for (int64_t j = begin; j < end; ++j) part += term(j);
@@ -50,13 +49,14 @@ void add_scaled(int64_t c, T factor, const T* x, T* out) {
 }
 
 // NaN may or may not be seen here; it comes through in the sum of exponentials.
-template <class T>
-T max_of(int64_t c, const T* z) {
+template <class T, class S>
+T max_of(int64_t c, const S* z) {
   T max = -T(INFINITY);
 #pragma omp simd reduction(max : max)
-  for (int64_t j = 0; j < c; ++j) max = z[j] > max ? z[j] : max;
+  for (int64_t j = 0; j < c; ++j) max = widen(z[j]) > max ? widen(z[j]) : max;
   return max;
 }
 
+}  // namespace L2T_ISA
 }  // namespace l2t
 #endif

@@ -7,31 +7,30 @@
 #ifndef L2T_CPU_WEIGHT_H
 #define L2T_CPU_WEIGHT_H
 
-#include <algorithm>
-#include <vector>
-
 #include "../math/weight.h"
 #include "call.h"
 #include "pool.h"
 #include "walk.h"
 
 namespace l2t {
+inline namespace L2T_ISA {
 
 // A right factor V, of every group, transposed: [G, r, C], so that walks run along classes. Nothing if there
 // is no V.
 template <class T>
 class Columns {
  public:
-  Columns(const l2t_rows& rows, const T* right) : c_(rows.c), rank_(rows.rank) {
-    if (right == nullptr) return;
-    columns_.resize(rows.groups * rank_ * c_);
+  Columns(const l2t_rows& rows, const T* right, Memory& memory)
+      : c_(rows.c),
+        rank_(rows.rank),
+        columns_(right != nullptr ? memory.take<T>(rows.groups * rank_ * c_) : nullptr) {
+    if (right == nullptr || memory.failed()) return;
     for (int64_t k = 0; k < rows.groups * c_; ++k)
       for (int64_t s = 0; s < rank_; ++s) column(k, s)[k % c_] = right[k * rank_ + s];
   }
 
   // Column s of the V of table row k's group.
-  const T* column(int64_t k, int64_t s) const { return columns_.data() + (k / c_ * rank_ + s) * c_; }
-  T* column(int64_t k, int64_t s) { return columns_.data() + (k / c_ * rank_ + s) * c_; }
+  T* column(int64_t k, int64_t s) const { return columns_ + (k / c_ * rank_ + s) * c_; }
 
   // out += V U[k]; left = U[k].
   void add_product(int64_t k, const T* left, T* out) const {
@@ -42,26 +41,28 @@ class Columns {
 
  private:
   int64_t c_, rank_;
-  std::vector<T> columns_;
+  T* columns_;
 };
 
 // W itself.
 template <class T>
 class Weight {
  public:
-  explicit Weight(const Call<T>& call)
-      : in(call.in),
+  template <class S>
+  Weight(const Call<T, S>& call, Memory& memory)
+      : in_weight(call.in.weight),
+        in_left(call.in.left),
         c(call.c),
         rank(call.rows.rank),
         low_rank(rank > 0),
         dense(low_rank || call.rows.structure == L2T_FULL),
-        columns(call.rows, low_rank ? in.right : nullptr) {}
+        columns(call.rows, low_rank ? call.in.right : nullptr, memory) {}
 
   // The row a of table row k, in place or multiplied out into `room`. Only where W is dense.
   const T* row(int64_t k, T* room) const {
-    if (!low_rank) return in.weight + k * c;
-    std::fill_n(room, c, T(0));
-    columns.add_product(k, in.left + k * rank, room);
+    if (!low_rank) return in_weight + k * c;
+    each(c, [=](int64_t j) { room[j] = 0; });
+    columns.add_product(k, in_left + k * rank, room);
     room[k % c] += diagonal(k);
     return room;
   }
@@ -70,31 +71,31 @@ class Weight {
   int64_t cost() const { return c * (1 + rank); }
 
   // a_y, where W is diagonal: all there is of a.
-  T diagonal(int64_t k) const { return at(in.weight, k, T(1)); }
+  T diagonal(int64_t k) const { return at(in_weight, k, T(1)); }
 
-  const Inputs<T> in;
+  const T *in_weight, *in_left;
   const int64_t c, rank;
   const bool low_rank, dense;
   const Columns<T> columns;
 };
 
 // The row v_a that W moves by along a direction v of all inputs, which need not move W, or anything.
-template <class T>
+template <class T, class S>
 class WeightDirection {
  public:
-  WeightDirection(const Weight<T>& w, const Call<T>& call, const Inputs<T>& v)
+  WeightDirection(const Weight<T>& w, const Call<T, S>& call, const Inputs<T, S>& v, Memory& memory)
       : moves(v.weight != nullptr || (w.low_rank && (v.left != nullptr || v.right != nullptr))),
         v(v),
-        columns(call.rows, w.low_rank ? v.right : nullptr),
+        columns(call.rows, w.low_rank ? v.right : nullptr, memory),
         w_(w) {}
 
   // Only where W is dense and moves.
   const T* row(int64_t k, T* room) const {
     const int64_t c = w_.c, rank = w_.rank;
     if (!w_.low_rank) return v.weight + k * c;
-    std::fill_n(room, c, T(0));
+    each(c, [=](int64_t j) { room[j] = 0; });
     if (v.left != nullptr) w_.columns.add_product(k, v.left + k * rank, room);
-    if (v.right != nullptr) columns.add_product(k, w_.in.left + k * rank, room);
+    if (v.right != nullptr) columns.add_product(k, w_.in_left + k * rank, room);
     room[k % c] += diagonal(k);
     return room;
   }
@@ -102,7 +103,7 @@ class WeightDirection {
   T diagonal(int64_t k) const { return at(v.weight, k, T(0)); }
 
   const bool moves;
-  const Inputs<T> v;
+  const Inputs<T, S> v;
   const Columns<T> columns;
 
  private:
@@ -111,23 +112,30 @@ class WeightDirection {
 
 // The gradients to W, bias and scale from the heads of the rows: those of `grad` where nothing moves, else
 // their derivative along the direction.
-template <class T>
+template <class T, class S>
 class CoefficientGradients {
  public:
-  CoefficientGradients(const Call<T>& call, const Weight<T>& w, const WeightDirection<T>& direction,
-                       const Head<T>* heads, const Outputs<T>& out)
-      : call_(call), w_(w), direction_(direction), heads_(heads), out_(out), by_class_(call.rows) {}
+  CoefficientGradients(const Call<T, S>& call, const Weight<T>& w, const WeightDirection<T, S>& direction,
+                       const Head<T>* heads, const Outputs<T, S>& out, Memory& memory)
+      : call_(call),
+        w_(w),
+        direction_(direction),
+        heads_(heads),
+        out_(out),
+        by_class_(call.rows, memory),
+        blocks_((call.c + kColumns - 1) / kColumns),
+        scratch_(memory, call.rows, max(call.table_rows, call.rows.groups * blocks_),
+                 w.low_rank ? max(2 * call.c, (w.rank + 2) * kColumns) : 0) {}
 
   void over_classes() const {
     const bool rows_wanted = w_.dense && (out_.weight != nullptr || out_.left != nullptr);
-    const Scratch<T> scratch(call_.rows, call_.table_rows, w_.low_rank ? 2 * call_.c : 0);
     const int64_t cost = (rows_wanted ? w_.cost() : 1) * (1 + call_.n / call_.table_rows);
     parallel_for(call_.rows.threads, call_.table_rows, cost, [&](int64_t k, int lane) {
       bias_and_scale(k);
       if (!w_.dense && out_.weight != nullptr) out_.weight[k] = diagonal(k);
       if (!rows_wanted) return;
       if (w_.low_rank)
-        diagonal_and_left(k, scratch[lane], scratch[lane] + call_.c);
+        diagonal_and_left(k, scratch_[lane], scratch_[lane] + call_.c);
       else
         row(k, 0, call_.c, out_.weight + k * call_.c, nullptr);
     });
@@ -135,11 +143,10 @@ class CoefficientGradients {
 
   void over_columns() const {
     if (out_.right == nullptr || !w_.low_rank) return;
-    const int64_t blocks = (call_.c + kColumns - 1) / kColumns, items = call_.rows.groups * blocks;
-    const Scratch<T> scratch(call_.rows, items, (w_.rank + 2) * kColumns);
+    const int64_t items = call_.rows.groups * blocks_;
     const int64_t cost = kColumns * (1 + w_.rank) * (1 + call_.n / call_.rows.groups);
     parallel_for(call_.rows.threads, items, cost, [&](int64_t item, int lane) {
-      right_block(item / blocks, item % blocks * kColumns, scratch[lane]);
+      right_block(item / blocks_, item % blocks_ * kColumns, scratch_[lane]);
     });
   }
 
@@ -147,7 +154,7 @@ class CoefficientGradients {
   static constexpr int64_t kColumns = 256;
 
   // Null where the logits do not move.
-  const T* v_logits(int64_t i) const {
+  const S* v_logits(int64_t i) const {
     return direction_.v.logits != nullptr ? direction_.v.logits + i * call_.c : nullptr;
   }
 
@@ -165,9 +172,9 @@ class CoefficientGradients {
     const int64_t y = k % call_.c;
     T total = 0;
     by_class_.each_row(k, [&](int64_t i) {
-      const T* v_z = v_logits(i);
-      const T log_p = heads_[i].stats.log_p(call_.logits(i)[y]);
-      total += v_z != nullptr ? d_a(heads_[i], log_p, v_z[y]) : d_a(heads_[i], log_p);
+      const S* v_z = v_logits(i);
+      const T log_p = heads_[i].stats.log_p(widen(call_.logits(i)[y]));
+      total += v_z != nullptr ? d_a(heads_[i], log_p, widen(v_z[y])) : d_a(heads_[i], log_p);
     });
     return total;
   }
@@ -175,18 +182,19 @@ class CoefficientGradients {
   // e = the gradient to the row a of table row k, classes [begin, begin + width); f = the one of `grad`,
   // where asked for.
   void row(int64_t k, int64_t begin, int64_t width, T* e, T* f) const {
-    std::fill_n(e, width, T(0));
-    if (f != nullptr) std::fill_n(f, width, T(0));
+    each(width, [=](int64_t j) { e[j] = 0; });
+    if (f != nullptr) each(width, [=](int64_t j) { f[j] = 0; });
     by_class_.each_row(k, [&](int64_t i) {
       const Head<T> head = heads_[i];
-      const T *z = call_.logits(i) + begin, *v_z = v_logits(i);
+      const S *z = call_.logits(i) + begin, *v_z = v_logits(i);
       if (v_z != nullptr) {
         v_z += begin;
-        each(width, [=](int64_t j) { e[j] += d_a(head, head.stats.log_p(z[j]), v_z[j]); });
+        each(width, [=](int64_t j) { e[j] += d_a(head, head.stats.log_p(widen(z[j])), widen(v_z[j])); });
       } else {
-        each(width, [=](int64_t j) { e[j] += d_a(head, head.stats.log_p(z[j])); });
+        each(width, [=](int64_t j) { e[j] += d_a(head, head.stats.log_p(widen(z[j]))); });
       }
-      if (f != nullptr) each(width, [=](int64_t j) { f[j] += first_d_a(head, head.stats.log_p(z[j])); });
+      if (f != nullptr)
+        each(width, [=](int64_t j) { f[j] += first_d_a(head, head.stats.log_p(widen(z[j]))); });
     });
   }
 
@@ -194,7 +202,7 @@ class CoefficientGradients {
     const int64_t c = call_.c, rank = w_.rank;
     if (!by_class_.occurs(k)) {
       if (out_.weight != nullptr) out_.weight[k] = 0;
-      if (out_.left != nullptr) std::fill_n(out_.left + k * rank, rank, T(0));
+      for (int64_t s = 0; out_.left != nullptr && s < rank; ++s) out_.left[k * rank + s] = 0;
       return;
     }
     const bool crossed = direction_.v.right != nullptr;
@@ -208,14 +216,14 @@ class CoefficientGradients {
   }
 
   void right_block(int64_t group, int64_t begin, T* room) const {
-    const int64_t c = call_.c, rank = w_.rank, width = std::min(kColumns, c - begin);
+    const int64_t c = call_.c, rank = w_.rank, width = min(kColumns, c - begin);
     const bool crossed = direction_.v.left != nullptr;
     T *d_right = room, *e = d_right + rank * width, *f = e + width;  // [r, width], [width], [width]
-    std::fill_n(d_right, rank * width, T(0));
+    each(rank * width, [=](int64_t j) { d_right[j] = 0; });
     by_class_.each_occurring(group * c, (group + 1) * c, [&](int64_t k) {
       row(k, begin, width, e, crossed ? f : nullptr);
       for (int64_t s = 0; s < rank; ++s) {
-        add_scaled(width, w_.in.left[k * rank + s], e, d_right + s * width);
+        add_scaled(width, w_.in_left[k * rank + s], e, d_right + s * width);
         if (crossed) add_scaled(width, direction_.v.left[k * rank + s], f, d_right + s * width);
       }
     });
@@ -224,22 +232,28 @@ class CoefficientGradients {
       for (int64_t s = 0; s < rank; ++s) out[j * rank + s] = d_right[s * width + j];
   }
 
-  const Call<T>& call_;
+  const Call<T, S>& call_;
   const Weight<T>& w_;
-  const WeightDirection<T>& direction_;
+  const WeightDirection<T, S>& direction_;
   const Head<T>* heads_;
-  const Outputs<T>& out_;
+  const Outputs<T, S>& out_;
   const RowsByClass by_class_;
+  const int64_t blocks_;
+  const Scratch<T> scratch_;
 };
 
-template <class T>
-void coefficient_gradients(const Call<T>& call, const Weight<T>& w, const WeightDirection<T>& direction,
-                           const Head<T>* heads, const Outputs<T>& out) {
-  if (!out.weight && !out.left && !out.right && !out.bias && !out.scale) return;
-  const CoefficientGradients<T> walks(call, w, direction, heads, out);
+template <class T, class S>
+l2t_status coefficient_gradients(const Call<T, S>& call, const Weight<T>& w,
+                                 const WeightDirection<T, S>& direction, const Head<T>* heads,
+                                 const Outputs<T, S>& out, Memory& memory) {
+  if (!out.weight && !out.left && !out.right && !out.bias && !out.scale) return L2T_OK;
+  const CoefficientGradients<T, S> walks(call, w, direction, heads, out, memory);
+  if (memory.failed()) return L2T_OUT_OF_MEMORY;
   walks.over_classes();
   walks.over_columns();
+  return L2T_OK;
 }
 
+}  // namespace L2T_ISA
 }  // namespace l2t
 #endif

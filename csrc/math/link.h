@@ -11,6 +11,7 @@
 #include "num.h"
 
 namespace l2t {
+inline namespace L2T_ISA {
 
 template <class T>
 struct Phi {
@@ -32,5 +33,6 @@ L2T_FN Phi<T> phi(l2t_link link, T u) {
   return {(u < 0 ? u : T(0)) - log1p(t), below, -slope};
 }
 
+}  // namespace L2T_ISA
 }  // namespace l2t
 #endif

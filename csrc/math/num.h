@@ -18,7 +18,71 @@
 #  define L2T_FN inline
 #endif
 
+// The namespace of everything that is compiled once per instruction set, which the build names: functions of
+// one name and different instructions must not be taken for each other by the linker.
+#ifndef L2T_ISA
+#  if defined(__CUDACC__) || defined(L2T_CUDA_ON_CPU)
+#    define L2T_ISA cuda
+#  else
+#    define L2T_ISA generic
+#  endif
+#endif
+
 namespace l2t {
+inline namespace L2T_ISA {
+
+// ---- numbers in memory ----
+//
+// Half precision is storage only. The conversions are integer arithmetic without a branch, rounding to the
+// nearest, ties to even; denormal numbers, infinities and NaN come through.
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+L2T_FN uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+L2T_FN float float_of(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+L2T_FN float widen(float x) { return x; }
+L2T_FN double widen(double x) { return x; }
+L2T_FN float widen(bfloat16 x) { return float_of(uint32_t(x.bits) << 16); }
+L2T_FN float widen(float16 x) {
+  const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13;
+  const uint32_t beyond = magnitude >= 0x7c00u << 13 ? 0x7f800000u : 0;  // infinity and NaN
+  const float scaled = float_of(magnitude) * 0x1p112f;                   // from exponent bias 15 to 127
+  return float_of(bits_of(scaled) | beyond | uint32_t(x.bits & 0x8000) << 16);
+}
+
+L2T_FN void narrow(float x, float& out) { out = x; }
+L2T_FN void narrow(double x, double& out) { out = x; }
+L2T_FN void narrow(float x, bfloat16& out) {
+  const uint32_t bits = bits_of(x);
+  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  out.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
+}
+L2T_FN void narrow(float x, float16& out) {
+  const uint32_t bits = bits_of(x), magnitude = bits & 0x7fffffff;
+  // Adding 0.5 moves the last bit of a denormal half to the last bit of the sum.
+  const uint32_t denormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000;
+  const uint32_t normal = (magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13;
+  const uint32_t finite = magnitude < 113u << 23 ? denormal : normal;
+  const uint32_t beyond = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+  out.bits = static_cast<uint16_t>((magnitude >= 0x477ff000 ? beyond : finite) | (bits >> 16 & 0x8000));
+}
+
+// ---- exp and log ----
 
 // How exp splits its argument: x = k log 2 + r with |r| <= log(2)/2.
 template <class T>
@@ -118,5 +182,6 @@ L2T_FN T times(T factor, T x) {
   return factor * (removed ? T(0) : x);
 }
 
+}  // namespace L2T_ISA
 }  // namespace l2t
 #endif

@@ -24,6 +24,7 @@
 #include "num.h"
 
 namespace l2t {
+inline namespace L2T_ISA {
 
 // ---- value: l = -kappa phi(u), u = sum a_j log p_j + beta ----
 
@@ -125,5 +126,6 @@ L2T_FN T first_d_a(const Head<T>& head, T log_p) {
   return times(head.pull, log_p);
 }
 
+}  // namespace L2T_ISA
 }  // namespace l2t
 #endif

@@ -23,6 +23,7 @@
 #include "num.h"
 
 namespace l2t {
+inline namespace L2T_ISA {
 
 // Entry j of V U[y]: left = U[y], right = V[j]; consecutive numbers of V[j] lie `stride` apart, so that V may
 // be stored transposed and a loop over j reads it along its rows.
@@ -33,5 +34,6 @@ L2T_FN T low_rank_entry(const T* left, const T* right, int64_t rank, int64_t str
   return sum;
 }
 
+}  // namespace L2T_ISA
 }  // namespace l2t
 #endif

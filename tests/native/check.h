@@ -40,26 +40,37 @@ inline long double link_by_definition(int link, long double u) {
   return link == 1 ? u : -std::log1p(std::exp(-u));
 }
 
-// Central differences of a scalar function: its gradient, and the gradient of its derivative along v.
+// Central differences of a scalar function: its gradient, and the gradient of its derivative along v, at the
+// given coordinates (all, if none are given); NaN elsewhere.
+using Coordinates = std::vector<size_t>;
+
 template <class F>
-Point gradient(const F& f, const Point& x, long double h = 1e-5L) {
-  Point g(x.size());
-  for (size_t i = 0; i < x.size(); ++i) {
-    Point up = x, down = x;
-    up[i] += h, down[i] -= h;
-    g[i] = (f(up) - f(down)) / (2 * h);
+Point gradient(const F& f, const Point& x, Coordinates at = {}, long double h = 1e-5L) {
+  Point g(x.size(), NAN);
+  if (at.empty())
+    for (size_t i = 0; i < x.size(); ++i) at.push_back(i);
+  Point here = x;
+  for (size_t i : at) {
+    here[i] = x[i] + h;
+    const long double up = f(here);
+    here[i] = x[i] - h;
+    g[i] = (up - f(here)) / (2 * h);
+    here[i] = x[i];
   }
   return g;
 }
 
 template <class F>
-Point gradient_along(const F& f, const Point& x, const Point& v, long double h = 3e-5L) {
-  const auto along = [&](const Point& at) {
-    Point up = at, down = at;
-    for (size_t i = 0; i < at.size(); ++i) up[i] += h * v[i], down[i] -= h * v[i];
-    return (f(up) - f(down)) / (2 * h);
+Point gradient_along(const F& f, const Point& x, const Point& v, const Coordinates& at = {},
+                     long double h = 3e-5L) {
+  Point moved(x.size());
+  const auto along = [&](const Point& here) {
+    for (size_t i = 0; i < here.size(); ++i) moved[i] = here[i] + h * v[i];
+    const long double up = f(moved);
+    for (size_t i = 0; i < here.size(); ++i) moved[i] = here[i] - h * v[i];
+    return (up - f(moved)) / (2 * h);
   };
-  return gradient(along, x, h);
+  return gradient(along, x, at, h);
 }
 
 // Largest difference, relative to the largest entry of the truth.

@@ -1,35 +1,49 @@
-// The four ops of the waist, every structure, link and number of groups, against central differences in long
-// double of the loss as docs/math.md section 1 defines it; the same program is run under the address and
-// undefined-behaviour sanitizers.
+// The four ops of the waist, in every instruction set, structure, link, dtype and reduction, against central
+// differences in long double of the loss as docs/math.md section 1 defines it; the same program is run under
+// the address and undefined-behaviour sanitizers.
 //
 // Not here: precision in float32 and bits (tests/test_native.py), the pool by itself (test_pool.cpp).
 #include "../../csrc/l2t.h"
+#include "../../csrc/math/num.h"
 #include "check.h"
+
+#include <algorithm>
+#include <cstring>
 
 namespace {
 
-// The inputs of the gradient op, flat and in the waist's order: v_loss, logits, weight, left, right, bias,
-// scale.
-struct Layout {
+constexpr const char* structure_names[] = {"full", "diagonal", "low rank"};
+enum Part { V_LOSS, LOGITS, WEIGHT, LEFT, RIGHT, BIAS, SCALE, PARTS };
+
+// One problem: its sizes, and where each of the gradient op's inputs lies in a flat point.
+struct Problem {
   int link, structure;
-  size_t n = 7, c = 5, groups = 2, rank = 2;
+  size_t n, c, losses;
+  bool mean;
+  size_t groups = 2, rank = 2;
   long long ignore_index = -100;
   std::vector<int64_t> target;
-  size_t start[8];
+  size_t start[PARTS + 1];
 
-  Layout(int link, int structure) : link(link), structure(structure) {
+  Problem(int link, int structure, size_t n, size_t c, size_t losses, bool mean)
+      : link(link), structure(structure), n(n), c(c), losses(losses), mean(mean) {
     if (structure != L2T_LOW_RANK) rank = 0;
     const size_t k = groups * c;
-    const size_t sizes[] = {n, n * c, structure == L2T_FULL ? k * c : k, k * rank, k * rank, k, k};
+    const size_t sizes[] = {losses, n * c, structure == L2T_FULL ? k * c : k, k * rank, k * rank, k, k};
     start[0] = 0;
-    for (int i = 0; i < 7; ++i) start[i + 1] = start[i] + sizes[i];
-    target = {3, 8, ignore_index, 3, 0, 9, 3};
+    for (int part = 0; part < PARTS; ++part) start[part + 1] = start[part] + sizes[part];
+    std::mt19937_64 generator(7);
+    for (size_t i = 0; i < n; ++i) target.push_back(generator() % k);
+    if (n > 2) target[0] = target[n - 1], target[2] = ignore_index;
   }
 
+  size_t size() const { return start[PARTS]; }
+  size_t loss_of(size_t i) const { return i / (n / losses); }
+
   long double total_loss(const Point& x) const {
-    const long double *go = &x[0], *z = &x[start[1]], *w = &x[start[2]], *left = &x[start[3]],
-                      *right = &x[start[4]], *bias = &x[start[5]], *scale = &x[start[6]];
-    long double total = 0;
+    const long double *go = &x[0], *z = &x[start[LOGITS]], *w = &x[start[WEIGHT]], *left = &x[start[LEFT]],
+                      *right = &x[start[RIGHT]], *bias = &x[start[BIAS]], *scale = &x[start[SCALE]];
+    std::vector<long double> sums(losses, 0), counts(losses, 0);
     for (size_t i = 0; i < n; ++i) {
       if (target[i] == ignore_index) continue;
       const size_t k = target[i], y = k % c, first = k - y;
@@ -38,95 +52,299 @@ struct Layout {
       for (size_t j = 0; j < c; ++j) {
         long double a = structure == L2T_FULL ? w[k * c + j] : j == y ? w[k] : 0;
         for (size_t s = 0; s < rank; ++s) a += left[k * rank + s] * right[(first + j) * rank + s];
-        u += a * (z[i * c + j] - std::log(sum_exp));
+        if (a != 0) u += a * (z[i * c + j] - std::log(sum_exp));
       }
-      total += go[i] * -scale[k] * link_by_definition(link, u);
+      sums[loss_of(i)] += -scale[k] * link_by_definition(link, u);
+      counts[loss_of(i)] += 1;
     }
+    long double total = 0;
+    for (size_t l = 0; l < losses; ++l) total += go[l] * sums[l] / (mean ? counts[l] : 1);
     return total;
+  }
+
+  // Everything of a small problem; of a large one two rows of logits and some of each part.
+  Coordinates some_coordinates() const {
+    Coordinates at;
+    if (size() < 400) return at;
+    for (size_t i = start[LOGITS]; i < start[LOGITS] + 2 * c; ++i) at.push_back(i);
+    std::mt19937_64 generator(8);
+    for (int part = 0; part < PARTS; ++part)
+      for (size_t i = 0; i < 12 && start[part] < start[part + 1]; ++i)
+        at.push_back(start[part] + generator() % (start[part + 1] - start[part]));
+    // Rows of coefficients that occur, the last classes of a row among them.
+    for (int64_t k : target) {
+      if (k == ignore_index) continue;
+      at.push_back(start[BIAS] + k), at.push_back(start[SCALE] + k);
+      if (structure == L2T_FULL)
+        for (size_t j : {size_t(0), k % c, c - 2, c - 1}) at.push_back(start[WEIGHT] + k * c + j);
+      else
+        at.push_back(start[WEIGHT] + k);
+      for (size_t s = 0; s < rank; ++s) at.push_back(start[LEFT] + k * rank + s);
+    }
+    return at;
+  }
+
+  l2t_rows rows(int dtype) const {
+    l2t_rows rows{};
+    rows.dtype = dtype, rows.link = link, rows.structure = structure, rows.mean = mean, rows.threads = 2;
+    rows.n = n, rows.c = c, rows.groups = groups, rows.rank = rank, rows.losses = losses;
+    rows.ignore_index = ignore_index, rows.logits_stride = c, rows.target = target.data();
+    return rows;
   }
 };
 
-// A point in the op's dtype, as records of pointers. Logits get three unused numbers a row: a stride that is
-// not C.
-template <class T>
+// A point in the types of a dtype, as records of pointers.
+template <class T, class S>
 struct Memory {
-  std::vector<T> flat, logits;
-  const Layout& layout;
+  const Problem* problem;
+  std::vector<T> flat;
+  std::vector<S> logits;
 
-  Memory(const Layout& layout, const Point& x) : flat(x.begin(), x.end()), layout(layout) {
-    for (size_t i = 0; i < layout.n; ++i) {
-      const auto row = flat.begin() + layout.start[1] + i * layout.c;
-      logits.insert(logits.end(), row, row + layout.c);
-      logits.insert(logits.end(), 3, T(NAN));
+  Memory(const Problem& problem, const Point& x) : problem(&problem), flat(x.begin(), x.end()) {
+    for (size_t i = problem.start[LOGITS]; i < problem.start[WEIGHT]; ++i) {
+      logits.emplace_back();
+      l2t::narrow(static_cast<T>(x[i]), logits.back());
     }
+  }
+
+  Point point() const {
+    Point x(flat.begin(), flat.end());
+    for (size_t i = 0; i < logits.size(); ++i) x[problem->start[LOGITS] + i] = l2t::widen(logits[i]);
+    return x;
   }
 
   template <class Record>
   Record record() {
     Record r{};
     const auto at = [&](int part) {
-      return layout.start[part] == layout.start[part + 1] ? nullptr : &flat[layout.start[part]];
+      return problem->start[part] == problem->start[part + 1] ? nullptr : &flat[problem->start[part]];
     };
-    r.v_loss = at(0), r.logits = at(1), r.weight = at(2), r.left = at(3), r.right = at(4), r.bias = at(5),
-    r.scale = at(6);
+    r.v_loss = at(V_LOSS), r.weight = at(WEIGHT), r.left = at(LEFT), r.right = at(RIGHT), r.bias = at(BIAS),
+    r.scale = at(SCALE), r.logits = logits.data();
     return r;
   }
 };
 
-template <class T>
-void ops_have_their_derivatives(int link, int structure) {
-  const Layout layout(link, structure);
-  const bool wide = sizeof(T) == 8;
-  const Point x = normals(layout.start[7], 0.7), v = normals(layout.start[7], 0.7);
-  const auto f = [&](const Point& at) { return layout.total_loss(at); };
-  l2t_rows rows{};
-  rows.dtype = wide ? L2T_FLOAT64 : L2T_FLOAT32;
-  rows.link = link, rows.structure = structure, rows.threads = 2;
-  rows.n = layout.n, rows.c = layout.c, rows.groups = layout.groups, rows.rank = layout.rank;
-  rows.ignore_index = layout.ignore_index, rows.logits_stride = layout.c + 3,
-  rows.target = layout.target.data();
+// A point and a direction, and what the ops must give there. The logits have few enough bits for every dtype to
+// hold them, so one truth serves all.
+struct Truth {
+  Point x, v, ones, v_logits;  // ones: x with 1 as each v_loss; v_logits: nothing moves but the logits
+  Coordinates at;
+  long double value;
+  Point grad, grad_of_ones, grad_vjp, grad_jvp, grad_vjp_of_logits;
 
-  Memory<T> inputs(layout, x), direction(layout, v);
-  l2t_tensors in = inputs.template record<l2t_tensors>();
-  in.logits = inputs.logits.data();
-  const std::string name = std::string(structure == 0   ? "full"
-                                       : structure == 1 ? "diagonal"
-                                                        : "low rank") +
-                           ", " + link_name(link) + (wide ? ", double" : ", float");
-  const auto expect = [&](const char* op, const Memory<T>& got, Point truth, bool with_v_loss) {
-    Point compared(got.flat.begin(), got.flat.end());
-    if (!with_v_loss) std::fill_n(truth.begin(), layout.n, 0), std::fill_n(compared.begin(), layout.n, 0);
-    check(name + ", " + op, relative_error(compared, truth), wide ? 1e-6 : 1e-4);
-  };
-  const auto unwritten = [&] { return Memory<T>(layout, Point(layout.start[7], NAN)); };
+  explicit Truth(const Problem& problem)
+      : x(Memory<float, l2t::bfloat16>(problem, normals(problem.size(), 0.7)).point()),
+        v(Memory<float, l2t::bfloat16>(problem, normals(problem.size(), 0.7)).point()),
+        ones(x),
+        v_logits(problem.size(), 0),
+        at(problem.some_coordinates()) {
+    Point without_v_loss = v;
+    std::fill_n(ones.begin(), problem.losses, 1);
+    std::fill_n(without_v_loss.begin(), problem.losses, 0);
+    const size_t begin = problem.start[LOGITS], end = problem.start[WEIGHT];
+    std::copy(v.begin() + begin, v.begin() + end, v_logits.begin() + begin);
+    const auto f = [&](const Point& here) { return problem.total_loss(here); };
+    value = f(x);
+    grad = gradient(f, x, at);
+    grad_of_ones = gradient(f, ones, at);
+    grad_vjp = gradient_along(f, x, without_v_loss, at);
+    grad_jvp = gradient_along(f, x, v, at);
+    grad_vjp_of_logits = gradient_along(f, x, v_logits, at);
+  }
+};
 
-  std::vector<T> loss(layout.n), stats(3 * layout.n);
-  int status = l2t_cpu_value(&rows, &in, loss.data(), stats.data());
-  long double total = 0;
-  for (size_t i = 0; i < layout.n; ++i) total += x[i] * loss[i];
-  check(name + ", value", static_cast<double>(std::fabs(total - f(x)) / std::fabs(f(x))),
-        wide ? 1e-12 : 1e-4);
+// The four ops of one problem in one dtype.
+template <class T, class S>
+struct Ops {
+  const Problem& problem;
+  const Truth& truth;
+  const int dtype;
+  const std::string name;
+  const l2t_rows rows;
+  Memory<T, S> inputs, direction;
+  std::vector<T> loss, stats;
 
-  Memory<T> d = unwritten();
-  l2t_outputs out = d.template record<l2t_outputs>();
-  status |= l2t_cpu_grad(&rows, &in, stats.data(), &out);
-  expect("grad", d, gradient(f, x), false);
+  Ops(const Problem& problem, const Truth& truth, int dtype, const std::string& name)
+      : problem(problem),
+        truth(truth),
+        dtype(dtype),
+        name(name),
+        rows(problem.rows(dtype)),
+        inputs(problem, truth.x),
+        direction(problem, truth.v),
+        loss(problem.losses, T(NAN)),
+        stats(3 * problem.n, T(NAN)) {}
 
-  Memory<T> d_vjp = unwritten();
-  out = d_vjp.template record<l2t_outputs>();
-  l2t_tensors cotangents = direction.template record<l2t_tensors>();
-  cotangents.v_loss = nullptr;
-  Point without_v_loss = v;
-  std::fill_n(without_v_loss.begin(), layout.n, 0);
-  status |= l2t_cpu_grad_vjp(&rows, &in, stats.data(), &cotangents, &out);
-  expect("grad_vjp", d_vjp, gradient_along(f, x, without_v_loss), true);
+  // An output of the storage's type is off by half its last bit; the rest by roundings of the arithmetic, and
+  // by the differences that are the truth.
+  double bound(int part) const {
+    if (part == LOGITS && dtype == L2T_BFLOAT16) return 5e-3;
+    if (part == LOGITS && dtype == L2T_FLOAT16) return 7e-4;
+    return dtype == L2T_FLOAT64 ? 1e-5 : 1e-4;
+  }
 
-  Memory<T> d_jvp = unwritten();
-  out = d_jvp.template record<l2t_outputs>();
-  const l2t_tensors tangents = direction.template record<l2t_tensors>();
-  status |= l2t_cpu_grad_jvp(&rows, &in, stats.data(), &tangents, &out);
-  expect("grad_jvp", d_jvp, gradient_along(f, x, v), false);
-  check(name + ", status", status, 0);
+  void expect(const std::string& op, const Memory<T, S>& got, const Point& expected, bool with_v_loss) const {
+    const Coordinates& at = truth.at;
+    const Point flat = got.point();
+    for (int part = with_v_loss ? V_LOSS : LOGITS; part < PARTS; ++part) {
+      if (problem.start[part] == problem.start[part + 1]) continue;
+      Point a, b;
+      for (size_t i = problem.start[part]; i < problem.start[part + 1]; ++i) {
+        if (!at.empty() && std::find(at.begin(), at.end(), i) == at.end()) {
+          if (!std::isnan(flat[i])) continue;  // not looked at, but written
+          b.push_back(0);
+        } else {
+          b.push_back(expected[i]);
+        }
+        a.push_back(flat[i]);
+      }
+      check(name + ", " + op + ", part " + std::to_string(part), relative_error(a, b), bound(part));
+    }
+  }
+
+  Memory<T, S> unwritten() const { return Memory<T, S>(problem, Point(problem.size(), NAN)); }
+
+  void same(const std::string& what, const std::vector<S>& got, const std::vector<S>& expected) const {
+    check(name + ", " + what, std::memcmp(got.data(), expected.data(), got.size() * sizeof(S)) != 0, 0);
+  }
+
+  void run() {
+    l2t_tensors in = inputs.template record<l2t_tensors>();
+    int status = L2T_OK;
+
+    // value, and the gradient of the sum of the losses that it makes in the same pass
+    std::vector<S> d_logits(inputs.logits.size()), again(inputs.logits), none;
+    status |= l2t_cpu_value(&rows, &in, loss.data(), stats.data(), nullptr);
+    const std::vector<T> loss_alone = loss;
+    status |= l2t_cpu_value(&rows, &in, loss.data(), stats.data(), d_logits.data());
+    check(name + ", value, bits with d_logits", loss != loss_alone, 0);
+    long double total = 0;
+    for (size_t l = 0; l < problem.losses; ++l) total += truth.x[l] * loss[l];
+    check(name + ", value",
+          static_cast<double>(std::fabs(total - truth.value) / std::fmax(std::fabs(truth.value), 1.0L)),
+          dtype == L2T_FLOAT64 ? 1e-12 : 1e-5);
+    Memory<T, S> d = unwritten();
+    l2t_outputs out = d.template record<l2t_outputs>();
+    in.v_loss = nullptr;
+    status |= l2t_cpu_grad(&rows, &in, stats.data(), &out);
+    expect("grad without v_loss", d, truth.grad_of_ones, false);
+    Memory<T, S> d_of_value = d;
+    d_of_value.logits = d_logits;
+    expect("d_logits of value", d_of_value, truth.grad_of_ones, false);
+
+    // ... over the logits
+    in.logits = again.data();
+    std::vector<T> stats_again(stats.size());
+    status |= l2t_cpu_value(&rows, &in, loss.data(), stats_again.data(), again.data());
+    same("value in place", again, d_logits);
+    check(name + ", value in place, loss and stats", loss != loss_alone || stats != stats_again, 0);
+    again = inputs.logits;
+    Memory<T, S> in_place = unwritten();
+    out = in_place.template record<l2t_outputs>();
+    out.logits = again.data();
+    status |= l2t_cpu_grad(&rows, &in, stats.data(), &out);
+    same("grad in place", again, d.logits);
+    in_place.logits = again;
+    expect("grad in place", in_place, truth.grad_of_ones, false);
+
+    in = inputs.template record<l2t_tensors>();
+    d = unwritten(), out = d.template record<l2t_outputs>();
+    status |= l2t_cpu_grad(&rows, &in, stats.data(), &out);
+    expect("grad", d, truth.grad, false);
+
+    // logits in rows that are longer than C
+    std::vector<S> padded;
+    S nan;
+    l2t::narrow(T(NAN), nan);
+    for (size_t i = 0; i < problem.n; ++i) {
+      padded.insert(padded.end(), &inputs.logits[i * problem.c], &inputs.logits[i * problem.c] + problem.c);
+      padded.insert(padded.end(), 3, nan);
+    }
+    l2t_rows apart = rows;
+    apart.logits_stride = problem.c + 3;
+    in.logits = padded.data();
+    Memory<T, S> d_apart = unwritten();
+    out = d_apart.template record<l2t_outputs>();
+    status |= l2t_cpu_grad(&apart, &in, stats.data(), &out);
+    same("grad, rows apart", d_apart.logits, d.logits);
+
+    in = inputs.template record<l2t_tensors>();
+    d = unwritten(), out = d.template record<l2t_outputs>();
+    l2t_tensors cotangents = direction.template record<l2t_tensors>();
+    cotangents.v_loss = nullptr;
+    status |= l2t_cpu_grad_vjp(&rows, &in, stats.data(), &cotangents, &out);
+    expect("grad_vjp", d, truth.grad_vjp, true);
+
+    d = unwritten(), out = d.template record<l2t_outputs>();
+    out.v_loss = nullptr;
+    const l2t_tensors tangents = direction.template record<l2t_tensors>();
+    status |= l2t_cpu_grad_jvp(&rows, &in, stats.data(), &tangents, &out);
+    expect("grad_jvp", d, truth.grad_jvp, false);
+
+    // only the logits move, and only their gradient is wanted: the step of an unrolled reverse pass
+    cotangents = l2t_tensors{}, cotangents.logits = direction.logits.data();
+    d = unwritten(), out = d.template record<l2t_outputs>();
+    status |= l2t_cpu_grad_vjp(&rows, &in, stats.data(), &cotangents, &out);
+    expect("grad_vjp of logits", d, truth.grad_vjp_of_logits, true);
+    out = l2t_outputs{};
+    std::vector<S> alone(d.logits.size());
+    out.logits = alone.data();
+    status |= l2t_cpu_grad_vjp(&rows, &in, stats.data(), &cotangents, &out);
+    same("grad_vjp, logits alone", alone, d.logits);
+    check(name + ", status", status, 0);
+  }
+};
+
+// The instruction sets of the build that this machine has, best last.
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const char* const* set = l2t_cpu_instruction_sets(); *set != nullptr; ++set) names.push_back(*set);
+  return names;
+}
+
+void ops_have_their_derivatives(const Problem& problem) {
+  const Truth truth(problem);
+  for (const std::string& set : instruction_sets()) {
+    check("use of " + set, l2t_cpu_use_instruction_set(set.c_str()), 0);
+    const std::string name = set + ", " + structure_names[problem.structure] + ", " +
+                             link_name(problem.link) + ", " + std::to_string(problem.n) + " x " +
+                             std::to_string(problem.c) + ", " + std::to_string(problem.losses) +
+                             (problem.mean ? " means, " : " sums, ");
+    Ops<float, float>(problem, truth, L2T_FLOAT32, name + "float32").run();
+    Ops<double, double>(problem, truth, L2T_FLOAT64, name + "float64").run();
+    Ops<float, l2t::bfloat16>(problem, truth, L2T_BFLOAT16, name + "bfloat16").run();
+    Ops<float, l2t::float16>(problem, truth, L2T_FLOAT16, name + "float16").run();
+  }
+}
+
+// 0 / 0, as of PyTorch's mean; its rows get gradients of zero, and other losses do not see it.
+void a_mean_of_nothing_is_nan() {
+  Problem problem(L2T_SIGMOID, L2T_DIAGONAL, 6, 3, 2, true);
+  problem.target = {-100, -100, -100, 1, -100, 2};
+  const Truth truth(problem);
+  Ops<float, float> ops(problem, truth, L2T_FLOAT32, "mean of nothing");
+  const l2t_tensors in = ops.inputs.record<l2t_tensors>();
+  std::vector<float> d_logits(18, 5);
+  const int status = l2t_cpu_value(&ops.rows, &in, ops.loss.data(), ops.stats.data(), d_logits.data());
+  const bool zero = std::all_of(d_logits.begin(), d_logits.begin() + 9, [](float x) { return x == 0; });
+  const bool finite = std::all_of(d_logits.begin(), d_logits.end(), [](float x) { return std::isfinite(x); });
+  check("a mean of nothing",
+        status + !(std::isnan(ops.loss[0]) && std::isfinite(ops.loss[1]) && zero && finite), 0);
+}
+
+void a_number_of_losses_divides_the_rows() {
+  const Problem problem(L2T_SIGMOID, L2T_DIAGONAL, 6, 3, 2, true);
+  const Truth truth(problem);
+  Ops<float, float> ops(problem, truth, L2T_FLOAT32, "losses");
+  const l2t_tensors in = ops.inputs.record<l2t_tensors>();
+  int wrong = 0;
+  for (int64_t losses : {-1, 0, 4, 7}) {
+    l2t_rows rows = ops.rows;
+    rows.losses = losses;
+    wrong += l2t_cpu_value(&rows, &in, ops.loss.data(), ops.stats.data(), nullptr) != L2T_BAD_LOSSES;
+  }
+  check("losses must divide n", wrong, 0);
 }
 
 }  // namespace
@@ -134,9 +352,20 @@ void ops_have_their_derivatives(int link, int structure) {
 int main() {
   for (int structure = 0; structure < 3; ++structure) {
     for (int link = 0; link < 3; ++link) {
-      ops_have_their_derivatives<double>(link, structure);
-      ops_have_their_derivatives<float>(link, structure);
+      ops_have_their_derivatives(Problem(link, structure, 8, 5, 8, false));
+      ops_have_their_derivatives(Problem(link, structure, 8, 3, 1, true));
+      ops_have_their_derivatives(Problem(link, structure, 8, 4, 2, link == 0));
+    }
+    // Sizes around those of vectors and blocks of rows.
+    for (int c : {1, 2, 16, 17, 31, 67, 130}) {
+      const int n = c < 20 ? 37 : 6;
+      ops_have_their_derivatives(Problem(c % 3, structure, n, c, 1, c % 2 == 0));
     }
   }
+  const std::string best = instruction_sets().back();
+  check("an instruction set that is not there", l2t_cpu_use_instruction_set("x87") + 1, 0);
+  check("is not used", best != l2t_cpu_instruction_set(), 0);
+  a_mean_of_nothing_is_nan();
+  a_number_of_losses_divides_the_rows();
   return failures != 0;
 }

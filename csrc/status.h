@@ -10,6 +10,11 @@
 
 namespace l2t {
 
+// Of the binding: %s is the argument.
+constexpr const char* kMisfit =
+    "l2t core: %s does not fit the other arguments in shape, dtype, device or contiguity.";
+constexpr const char* kNoExchange = "l2t core: this PyTorch does not have DLPack's C exchange API; 2.11 has.";
+
 inline const char* sentence(l2t_status status) {
   switch (status) {
     case L2T_OK:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
 
@@ -43,8 +44,12 @@ class BuildCore(build_ext):
             f"-DL2T_CUDA={os.environ.get('L2T_CUDA', 'AUTO')}",
         ]
         jobs = str(self.parallel or os.cpu_count() or 1)
-        subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *configure], check=True)
-        subprocess.run([cmake, "--build", build, "--parallel", jobs], check=True)
+        for command in (
+            [cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *configure],
+            [cmake, "--build", build, "--parallel", jobs],
+        ):
+            if subprocess.run(command).returncode != 0:
+                raise CompileError("The native core was not built; what cmake says above has the reason.")
         if not target.exists():
             raise RuntimeError(f"The native core was built, but not as {target}.")
 

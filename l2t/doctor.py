@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 
 import l2t
 from l2t import _native, reference
+from l2t.weight import Weight
 
 PACKAGES = {  # distribution: what needs it
     "scikit-learn": "the task digits",
@@ -220,7 +221,7 @@ def kernel_error(dtype: torch.dtype, device: str = "cpu") -> float:
 def _compiled(
     target: Tensor,
     link: str,
-    kind: type[l2t.Weight],
+    kind: type[Weight],
     logits: Tensor,
     bias: Tensor,
     scale: Tensor,

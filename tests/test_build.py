@@ -1,20 +1,27 @@
-"""The build: what the source distribution holds, that it builds, what the extension links and shows.
+"""The build: what the source distribution holds, that it builds with and without nvcc, what comes out.
 
-Not here: what the extension computes (test_native.py).
+One wheel is built here, from the source distribution and without nvcc. The build with CUDA kernels is the
+installed one, which `make setup` makes where there is an nvcc. Not here: what the extension computes
+(test_native.py) and what nvcc makes of the kernels (test_cuda_build.py).
 """
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
+
+from l2t import _native
 
 ROOT = Path(__file__).resolve().parents[1]
 # What setup.py leaves behind or git does not know; the rest is what a clone has.
@@ -25,13 +32,22 @@ SOURCES = [
     path.relative_to(ROOT).as_posix()
     for folder in ("csrc", "l2t", "tests")
     for path in (ROOT / folder).rglob("*")
-    if path.suffix in {".h", ".cpp", ".py", ".pyi", ".typed"} and "__pycache__" not in path.parts
+    if path.suffix in {".h", ".cpp", ".cu", ".py", ".pyi", ".typed"} and "__pycache__" not in path.parts
 ]
+NO_NVCC = "l2t: no nvcc in CUDACXX, CUDA_HOME or PATH, so this build has no CUDA kernels."
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+INSTALLED = _native.build_info()
+needs_cuda = pytest.mark.skipif(
+    not INSTALLED["cuda_architectures"],
+    reason="the installed core has no CUDA kernels: it was built without nvcc or with L2T_CUDA=OFF",
+)
+reads_elf = pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
+pytestmark = pytest.mark.xdist_group("build")  # the fixtures are made once
 
 
-def run(*command, **kwargs):
-    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, **kwargs)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+def run(*command, stderr=subprocess.PIPE, **kwargs):
+    ran = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=stderr, text=True, **kwargs)
+    assert ran.returncode == 0, f"{ran.stdout}{ran.stderr}"
     return ran.stdout
 
 
@@ -42,32 +58,91 @@ def clone(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def sdist(clone, tmp_path_factory):
+def without_nvcc(tmp_path_factory):
+    """An environment in which everything is found but nvcc: folders that hold one are linked without it."""
+    path = []
+    for folder in map(Path, os.get_exec_path()):
+        if (folder / "nvcc").exists():
+            links = tmp_path_factory.mktemp("path")
+            for program in folder.iterdir():
+                if program.name != "nvcc":
+                    (links / program.name).symlink_to(program)
+            folder = links
+        path.append(str(folder))
+    taken = ("CUDACXX", "CUDA_HOME", "CUDAARCHS", "L2T_CUDA")
+    rest = {name: value for name, value in os.environ.items() if name not in taken}
+    environment = {**rest, "PATH": os.pathsep.join(path)}
+    assert shutil.which("nvcc", path=environment["PATH"]) is None
+    return environment
+
+
+@pytest.fixture(scope="session")
+def sdist(clone, without_nvcc, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sdist")
-    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", folder, clone)
+    run(
+        sys.executable,
+        "-m",
+        "build",
+        "--sdist",
+        "--no-isolation",
+        "--outdir",
+        folder,
+        clone,
+        env=without_nvcc,
+    )
     (archive,) = folder.glob("l2t-*.tar.gz")
     return archive
 
 
 @pytest.fixture(scope="session")
-def wheel(sdist, tmp_path_factory):
-    """Built from the unpacked source distribution, without torch in reach of the compiler."""
+def built(sdist, without_nvcc, tmp_path_factory):
+    """A wheel from the unpacked source distribution, and what its build said."""
     folder = tmp_path_factory.mktemp("wheel")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder)
     (source,) = folder.glob("l2t-*")
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    run(*pip, "wheel", source, "--no-build-isolation", "--no-deps", "--wheel-dir", folder)
-    (built,) = folder.glob("*.whl")
-    return built
+    command = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--verbose", "wheel", source)
+    settings = ("--no-build-isolation", "--no-deps", "--wheel-dir", folder)
+    said = run(*command, *settings, env=without_nvcc, stderr=subprocess.STDOUT)
+    (wheel,) = folder.glob("*.whl")
+    return wheel, said
 
 
 @pytest.fixture(scope="session")
-def extension(wheel, tmp_path_factory):
+def wheel(built):
+    return built[0]
+
+
+@pytest.fixture(scope="session")
+def without_cuda(wheel, tmp_path_factory):
+    """The extension of the wheel."""
     folder = tmp_path_factory.mktemp("extension")
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".so")]
         return Path(archive.extract(name, folder))
+
+
+@pytest.fixture(params=["without nvcc", pytest.param("installed", marks=needs_cuda)])
+def extension(request):
+    """The extension without and with CUDA kernels."""
+    if request.param == "installed":
+        return Path(_native.__file__)
+    return request.getfixturevalue("without_cuda")
+
+
+def in_python(extension, script, **environment):
+    """What a script prints that finds the extension as `native`, in a process that has never seen torch."""
+    load = (
+        "import importlib.util, json, sys\n"
+        "spec = importlib.util.spec_from_file_location('_native', sys.argv[1])\n"
+        "native = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(native)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    command = [sys.executable, "-I", "-c", load + script, str(extension)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, **environment}
+    )
 
 
 def test_the_sdist_holds_all_sources_and_nothing_built(sdist):
@@ -101,7 +176,7 @@ def test_the_wheel_holds_the_package_and_the_extension(wheel):
     assert wheel.stat().st_size < 1_000_000
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
+@reads_elf
 def test_the_extension_links_the_c_and_cpp_libraries_and_nothing_else(extension):
     needed = re.findall(r"\(NEEDED\).*\[(.+)\]", run("readelf", "--dynamic", "--wide", extension))
     allowed = r"lib(stdc\+\+|m|gcc_s|c|pthread)\.so\.\d+|ld-linux.*\.so\.\d+"
@@ -110,7 +185,7 @@ def test_the_extension_links_the_c_and_cpp_libraries_and_nothing_else(extension)
     assert not re.findall(r"\((?:RPATH|RUNPATH)\)", run("readelf", "--dynamic", "--wide", extension))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
+@reads_elf
 def test_the_extension_shows_its_init_function_only_and_asks_no_openmp(extension):
     symbols = run("readelf", "--dyn-syms", "--wide", extension).splitlines()
     rows = [line.split() for line in symbols if re.match(r"\s*\d+:", line)]
@@ -122,16 +197,82 @@ def test_the_extension_shows_its_init_function_only_and_asks_no_openmp(extension
 
 
 def test_the_extension_needs_no_torch_to_run(extension):
-    script = (
-        "import importlib.util, sys\n"
-        "spec = importlib.util.spec_from_file_location('_native', sys.argv[1])\n"
-        "native = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(native)\n"
-        "assert 'torch' not in sys.modules\n"
-        "print(native.build_info()['version'])\n"
-    )
-    version = run(sys.executable, "-I", "-c", script, extension).strip()
+    version = json.loads(in_python(extension, "print(json.dumps(native.build_info()))").stdout)["version"]
     assert version == re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+
+
+def test_without_nvcc_there_is_a_cpu_build_and_one_sentence_about_it(built, without_cuda):
+    _, said = built
+    assert said.count(NO_NVCC) == 1
+    info = json.loads(in_python(without_cuda, "print(json.dumps(native.build_info()))").stdout)
+    assert info["cuda_architectures"] == ""
+    assert info["openmp"] is False
+    assert in_python(without_cuda, "print(native.cuda_devices())").stdout.strip() == "0"
+
+
+def test_the_build_has_every_instruction_set_of_the_architecture(built, without_cuda):
+    _, said = built
+    script = "print(json.dumps([native.build_info()['instruction_sets'].split(), native.instruction_sets()]))"
+    names, usable = json.loads(in_python(without_cuda, script).stdout)
+    levels = platform.machine() in ("x86_64", "AMD64") and "does not know x86-64-v4" not in said
+    assert names == ["baseline", "x86-64-v3", "x86-64-v4"] if levels else ["baseline"]
+    assert usable == names[: len(usable)] != []
+
+
+@needs_cuda
+def test_the_cuda_build_has_every_architecture_that_its_compiler_knows():
+    names = INSTALLED["cuda_architectures"].split()
+    machine_code = [int(name[3:]) for name in names if name.startswith("sm_")]
+    if "CUDAARCHS" in os.environ:
+        assert {str(number) for number in machine_code} == set(re.findall(r"\d+", os.environ["CUDAARCHS"]))
+        return
+    assert names[-1] == f"compute_{machine_code[-1]}", "later cards have no PTX to start from"
+    nvcc = shutil.which("nvcc")
+    known = re.findall(r"compute_(\d+)", run(nvcc, "--list-gpu-arch")) if nvcc else names
+    assert machine_code == [number for number in ARCHITECTURES if str(number) in known]
+    assert machine_code[0] == 75
+
+
+@needs_cuda
+@reads_elf
+def test_the_cuda_build_looks_for_a_driver_when_asked_and_not_before():
+    def looked_for(script):
+        loader = in_python(_native.__file__, script, LD_DEBUG="libs", CUDA_VISIBLE_DEVICES="").stderr
+        return set(re.findall(r"find library=(\S+)", loader))
+
+    assert any(name.startswith("libstdc++") for name in looked_for(""))
+    assert not [name for name in looked_for("") if "cuda" in name or "nvidia" in name]
+    assert "libcuda.so.1" in looked_for("assert native.cuda_devices() == 0")
+
+
+@needs_cuda
+def test_the_wheel_with_cuda_kernels_is_small():
+    """A wheel is a zip file, and the extension nearly all of it."""
+    assert len(zlib.compress(Path(_native.__file__).read_bytes())) < 5_500_000
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"L2T_CUDA": "ON"},
+            "L2T_CUDA=ON needs nvcc, and there is none in CUDACXX, CUDA_HOME or PATH: "
+            "install the CUDA toolkit, or set L2T_CUDA=OFF.",
+        ),
+        ({"L2T_CUDA": "yes"}, 'L2T_CUDA must be AUTO, ON or OFF, got "yes".'),
+        ({"CUDACXX": shutil.which("false") or ""}, "set L2T_CUDA=OFF for a build without CUDA kernels."),
+    ],
+    ids=["on-without-nvcc", "neither-on-nor-off", "nvcc-that-fails"],
+)
+def test_a_build_that_cannot_have_its_kernels_says_why(settings, sentence, clone, without_nvcc, tmp_path):
+    command = [sys.executable, "setup.py", "build_ext", "--build-temp", str(tmp_path), "--inplace"]
+    ran = subprocess.run(command, cwd=clone, env={**without_nvcc, **settings}, capture_output=True, text=True)
+    assert ran.returncode != 0
+    said = " ".join((ran.stdout + ran.stderr).split())  # cmake breaks lines
+    assert sentence in said
+    assert "The native core was not built; what cmake says above has the reason." in said
+    assert "Traceback" not in said
+    assert not list(clone.glob("l2t/*.so"))
 
 
 def test_a_build_without_cmake_says_what_to_install(clone):

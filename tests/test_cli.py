@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import l2t
-from l2t import cli, doctor, reference, tasks
+from l2t import _native, cli, doctor, reference, tasks
 
 TINY = [
     "--students",
@@ -423,8 +423,10 @@ def test_what_the_system_refuses_is_one_line(here, capsys):
 def test_the_doctor_finds_the_core_right(capsys):
     assert cli.main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    for word in ("torch", "numpy", "threads", "instruction set", "agrees in float64", "scikit-learn"):
+    for word in ("torch", "numpy", "threads", "cuda devices", "scikit-learn", *_native.instruction_sets()):
         assert word in shown
+    for dtype in ("float32", "float64", "bfloat16", "float16"):
+        assert f"agrees in {dtype}" in shown
     assert "The compiled loss works here." in shown
 
 
@@ -435,12 +437,106 @@ def test_the_kernel_error_is_small_and_sees_a_wrong_kernel(monkeypatch):
     assert doctor.kernel_error(torch.float64) > 1e-5
 
 
+@pytest.mark.parametrize("part", range(4), ids=["loss", "gradient", "backward", "forward"])
+def test_the_kernel_error_sees_one_wrong_derivative(part, monkeypatch):
+    """The derivatives are those of the compiled loss when they are asked for the first time."""
+    sizes, derivatives, calls = (1, 4, 5, 4), doctor._derivatives, []
+
+    def wrong(*arguments):
+        results = derivatives(*arguments)
+        calls.append(len(results))
+        if len(calls) == 1:
+            results[sum(sizes[:part])].mul_(1.01)
+        return results
+
+    monkeypatch.setattr(doctor, "_derivatives", wrong)
+    assert doctor.kernel_error(torch.float64) > 5e-3
+    assert calls[0] == sum(sizes)
+
+
+def test_the_doctor_tries_every_instruction_set_and_names_the_wrong_one(monkeypatch, capsys):
+    tried, before = [], _native.instruction_set()
+
+    def error(dtype: torch.dtype, device: str) -> float:
+        tried.append((dtype, _native.instruction_set() if device == "cpu" else device))
+        return float("inf") if tried[-1] == (torch.float64, "baseline") else 0.0
+
+    monkeypatch.setattr(doctor, "kernel_error", error)
+    assert cli.main(["doctor"]) == 1
+    assert {place for _, place in tried} >= set(_native.instruction_sets())
+    assert len(tried) == len(set(tried)) == 4 * len({place for _, place in tried})
+    assert _native.instruction_set() == before
+    shown = capsys.readouterr().out
+    assert "! agrees in float64" in shown
+    assert "baseline inf" in shown
+    assert "To be mended: agrees in float64." in shown
+
+
+def test_the_doctor_says_why_an_instruction_set_is_in_use(monkeypatch):
+    used, every = _native.instruction_set(), _native.instruction_sets()
+    monkeypatch.delenv("L2T_INSTRUCTION_SET", raising=False)
+    finding = doctor._instruction_set()
+    assert finding.value == f"{used}, the best that runs here, of {', '.join(every)}"
+    assert finding.good is True
+
+    monkeypatch.setenv("L2T_INSTRUCTION_SET", used)
+    assert doctor._instruction_set().value.startswith(f"{used}, L2T_INSTRUCTION_SET={used}, of")
+    monkeypatch.setenv("L2T_INSTRUCTION_SET", "mmx")
+    finding = doctor._instruction_set()
+    assert finding.value.endswith("set L2T_INSTRUCTION_SET to one of these, or not at all")
+    assert finding.good is False
+
+    monkeypatch.delenv("L2T_INSTRUCTION_SET")
+    built = {**_native.build_info(), "instruction_sets": "baseline x86-64-v3 x86-64-v4 x86-64-v9"}
+    monkeypatch.setattr(doctor._native, "build_info", lambda: built)
+    assert "x86-64-v9 built in but not for this processor" in doctor._instruction_set().value
+
+
+@pytest.mark.parametrize(
+    ("architectures", "torchs", "ours", "told", "good"),
+    [
+        ("", 0, 0, "0 seen by torch", None),
+        ("", 2, 0, "2 seen by torch (built without CUDA), 0 by the compiled core: built without nvcc", None),
+        ("sm_90 compute_90", 0, 0, "0 by the compiled core", None),
+        ("sm_90 compute_90", 2, 2, "2 seen by torch (built without CUDA), 2 by the compiled core", True),
+        ("sm_90 compute_90", 2, 0, "its CUDA is newer than the driver", False),
+    ],
+)
+def test_the_doctor_counts_the_devices(architectures, torchs, ours, told, good, monkeypatch):
+    built = {**_native.build_info(), "cuda_architectures": architectures}
+    monkeypatch.setattr(doctor._native, "build_info", lambda: built)
+    monkeypatch.setattr(doctor._native, "cuda_devices", lambda: ours)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: torchs)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    (finding,) = [finding for finding in doctor._devices() if finding.name == "cuda devices"]
+    assert told in finding.value
+    assert finding.good is good
+
+
+@pytest.mark.parametrize(
+    ("script", "told", "good"),
+    [
+        ("echo 'NVIDIA H100 80GB HBM3, 580.65.06'", "NVIDIA H100 80GB HBM3, driver 580.65.06", True),
+        ("exit 9", "nvidia-smi fails: ", None),
+    ],
+)
+def test_the_doctor_asks_nvidia_smi_for_the_driver(script, told, good, tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    finding = doctor._devices()[0]
+    assert finding.value.startswith(told)
+    assert finding.good is good
+
+
 def test_the_doctor_says_what_to_mend(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "kernel_error", lambda dtype: float("inf"))
+    monkeypatch.setattr(doctor, "kernel_error", lambda dtype, device: float("inf"))
     monkeypatch.setitem(doctor.PACKAGES, "no-such-package", "nothing")
     monkeypatch.setattr(l2t, "__version__", "9.9")
     assert cli.main(["doctor"]) == 1
     shown = capsys.readouterr().out
-    assert "To be mended: same version, agrees in float32, agrees in float64." in shown
+    agrees = ", ".join(f"agrees in {dtype}" for dtype in ("float32", "float64", "bfloat16", "float16"))
+    assert f"To be mended: same version, {agrees}." in shown
     assert "no-such-package    not installed, needed for nothing: pip install 'l2t[tasks]'" in shown
     assert "run pip install . again" in shown

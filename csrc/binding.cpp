@@ -40,7 +40,14 @@ class Call {
   l2t_tensors inputs{};
   void *workspace = nullptr, *stream = nullptr;
 
-  Call(const char* op, PyObject* const* args, Py_ssize_t count) : op_(op), args_(args), count_(count) {
+  // `more`: how many arguments follow the common ones.
+  Call(const char* op, PyObject* const* args, Py_ssize_t count, Py_ssize_t more) : args_(args) {
+    if (count != kCommon + more) {
+      PyErr_Format(PyExc_TypeError, "l2t._native.%s takes %zd arguments, got %zd.", op, kCommon + more,
+                   count);
+      refused_ = true;
+      return;
+    }
     next_ = kConstants;
     rows.link = static_cast<int>(number());
     rows.ignore_index = number();
@@ -58,7 +65,7 @@ class Call {
     inputs.bias = tensor("bias", arithmetic_, {classes_});
     inputs.scale = tensor("scale", arithmetic_, {classes_});
     if (cuda() && !refused_) prepare_cuda(workspace_object);
-    next_ = kConstants + 5;
+    next_ = kCommon;
   }
 
   bool cuda() const { return device_.type == dlpack::kCUDA; }
@@ -85,10 +92,6 @@ class Call {
   // op(on the CPU) or op(on CUDA), without the GIL; the result of a Python function.
   template <class Cpu, class Cuda>
   PyObject* run(const Cpu& on_cpu, const Cuda& on_cuda) {
-    if (!refused_ && next_ != count_) {
-      PyErr_Format(PyExc_TypeError, "l2t._native.%s takes %zd arguments, got %zd.", op_, next_, count_);
-      refused_ = true;
-    }
     if (refused_) return nullptr;
     PyThreadState* thread = PyEval_SaveThread();
     const l2t_status status = cuda() ? on_cuda() : on_cpu();
@@ -101,17 +104,14 @@ class Call {
  private:
   static constexpr int kNone = 0, kMean = 1;       // reduction
   static constexpr Py_ssize_t kConstants = 3 + 7;  // behind threads, atomics, workspace and seven tensors
+  static constexpr Py_ssize_t kCommon = kConstants + 5;
   static constexpr const char* kPart = "a direction or output of a coefficient";
 
-  PyObject* next() {
-    const Py_ssize_t at = next_++;
-    return at < count_ ? args_[at] : Py_None;
-  }
+  PyObject* next() { return refused_ ? Py_None : args_[next_++]; }
 
   int64_t number() {
-    PyObject* object = next();
-    if (refused_ || object == Py_None) return 0;
-    const int64_t value = PyLong_AsLongLong(object);
+    if (refused_) return 0;
+    const int64_t value = PyLong_AsLongLong(next());
     refused_ = value == -1 && PyErr_Occurred() != nullptr;
     return value;
   }
@@ -148,10 +148,13 @@ class Call {
     bool fits = same(x.dtype, dtype) && x.device.type == device_.type && x.device.id == device_.id &&
                 (scalar || x.dims == static_cast<int32_t>(shape.size()));
     int64_t count = 1;
+    bool dense = true;
     for (int32_t d = x.dims - 1; fits && d >= 0; --d) {
-      fits = x.shape[d] == shape.begin()[d] && (x.shape[d] == 1 || x.strides[d] == count || count == 0);
+      fits = x.shape[d] == shape.begin()[d];
+      dense &= x.shape[d] == 1 || x.strides[d] == count;
       count *= x.shape[d];
     }
+    fits &= dense || count == 0;
     if (!fits || (x.data == nullptr && count > 0))
       refuse(name);  // without memory: a tensor of promised zeros
     return x.data;
@@ -165,9 +168,9 @@ class Call {
       if (same(z.dtype, kTypes[dtype])) rows.dtype = dtype;
     device_ = z.device;
     const bool here = device_.type == dlpack::kCPU || device_.type == dlpack::kCUDA;
-    if (!here || rows.dtype < 0 || z.dims != 2 || (z.shape[1] > 1 && z.strides[1] != 1) ||
-        (z.data == nullptr && z.shape[0] * z.shape[1] > 0))
-      return refuse("logits");
+    if (!here || rows.dtype < 0 || z.dims != 2) return refuse("logits");
+    const bool empty = z.shape[0] == 0 || z.shape[1] == 0;
+    if (!empty && (z.data == nullptr || (z.shape[1] > 1 && z.strides[1] != 1))) return refuse("logits");
     rows.n = z.shape[0];
     rows.c = z.shape[1];
     rows.logits_stride = z.shape[0] > 1 ? z.strides[0] : z.shape[1];
@@ -178,8 +181,8 @@ class Call {
 
   // weight, left, right, of which those that are there say what structure it is.
   void read_weight() {
-    PyObject* weight = count_ > next_ ? args_[next_] : Py_None;
-    PyObject* left = count_ > next_ + 1 ? args_[next_ + 1] : Py_None;
+    if (refused_) return;
+    PyObject *weight = args_[next_], *left = args_[next_ + 1];
     dlpack::Tensor x;
     rows.structure = L2T_DIAGONAL;
     if (view(left, x)) {
@@ -204,9 +207,8 @@ class Call {
     refused_ = exchange->current_stream(device_.type, device_.id, &stream) != 0;
   }
 
-  const char* op_;
   PyObject* const* args_;
-  Py_ssize_t count_, next_ = 0;
+  Py_ssize_t next_ = 0;
   bool refused_ = exchange == nullptr;  // the module is never without it: l2t.ops brings it at import
   dlpack::Device device_{dlpack::kCPU, 0};
   dlpack::DataType arithmetic_{};
@@ -214,60 +216,61 @@ class Call {
 };
 
 PyObject* value(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Call call("value", args, count);
+  Call call("value", args, count, 3);
+  const l2t_rows* rows = &call.rows;
   void *loss = call.losses("loss"), *stats = call.stats(), *d_logits = call.like_logits("d_logits");
-  return call.run([&] { return l2t_cpu_value(&call.rows, &call.inputs, loss, stats, d_logits); },
-                  [&] {
-                    return l2t_cuda_value(&call.rows, &call.inputs, loss, stats, d_logits, call.workspace,
-                                          call.stream);
-                  });
+  return call.run(
+      [&] { return l2t_cpu_value(rows, &call.inputs, loss, stats, d_logits); },
+      [&] { return l2t_cuda_value(rows, &call.inputs, loss, stats, d_logits, call.workspace, call.stream); });
 }
 
 PyObject* grad(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Call call("grad", args, count);
-  l2t_outputs outputs{};
+  Call call("grad", args, count, 8);
+  const l2t_rows* rows = &call.rows;
+  l2t_outputs out{};
   const void* stats = call.stats();
   call.inputs.v_loss = call.losses("v_loss");
-  call.logits_and_coefficients(outputs);
+  call.logits_and_coefficients(out);
   return call.run(
-      [&] { return l2t_cpu_grad(&call.rows, &call.inputs, stats, &outputs); },
-      [&] { return l2t_cuda_grad(&call.rows, &call.inputs, stats, &outputs, call.workspace, call.stream); });
+      [&] { return l2t_cpu_grad(rows, &call.inputs, stats, &out); },
+      [&] { return l2t_cuda_grad(rows, &call.inputs, stats, &out, call.workspace, call.stream); });
 }
 
 PyObject* grad_vjp(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Call call("grad_vjp", args, count);
-  l2t_tensors cotangents{};
-  l2t_outputs outputs{};
+  Call call("grad_vjp", args, count, 15);
+  const l2t_rows* rows = &call.rows;
+  l2t_tensors x{};
+  l2t_outputs out{};
   const void* stats = call.stats();
   call.inputs.v_loss = call.losses("v_loss");
-  call.logits_and_coefficients(cotangents);
-  outputs.v_loss = call.losses("d_v_loss");
-  call.logits_and_coefficients(outputs);
-  return call.run([&] { return l2t_cpu_grad_vjp(&call.rows, &call.inputs, stats, &cotangents, &outputs); },
-                  [&] {
-                    return l2t_cuda_grad_vjp(&call.rows, &call.inputs, stats, &cotangents, &outputs,
-                                             call.workspace, call.stream);
-                  });
+  call.logits_and_coefficients(x);
+  out.v_loss = call.losses("d_v_loss");
+  call.logits_and_coefficients(out);
+  return call.run(
+      [&] { return l2t_cpu_grad_vjp(rows, &call.inputs, stats, &x, &out); },
+      [&] { return l2t_cuda_grad_vjp(rows, &call.inputs, stats, &x, &out, call.workspace, call.stream); });
 }
 
 PyObject* grad_jvp(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Call call("grad_jvp", args, count);
-  l2t_tensors tangents{};
-  l2t_outputs outputs{};
+  Call call("grad_jvp", args, count, 15);
+  const l2t_rows* rows = &call.rows;
+  l2t_tensors t{};
+  l2t_outputs out{};
   const void* stats = call.stats();
   call.inputs.v_loss = call.losses("v_loss");
-  tangents.v_loss = call.losses("t_v_loss");
-  call.logits_and_coefficients(tangents);
-  call.logits_and_coefficients(outputs);
-  return call.run(L2T_ON(
-      l2t_cpu_grad_jvp(&call.rows, &call.inputs, stats, &tangents, &outputs),
-      l2t_cuda_grad_jvp(&call.rows, &call.inputs, stats, &tangents, &outputs, call.workspace, call.stream)));
+  t.v_loss = call.losses("t_v_loss");
+  call.logits_and_coefficients(t);
+  call.logits_and_coefficients(out);
+  return call.run(
+      [&] { return l2t_cpu_grad_jvp(rows, &call.inputs, stats, &t, &out); },
+      [&] { return l2t_cuda_grad_jvp(rows, &call.inputs, stats, &t, &out, call.workspace, call.stream); });
 }
 
 // target [N], table_rows, ignore_index
 PyObject* check_target(PyObject*, PyObject* const* args, Py_ssize_t count) {
   dlpack::Tensor target;
-  if (count != 3) return PyErr_Format(PyExc_TypeError, "l2t._native.check_target takes 3 arguments.");
+  if (count != 3)
+    return PyErr_Format(PyExc_TypeError, "l2t._native.check_target takes 3 arguments, got %zd.", count);
   if (exchange == nullptr || exchange->tensor_from_object(args[0], &target) != 0) return nullptr;
   const int64_t table_rows = PyLong_AsLongLong(args[1]), ignore_index = PyLong_AsLongLong(args[2]);
   if (PyErr_Occurred()) return nullptr;
@@ -339,8 +342,8 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   m.def("cuda_workspace", &cuda_workspace);
   m.def("cuda_devices", &l2t_cuda_devices);
   static PyMethodDef methods[] = {
-      method("value", &value),       method("grad", &grad),          method("grad_vjp", &grad_vjp),
-      method("grad_jvp", &grad_jvp), {nullptr, nullptr, 0, nullptr},
+      method("check_target", &check_target), method("value", &value),       method("grad", &grad),
+      method("grad_vjp", &grad_vjp),         method("grad_jvp", &grad_jvp), {nullptr, nullptr, 0, nullptr},
   };
   if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
 }

@@ -14,9 +14,10 @@ The Functions are the ops' kernels at the dispatcher's autograd key. So there is
 `torch.func`, `torch.compile` and make_fx, and their graphs hold ops alone. ``stats`` gets no derivative: each
 formula is the total one (docs/math.md, sections 2 to 4).
 
-Where the losses are reduced and logits will want a gradient, `value` makes that gradient in the same pass; a
-backward that nobody differentiates hands it on, once. Eager mode on ordinary tensors has a node of its own,
-`Loss`, which calls the core past the dispatcher.
+Eager mode on ordinary tensors has a node of its own, `Loss`, which calls the core past the dispatcher. Where
+the losses are reduced and logits will want a gradient, it makes that gradient in the same pass as the loss; a
+backward that nobody differentiates hands it on, once. A compiled graph must not do so: what it returned would
+not depend on the logits for whoever differentiates it, in silence.
 
 Not here: kernels and vmap rules (ops.py).
 """
@@ -123,26 +124,20 @@ class Value(_Op):
     def forward(ctx: Any, *arguments: Any) -> Any:
         loss, stats, d_logits = _below("value", arguments)
         ctx.mark_non_differentiable(stats, d_logits)
-        _save(ctx, arguments, stats, d_logits)
+        _save(ctx, arguments, stats)
         return loss, stats, d_logits
 
     @staticmethod
     def backward(ctx: Any, v_loss: Any, v_stats: Any, v_d_logits: Any) -> Any:
         if v_loss is None:
             return (None,) * (_COMMON + 1)
-        where, (stats, d_logits) = _saved(ctx)
+        where, (stats,) = _saved(ctx)
         wanted = _needs(ctx)
-        ready = d_logits.dim() == 2 and wanted[0] and not _tracked()
-        rest = [wanted[0] and not ready, *wanted[1:]]
-        results = _only(rest, _op("grad", *where, stats, v_loss, rest)) if any(rest) else [None] * 6
-        if ready:
-            by_loss = d_logits.reshape(v_loss.shape[0], -1) * v_loss.unsqueeze(1)
-            results[0] = by_loss.to(d_logits.dtype).reshape(d_logits.shape)
-        return (*_spread(results), None)
+        return (*_spread(_only(wanted, _op("grad", *where, stats, v_loss, wanted))), None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        where, (stats, _) = _saved(ctx)
+        where, (stats,) = _saved(ctx)
         t = (tangents[i] for i in _INPUTS)
         count = ops.losses(where[0], *where[10:])
         v_loss = stats.new_ones(count)
@@ -224,10 +219,10 @@ class GradJvp(_Op):
 
 
 class Loss(_Op):
-    """The loss as one node, for eager mode on ordinary tensors (`ops.direct`); the core checks arguments.
+    """The loss as one node, for eager mode on ordinary tensors (`ops.unwatched`).
 
-    They are whether backward may overwrite the logits, and then those of ``l2t::value``. A single loss is
-    0-dimensional.
+    Its arguments, which the core checks, are whether backward may overwrite the logits, and then those of
+    ``l2t::value``. A single loss is 0-dimensional.
     """
 
     op = "value"

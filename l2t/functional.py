@@ -137,23 +137,26 @@ def _quickly(
 
     None where something is to be converted or refused.
     """
+    number, kind = _NUMBERS.get(link), _REDUCTIONS.get(reduction)
+    if inplace or number is None or kind is None or not ops.unwatched():
+        return None
     left = right = None
-    if weight is not None and not isinstance(weight, Tensor):
-        if isinstance(weight, LowRank):
-            weight, left, right = weight
-        elif isinstance(weight, Full | Diagonal):
-            (weight,) = weight
-        else:
+    if isinstance(weight, LowRank):
+        weight, left, right = weight
+        if weight is None or left is None or right is None:
+            return None
+    elif isinstance(weight, Full | Diagonal):
+        full, (weight,) = isinstance(weight, Full), weight
+        if not isinstance(weight, Tensor) or weight.dim() != 1 + full:
             return None
     tensors = (logits, target, weight, left, right, bias, scale)
-    number, kind = _NUMBERS.get(link), _REDUCTIONS.get(reduction)
-    if inplace or number is None or kind is None or not ops.direct(*tensors):
+    if not ops.ordinary(*tensors):
         return None
     try:
         with_grad = kind != ops.NONE and torch.is_grad_enabled() and logits.requires_grad
         loss: Tensor = autograd.Loss.call(False, *tensors, number, ignore_index, 1, kind, 1, with_grad)
-    except (AttributeError, IndexError, TypeError, ValueError):
-        return None  # the sentence, or the conversion, is the long way's
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return None  # the conversion, or the sentence, is the long way's
     return loss if loss.dtype is logits.dtype else loss.to(_result_dtype(logits))
 
 
@@ -169,17 +172,11 @@ def _losses(
     """The losses of rows (N, C), 0-dimensional or of one dimension."""
     kind = _REDUCTIONS[reduction]
     where = (logits, target, *tables, _NUMBERS[link], ignore_index, 1, kind, 1)
-    direct = ops.direct(logits, target, *tables)
-    with_grad = (
-        kind != ops.NONE
-        and torch.is_grad_enabled()
-        and logits.requires_grad
-        and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
-    )
+    direct = ops.unwatched() and ops.readable(logits, target, *tables)
     if inplace:
         check.inplace_logits(logits, direct)
-        with_grad = False
     if direct:
+        with_grad = kind != ops.NONE and not inplace and torch.is_grad_enabled() and logits.requires_grad
         try:
             loss: Tensor = autograd.Loss.call(inplace, *where, with_grad)
         except ValueError:
@@ -187,15 +184,15 @@ def _losses(
                 raise
         else:
             return loss
-    loss = torch.ops.l2t.value.default(*where, with_grad)[0]
+    loss = torch.ops.l2t.value.default(*where, False)[0]
     return loss
 
 
 def _result_dtype(logits: Tensor) -> torch.dtype:
     """That of the logits, or float32 under autocast, as for cross-entropy."""
-    if logits.dtype is not torch.float64 and torch.is_autocast_enabled(logits.device.type):
-        return torch.float32
-    return logits.dtype
+    dtype, device = logits.dtype, logits.device.type
+    converted = ops.arithmetic(dtype) is not dtype and torch.amp.is_autocast_available(device)
+    return torch.float32 if converted and torch.is_autocast_enabled(device) else dtype
 
 
 def checked_tables(

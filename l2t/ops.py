@@ -156,7 +156,7 @@ def _run(name: str, arguments: Sequence[Any], outputs: Sequence[Tensor | None]) 
 def _fitted(name: str, *arguments: Any) -> list[Any] | None:
     """Arguments that the core refused: an error for what is wrong with them, or else contiguous copies.
 
-    None where there is no class, for which the core has no name: then every row is ignored.
+    None where there is no class, and so no row that counts, or no loss: the core has no names for these.
     """
     logits, target, weight, left, right, *_, groups, reduction, segments = arguments[:COMMON]
     ignore_index = arguments[8]
@@ -168,7 +168,7 @@ def _fitted(name: str, *arguments: Any) -> list[Any] | None:
         raise check.op_target(target, logits)
     if (left is None) != (right is None) or (left is not None and left.dim() != 2):
         raise check.op_low_rank(left, right)
-    if reduction != NONE and (segments < 1 or n % segments):
+    if reduction != NONE and (segments < 0 or n % max(segments, 1) or (n and not segments)):
         raise check.op_segments(segments, n)
     classes = groups * c
     full = left is None and weight is not None and weight.dim() == 2
@@ -200,7 +200,7 @@ def _fitted(name: str, *arguments: Any) -> list[Any] | None:
         row = _native.check_target(fitted[1], classes, ignore_index)
         if row >= 0:
             raise check.target_range(int(target[row]), row, c, groups, ignore_index)
-    return fitted if classes else None
+    return fitted if classes and (segments or reduction == NONE) else None
 
 
 def _room(logits: Tensor, tables: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
@@ -245,6 +245,8 @@ def _grad_vjp(*arguments: Any) -> list[Tensor | None]:
     *inputs, wanted = arguments
     _matrix(inputs[0])
     v_loss = inputs[COMMON + 1]
+    if len(wanted) != 7:
+        raise check.op_wanted(wanted)
     d_v_loss = v_loss.new_empty(v_loss.shape) if wanted[0] else None
     outputs = [d_v_loss, *_room(inputs[0], inputs[2:7], wanted[1:])]
     _run("grad_vjp", inputs, outputs)
@@ -280,34 +282,47 @@ KERNELS: dict[str, Callable[..., list[Tensor | None]]] = {
 }
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
-_DEVICES = ("cpu", "cuda") if HAS_CUDA else ("cpu",)
 
 
-def direct(*arguments: Any) -> bool:
-    """Whether the kernels may be called past the dispatcher, which costs as much as a small kernel.
+@functools.cache
+def _plain(device: str) -> int:
+    """The dispatch keys of a tensor of this device that is nothing else besides."""
+    return int(torch._C._dispatch_keys(torch.empty(0, device=device)).raw_repr())
 
-    That is so for ordinary tensors while nobody watches, transforms or traces the ops.
+
+def unwatched() -> bool:
+    """Whether nobody watches, transforms or traces the ops.
+
+    Then kernels may be called past the dispatcher, which costs as much as a small kernel.
     """
     return (
         not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
-        and readable(*arguments)
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._get_tracing_state() is None
     )
 
 
-def readable(*arguments: Any) -> bool:
-    """Whether the tensors among these are ordinary ones, whose memory the core may look at now.
+def ordinary(*arguments: Any) -> bool:
+    """Whether each is None or a tensor that DLPack either hands over as it is or refuses with a RuntimeError.
 
-    What only looks like one (a functorch wrapper, a tensor without storage) DLPack refuses.
+    It refuses wrappers and tensors without memory; a lazy negation it would not see.
     """
+    return all(x is None or (type(x) in _ORDINARY and not x.is_neg()) for x in arguments)
+
+
+def readable(*arguments: Any) -> bool:
+    """Whether the tensors among these are ordinary ones, of a device with kernels, that can be read now."""
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return False
     for x in arguments:
-        if isinstance(x, Tensor) and (
-            type(x) not in _ORDINARY or x.is_neg() or x.device.type not in _DEVICES
-        ):
-            return False
+        if isinstance(x, Tensor):
+            device = x.device.type
+            if type(x) not in _ORDINARY or (device != "cpu" and not (HAS_CUDA and device == "cuda")):
+                return False
+            if torch._C._dispatch_keys(x).raw_repr() != _plain(device):
+                return False
     return True
 
 

@@ -21,21 +21,37 @@ STRUCTURES, LINKS = oracle.STRUCTURES, oracle.LINKS
 N, C = 9, 5
 
 
-def case(structure, link, dtype=torch.float64, groups=1, ignore_index=-100, seed=0, n=N, c=C):
+NONE, MEAN, SUM = ops.NONE, ops.MEAN, ops.SUM
+
+
+def case(
+    structure,
+    link,
+    dtype=torch.float64,
+    groups=1,
+    ignore_index=-100,
+    seed=0,
+    n=N,
+    c=C,
+    reduction=NONE,
+    segments=1,
+    device="cpu",
+):
     """Random arguments of `value`, some rows ignored, and of the other ops: (where, six tables or logits)."""
     generator = torch.Generator().manual_seed(seed)
+    number = ops.arithmetic(dtype)
 
-    def random(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+    def random(*shape, dtype=number):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
-    parts = [oracle.parts_of(structure, c, generator, dtype) for _ in range(groups)]
+    parts = [[x.to(device) for x in oracle.parts_of(structure, c, generator, number)] for _ in range(groups)]
     tables = [torch.cat(x) for x in zip(*parts, strict=True)]
     weight, left, right = (*tables, None, None, None)[:3]
-    target = torch.randint(groups * c, (n,), generator=generator)
+    target = torch.randint(groups * c, (n,), generator=generator).to(device)
     target[1:3] = ignore_index
     bias, scale = random(groups * c), 1 + 0.3 * random(groups * c)
     where = (
-        2 * random(n, c),
+        random(n, c, dtype=dtype) * 2,
         target,
         weight,
         left,
@@ -45,48 +61,112 @@ def case(structure, link, dtype=torch.float64, groups=1, ignore_index=-100, seed
         LINKS.index(link),
         ignore_index,
         groups,
+        reduction,
+        segments,
     )
     inputs = (where[0], *where[2:7])
-    like = [None if x is None else random(*x.shape) for x in inputs]
+    like = [None if x is None else random(*x.shape, dtype=x.dtype) for x in inputs]
     wanted = [x is not None for x in inputs]
-    return where, like, wanted, random(n), random(n)
+    losses = n if reduction == NONE else segments
+    return where, like, wanted, random(losses), random(losses)
 
 
 def every_op(where, like, wanted, v_loss, t_v_loss, via=torch.ops.l2t):
     """All results of the four ops of one implementation."""
-    loss, stats = via.value(*where)
+    loss, stats, d_logits = via.value(*where, True)
     return {
-        "value": (loss,),
+        "value": (loss, d_logits),
         "grad": via.grad(*where, stats, v_loss, wanted),
         "grad_vjp": via.grad_vjp(*where, stats, v_loss, *like, [True, *wanted]),
         "grad_jvp": via.grad_jvp(*where, stats, v_loss, t_v_loss, *like, wanted),
     }
 
 
-TOLERANCE = {torch.float64: {"rtol": 1e-10, "atol": 1e-12}, torch.float32: {"rtol": 2e-5, "atol": 2e-5}}
+TOLERANCE = {
+    torch.float64: {"rtol": 1e-10, "atol": 1e-12},
+    torch.float32: {"rtol": 2e-5, "atol": 2e-5},
+    torch.bfloat16: {"rtol": 1.6e-2, "atol": 1e-3},
+    torch.float16: {"rtol": 2e-3, "atol": 2e-4},
+}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def widened(arguments):
+    """The same problem in float64."""
+
+    def widen(x):
+        if isinstance(x, (tuple, list)):
+            return type(x)(map(widen, x))
+        return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+    return widen(arguments)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("groups", [1, 3])
-def test_every_op_agrees_with_the_definition(groups, structure, link, dtype):
-    arguments = case(structure, link, dtype, groups, n=14)
-    ours, theirs = every_op(*arguments), every_op(*arguments, via=reference)
+@pytest.mark.parametrize(
+    ("groups", "reduction", "segments"), [(1, NONE, 1), (3, NONE, 1), (1, MEAN, 1), (2, SUM, 7), (1, MEAN, 2)]
+)
+def test_every_op_agrees_with_the_definition(groups, reduction, segments, structure, link, dtype, device):
+    arguments = case(
+        structure, link, dtype, groups, n=14, reduction=reduction, segments=segments, device=device
+    )
+    ours, theirs = every_op(*arguments), every_op(*widened(arguments), via=reference)
     for name, results in ours.items():
-        for result, expected in zip(results, theirs[name], strict=True):
-            assert result.dtype == dtype
+        for i, (result, expected) in enumerate(zip(results, theirs[name], strict=True)):
+            storage = i == (1 if name in ("value", "grad_vjp") else 0)  # gradients to the logits
+            want = dtype if storage else ops.arithmetic(dtype)
+            assert result.dtype == want or not result.numel()
             torch.testing.assert_close(
-                result, expected, **TOLERANCE[dtype], msg=lambda m, name=name: f"{name}: {m}"
+                result.double(), expected, **TOLERANCE[want], msg=lambda m, name=name: f"{name}: {m}"
             )
 
 
+@pytest.mark.parametrize("reduction", [MEAN, SUM])
+def test_a_loss_without_a_row_that_counts(reduction, device):
+    where, like, wanted, v_loss, t_v_loss = case(
+        "full", "sigmoid", reduction=reduction, segments=2, n=8, device=device
+    )
+    where[1][:4] = -100
+    ours = every_op(where, like, wanted, v_loss, t_v_loss)
+    loss, d_logits = ours["value"]
+    assert loss[0].isnan() if reduction == MEAN else loss[0] == 0
+    assert loss[1].isfinite()
+    assert d_logits[:4].eq(0).all()
+    for name in ("grad", "grad_vjp", "grad_jvp"):
+        *first, d_bias, d_scale = ours[name][-6:]
+        assert all(x.isfinite().all() for x in (first[0], first[1], d_bias, d_scale)), name
+        assert first[0][:4].eq(0).all()
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_the_gradient_may_be_written_over_the_logits(structure, dtype, device):
+    where, _, wanted, v_loss, _ = case(structure, "sigmoid", dtype, c=33, device=device)
+    _, stats, d_logits = torch.ops.l2t.value(*where, True)
+    expected = torch.ops.l2t.grad(*where, stats, v_loss, wanted)
+    overwritten = where[0].clone()
+    room = [
+        overwritten,
+        *(x.new_empty(x.shape) if want else None for x, want in zip(where[2:7], wanted[1:], strict=True)),
+    ]
+    ops.run("grad", overwritten, *where[1:], stats, v_loss, *room)
+    for result, other in zip(room, expected, strict=True):
+        assert result is None or torch.equal(result, other)
+    overwritten = where[0].clone()
+    loss = stats.new_empty(N)
+    ops.run("value", overwritten, *where[1:], loss, stats, overwritten)
+    assert torch.equal(overwritten, d_logits)
+
+
 @pytest.mark.parametrize("ignore_index", [0, 3, 255, -1])
-def test_ignored_rows_do_not_leak(ignore_index):
-    (logits, *rest), like, wanted, v_loss, t_v_loss = case("full", "sigmoid", ignore_index=ignore_index)
+def test_ignored_rows_do_not_leak(ignore_index, device):
+    (logits, *rest), like, wanted, v_loss, t_v_loss = case(
+        "full", "sigmoid", ignore_index=ignore_index, device=device
+    )
     ignored = rest[0] == ignore_index
     assert ignored.sum() >= 2
-    logits[ignored] = torch.tensor([float("nan"), float("inf"), 0.0, 1.0, -float("inf")], dtype=logits.dtype)
+    logits[ignored] = torch.tensor([float("nan"), float("inf"), 0.0, 1.0, -float("inf")]).to(logits)
     results = every_op((logits, *rest), like, wanted, v_loss, t_v_loss)
     clean = every_op((logits.nan_to_num(0, 0, 0), *rest), like, wanted, v_loss, t_v_loss)
     for name, tensors in results.items():
@@ -127,12 +207,13 @@ def test_one_class():
 
 
 def test_no_classes():
-    where = (torch.zeros(2, 0), torch.full((2,), -100), None, None, None, None, None, 0, -100, 1)
-    loss, stats = torch.ops.l2t.value(*where)
+    where = (torch.zeros(2, 0), torch.full((2,), -100), None, None, None, None, None, 0, -100, 1, NONE, 1)
+    loss, stats, _ = torch.ops.l2t.value(*where, False)
     assert loss.eq(0).all()
+    assert torch.ops.l2t.value(*where[:10], MEAN, 1, False)[0].isnan().all()
     assert torch.ops.l2t.grad(*where, stats, torch.ones(2), [True] + [False] * 5)[0].shape == (2, 0)
     with pytest.raises(IndexError, match=r"in \[0, 0\) or ignore_index=3, got -100"):
-        torch.ops.l2t.value(*where[:8], 3, 1)
+        torch.ops.l2t.value(*where[:8], 3, 1, NONE, 1, False)
 
 
 def test_links_have_the_numbers_of_the_core():
@@ -144,7 +225,7 @@ def test_links_have_the_numbers_of_the_core():
 def test_what_is_not_wanted_is_empty_and_changes_nothing():
     where, like, wanted, v_loss, t_v_loss = case("low-rank", "sigmoid")
     everything = every_op(where, like, wanted, v_loss, t_v_loss)
-    _, stats = torch.ops.l2t.value(*where)
+    _, stats, _ = torch.ops.l2t.value(*where, False)
     for i in range(6):
         only = [j == i for j in range(6)]
         alone = {
@@ -212,7 +293,7 @@ def test_extreme_logits_stay_finite(data):
     size = data.draw(st.sampled_from([1e-30, 1.0, 80.0, 1e3, 1e4]))
     offset = data.draw(st.sampled_from([0.0, -1e4, 1e4]))
     where = (where[0] * size + offset, *where[1:])
-    loss, stats = torch.ops.l2t.value(*where)
+    loss, stats, _ = torch.ops.l2t.value(*where, False)
     assert loss.isfinite().all()
     for gradient in torch.ops.l2t.grad(*where, stats, v_loss, wanted):
         assert gradient.isfinite().all()
@@ -229,12 +310,14 @@ def gradable(arguments):
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_opcheck_with_gradients(structure):
-    where, like, wanted, v_loss, t_v_loss = case(structure, "sigmoid")
-    _, stats = torch.ops.l2t.value(*where)
+@pytest.mark.parametrize(("reduction", "segments"), [(NONE, 1), (MEAN, 3)])
+def test_opcheck_with_gradients(structure, reduction, segments):
+    where, like, wanted, v_loss, t_v_loss = case(structure, "sigmoid", reduction=reduction, segments=segments)
+    _, stats, _ = torch.ops.l2t.value(*where, False)
     # stats is an intermediate of value, not something to differentiate by.
     first = (*gradable(where), stats, *gradable([v_loss]))
-    opcheck(torch.ops.l2t.value.default, gradable(where))
+    for with_grad in (False, True):
+        opcheck(torch.ops.l2t.value.default, (*gradable(where), with_grad))
     opcheck(torch.ops.l2t.grad.default, (*first, wanted))
     # A third derivative raises, so these two have no backward to trace; the rest holds with gradients too.
     arguments = {
@@ -250,8 +333,8 @@ def test_opcheck_with_gradients(structure):
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_opcheck_without_gradients(structure):
     where, _, wanted, v_loss, _ = case(structure, "log-sigmoid", torch.float32)
-    _, stats = torch.ops.l2t.value(*where)
-    opcheck(torch.ops.l2t.value.default, where)
+    _, stats, _ = torch.ops.l2t.value(*where, False)
+    opcheck(torch.ops.l2t.value.default, (*where, False))
     opcheck(torch.ops.l2t.grad.default, (*where, stats, v_loss, wanted))
     opcheck(torch.ops.l2t.grad.default, (*where, stats, v_loss, [False] * 6))
 
@@ -282,25 +365,39 @@ def test_vmap_is_a_loop(data):
     batch = data.draw(st.integers(1, 3))
     structure, link = data.draw(st.sampled_from(STRUCTURES)), data.draw(st.sampled_from(LINKS))
     groups = data.draw(st.sampled_from([1, 2]))
+    reduction, segments = data.draw(st.sampled_from([(NONE, 1), (MEAN, 1), (SUM, 3)]))
+    with_grad = data.draw(st.booleans())
     ignore_index = data.draw(st.sampled_from([-100, 2, 255]))
-    cases = [case(structure, link, torch.float64, groups, ignore_index, seed) for seed in range(batch)]
+    cases = [
+        case(
+            structure,
+            link,
+            torch.float64,
+            groups,
+            ignore_index,
+            seed,
+            reduction=reduction,
+            segments=segments,
+        )
+        for seed in range(batch)
+    ]
     name = data.draw(st.sampled_from(["value", "grad", "grad_vjp", "grad_jvp"]))
 
     def arguments(where, like, wanted, v_loss, t_v_loss):
-        _, stats = torch.ops.l2t.value(*where)
+        _, stats, _ = torch.ops.l2t.value(*where, False)
         return {
-            "value": where,
+            "value": (*where, with_grad),
             "grad": (*where, stats, v_loss, wanted),
             "grad_vjp": (*where, stats, v_loss, *like, [True, *wanted]),
             "grad_jvp": (*where, stats, v_loss, t_v_loss, *like, wanted),
         }[name]
 
-    # stats, argument 10, belongs to the arguments before it: batch all of these or none.
+    # stats, argument 12, belongs to the arguments before it: batch all of these or none.
     everything = list(zip(*(arguments(*c) for c in cases), strict=True))
     whole = name != "value" and data.draw(st.booleans())
     call, dims = [], []
     for i, values in enumerate(everything):
-        free = name == "value" or i > 10
+        free = name == "value" or i > 12
         if isinstance(values[0], torch.Tensor) and (whole or (free and data.draw(st.booleans()))):
             dim = data.draw(st.integers(0, values[0].dim()))
             call.append(torch.stack(values, dim))
@@ -345,7 +442,7 @@ def test_nested_vmap():
     weights = torch.randn(2, C, C, dtype=torch.float64)
 
     def fn(x, weight):
-        return torch.ops.l2t.value(x, where[1], weight, *where[3:])[0]
+        return torch.ops.l2t.value(x, where[1], weight, *where[3:], False)[0]
 
     results = torch.vmap(torch.vmap(fn, in_dims=(0, None)))(logits, weights)
     for i in range(2):
@@ -419,10 +516,10 @@ def test_another_device_is_told_once():
     where, *_ = case("none", "sigmoid")
     run = ops._by_reference("value")
     with pytest.warns(UserWarning, match="for the compiled kernels, got cpu"):
-        run(*where)
+        run(*where, False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(*where)
+        run(*where, False)
 
 
 # ---- errors ----
@@ -432,18 +529,25 @@ def test_errors_of_the_ops():
     where, like, wanted, v_loss, _ = case("low-rank", "sigmoid")
     logits, target, weight, left, right, *rest = where
     value, grad = torch.ops.l2t.value, torch.ops.l2t.grad
-    _, stats = value(*where)
+    _, stats, _ = value(*where, False)
+    rest = [*rest, False]
     with pytest.raises(
-        ValueError,
-        match=r"logits must be of shape \(N, C\) and float32 or float64, got shape \(9, 5\), float16",
+        ValueError, match=r"logits must be of shape \(N, C\) and float32, .* got shape \(9, 5\), int64"
     ):
-        value(logits.half(), *where[1:])
+        value(logits.long(), *where[1:], False)
+    with pytest.raises(ValueError, match=r"logits must be of shape \(N, C\) and float32, .* shape \(9,\)"):
+        value(logits[:, 0], *where[1:], False)
     with pytest.raises(ValueError, match=r"target must be of shape \(9,\), int64 on cpu, got shape \(8,\)"):
-        value(logits, target[1:], *where[2:])
+        value(logits, target[1:], *where[2:], False)
     with pytest.raises(ValueError, match="left and right must be two matrices or None both"):
         value(logits, target, weight, left, None, *rest)
     with pytest.raises(ValueError, match=r"weight must be of shape \(5,\), float64 on cpu, got shape \(4,\)"):
         value(logits, target, weight[1:], left, right, *rest)
+    with pytest.raises(ValueError, match=r"weight must be of shape \(5,\), float32 on cpu, got shape"):
+        value(logits.half(), *where[1:], False)
+    with pytest.raises(ValueError, match="segments must divide the number of rows, got 2 for 9 rows"):
+        value(*where[:10], SUM, 2, False)
+    rest = rest[:-1]
     with pytest.raises(ValueError, match=r"v_loss must be .* which casts and checks"):
         grad(*where, stats, v_loss[1:], wanted)
     with pytest.raises(ValueError, match="wanted must be a bool for each result"):

@@ -1,13 +1,15 @@
 """What every test stands on.
 
-One thread, since the tensors are small and the test processes are several; and `device`, by which tests of
-the kernels run on the CPU and, where there is a GPU that this build knows, on it too.
+One thread, since the tensors are small and the test processes are several; `device`, by which tests of the
+kernels run on the CPU and, where there is a GPU that this build knows, on it too; and a last line that says
+where CUDA kernels have run.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
+from native_build import where_kernels_ran
 
 from l2t import ops
 
@@ -19,3 +21,9 @@ DEVICES = ["cpu", "cuda"] if ops.HAS_CUDA and torch.cuda.is_available() else ["c
 def device(request: pytest.FixtureRequest) -> str:
     """Every device that has kernels."""
     return str(request.param)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    passed = [report.nodeid for report in terminalreporter.getreports("passed")]
+    card = torch.cuda.get_device_name() if "cuda" in DEVICES else ""
+    terminalreporter.write_line(where_kernels_ran(passed, card))

@@ -1,10 +1,14 @@
-"""How tests compile and run the native sources: flags, sanitizers, builds that test processes share."""
+"""How tests compile and run the native sources: flags, sanitizers, builds that test processes share.
+
+And what the run says at its end about where CUDA kernels have run.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -99,3 +103,14 @@ def run(program: Path, *arguments: str, **environment: str) -> subprocess.Comple
     if "unexpected memory mapping" in ran.stderr:  # the thread sanitizer of older compilers on newer kernels
         ran = by("setarch", platform.machine(), "-R")
     return ran
+
+
+def where_kernels_ran(passed: Sequence[str], card: str) -> str:
+    """From the names of the tests that passed."""
+    emulated = sum("test_cuda.py::test_the_kernels" in name for name in passed)
+    on_card = sum(re.search(r"\[(.*-)?cuda\b", name) is not None for name in passed)
+    if not on_card:
+        where = f"on the CPU emulation only ({emulated} tests)" if emulated else "nowhere"
+    else:
+        where = f"on {card} ({on_card} tests) and on the CPU emulation ({emulated})"
+    return f"CUDA kernels ran {where}."

@@ -14,10 +14,20 @@ import re
 from pathlib import Path
 
 import pytest
-from native_build import NATIVE, SANITIZERS, built_once, compile_all, link, require_sanitizer, run
+from native_build import (
+    NATIVE,
+    SANITIZERS,
+    built_once,
+    compile_all,
+    link,
+    require_sanitizer,
+    run,
+    where_kernels_ran,
+)
 
 SHIM = ["-O2", "-g"]  # never with a sanitizer: it speaks for the fibers
-KERNEL = ["-O1", "-g", "-DL2T_CUDA_ON_CPU", f"-I{NATIVE}"]
+# -O1 leaves aliasing alone, as nvcc does; line tables are enough for the reports.
+KERNEL = ["-O1", "-g1", "-Wno-unknown-pragmas", "-DL2T_CUDA_ON_CPU", "-DL2T_ISA=cuda", f"-I{NATIVE}"]
 
 
 @pytest.fixture(scope="session", params=SANITIZERS)
@@ -116,3 +126,17 @@ def test_of_the_correct_twins_nothing_is_said(sanitizer, build):
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert not re.search("CUDA fault|Sanitizer: |runtime error", ran.stderr)
     assert ran.stdout.count("ok ") > 2 * 7 * len({fault for fault, _, _ in FAULTS})
+
+
+# ---- the closing line ----
+
+
+def test_the_last_line_says_where_kernels_ran():
+    here = "tests/test_cuda.py::test_the_kernels[address sanitizer]"
+    there = ["tests/test_ops.py::test_ops[cuda-full]", "tests/test_ops.py::test_ops[1-cuda]"]
+    neither = ["tests/test_cuda.py::test_a_planted_fault_is_found[read]", "tests/test_ops.py::test_ops[cpu]"]
+    assert where_kernels_ran(neither, "") == "CUDA kernels ran nowhere."
+    assert where_kernels_ran([here, *neither], "") == "CUDA kernels ran on the CPU emulation only (1 tests)."
+    assert where_kernels_ran([here, *there], "a card") == (
+        "CUDA kernels ran on a card (2 tests) and on the CPU emulation (1)."
+    )

@@ -70,6 +70,16 @@ inline double2 make_double2(double x, double y) { return {x, y}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
+// CUDA has these without std::. Whole numbers only: what a host makes of a NaN is not what a GPU makes of it.
+template <class T, class = std::enable_if_t<std::is_integral<T>::value>>
+T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T, class = std::enable_if_t<std::is_integral<T>::value>>
+T max(T a, T b) {
+  return a < b ? b : a;
+}
+
 // Of the fiber that runs.
 extern const uint3 &threadIdx, &blockIdx;
 extern const dim3 &blockDim, &gridDim;

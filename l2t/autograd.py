@@ -221,62 +221,61 @@ class GradJvp(_Op):
 class Loss(_Op):
     """The loss as one node, for eager mode on ordinary tensors (`ops.unwatched`).
 
-    Its arguments, which the core checks, are whether backward may overwrite the logits, and then those of
-    ``l2t::value``. A single loss is 0-dimensional.
+    Settings are whether backward may overwrite the logits, whether it will want the gradient to them, and the
+    constants of ``l2t::value``; the core checks the rest. A single loss is 0-dimensional.
     """
 
     op = "value"
 
     @staticmethod
-    def forward(ctx: Any, inplace: bool, *arguments: Any) -> Any:
-        *where, with_grad = arguments
-        logits, reduction = where[0], where[10]
-        number = ops.arithmetic(logits.dtype)
-        rows = logits.shape[0]
-        loss = logits.new_empty(rows if reduction == ops.NONE else (), dtype=number)
-        stats = logits.new_empty(rows, 3, dtype=number)
-        ctx.d_logits = logits.new_empty(logits.shape) if with_grad else None
-        ops.run("value", *where, loss, stats, ctx.d_logits)
-        ctx.inplace = inplace
-        ctx.constants = where[7:]
-        ctx.save_for_backward(*where[:7], stats)
+    def forward(
+        ctx: Any,
+        settings: tuple[Any, ...],
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        left: Tensor | None,
+        right: Tensor | None,
+        bias: Tensor | None,
+        scale: Tensor | None,
+    ) -> Tensor:
+        inplace, with_grad, constants = settings
+        loss, stats, d_logits = ops.loss(
+            with_grad, logits, target, weight, left, right, bias, scale, *constants
+        )
+        ctx.settings = inplace, constants
+        ctx.d_logits = d_logits
+        ctx.save_for_backward(logits, target, weight, left, right, bias, scale, stats)
         return loss
 
     @staticmethod
     def backward(ctx: Any, v_loss: Any) -> Any:
-        *saved, stats = ctx.saved_tensors
         d_logits, ctx.d_logits = ctx.d_logits, None  # handed on once: a second backward makes its own
-        _, wants_logits, _, *tables, _, _, _, _, _, _ = ctx.needs_input_grad
-        if _tracked() or not ops.readable(v_loss):
-            if ctx.inplace:
-                raise check.inplace_once()
+        inplace, constants = ctx.settings
+        _, wants_logits, _, *tables = ctx.needs_input_grad
+        direct = not _tracked() and ops.readable(v_loss)
+        if direct and d_logits is not None:
+            ops.scale(d_logits, v_loss)
+            if True not in tables:
+                return None, d_logits, None, None, None, None, None, None
+        *saved, stats = ctx.saved_tensors
+        if direct:
+            v_loss = v_loss.contiguous()
+            room = [x.new_empty(x.shape) if want else None for x, want in zip(saved[2:], tables, strict=True)]
+            room.insert(0, None)
+            if wants_logits and d_logits is None:
+                room[0] = saved[0].detach() if inplace else saved[0].new_empty(saved[0].shape)
+            ops.run("grad", *saved, *constants, stats, v_loss, *room)
+            if inplace:
+                torch.autograd.graph.increment_version(saved[0])
+            room[0] = room[0] if d_logits is None else d_logits
+        elif inplace:
+            raise check.inplace_once()
+        else:
             wanted = [wants_logits, *tables]
-            arguments = (*saved, *ctx.constants, stats, v_loss.reshape(-1), wanted)
-            return (None, *_spread(_only(wanted, _op("grad", *arguments))), None)
-        v_loss = v_loss.contiguous()
-        room: list[Tensor | None] = [
-            x.new_empty(x.shape) if want else None for x, want in zip(saved[2:], tables, strict=True)
-        ]
-        if d_logits is not None:
-            _scale(d_logits, v_loss)
-            if any(tables):
-                ops.run("grad", *saved, *ctx.constants, stats, v_loss, None, *room)
-        elif wants_logits or any(tables):
-            logits = saved[0]
-            if wants_logits:
-                d_logits = logits.detach() if ctx.inplace else logits.new_empty(logits.shape)
-            ops.run("grad", *saved, *ctx.constants, stats, v_loss, d_logits, *room)
-            if ctx.inplace:
-                torch.autograd.graph.increment_version(logits)
-        return (None, *_spread([d_logits, *room]), None)
-
-
-def _scale(d_logits: Tensor, v_loss: Tensor) -> None:
-    """d_logits times the cotangent of its loss, which most often is 1."""
-    if d_logits.is_cuda:  # where to look at the cotangent would be to wait for it
-        d_logits.mul_(v_loss)
-    elif (factor := v_loss.item()) != 1:
-        d_logits.mul_(factor)
+            arguments = (*saved, *constants, stats, v_loss.reshape(-1), wanted)
+            room = _only(wanted, _op("grad", *arguments))
+        return None, room[0], None, *room[1:]
 
 
 def _autograd_kernel(cls: type[_Op]) -> Callable[..., Any]:

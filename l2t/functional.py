@@ -154,7 +154,8 @@ def _quickly(
         return None
     try:
         with_grad = kind != ops.NONE and torch.is_grad_enabled() and logits.requires_grad
-        loss: Tensor = autograd.Loss.call(False, *tensors, number, ignore_index, 1, kind, 1, with_grad)
+        settings = (False, with_grad, (number, ignore_index, 1, kind, 1))
+        loss: Tensor = autograd.Loss.call(settings, *tensors)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None  # the conversion, or the sentence, is the long way's
     return loss if loss.dtype is logits.dtype else loss.to(_result_dtype(logits))
@@ -178,7 +179,7 @@ def _losses(
     if direct:
         with_grad = kind != ops.NONE and not inplace and torch.is_grad_enabled() and logits.requires_grad
         try:
-            loss: Tensor = autograd.Loss.call(inplace, *where, with_grad)
+            loss: Tensor = autograd.Loss.call((inplace, with_grad, where[7:]), *where[:7])
         except ValueError:
             if inplace:
                 raise

@@ -86,6 +86,9 @@ def arithmetic(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
+_WIDE = (torch.float32, torch.float64)
+
+
 def losses(logits: Tensor, reduction: int, segments: int) -> int:
     """How many losses the rows are reduced to."""
     return logits.shape[0] if reduction == NONE else segments
@@ -137,6 +140,29 @@ def run(name: str, *arguments: Any) -> None:
     with torch.cuda.device(logits.device):
         workspace = torch.empty(size, dtype=torch.uint8, device=logits.device)
         kernel(1, _atomics, workspace, *arguments)
+
+
+def loss(with_grad: bool, *where: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``l2t::value`` past the dispatcher and unchecked but by the core; a single loss is 0-dimensional."""
+    logits, reduction = where[0], where[10]
+    number = logits if logits.dtype in _WIDE else logits.new_empty(0, dtype=torch.float32)
+    rows = logits.shape[0]
+    losses = number.new_empty(rows if reduction == NONE else ())
+    stats = number.new_empty(rows, 3)
+    d_logits = logits.new_empty(logits.shape) if with_grad else None
+    if logits.is_cuda:
+        run("value", *where, losses, stats, d_logits)
+    else:
+        _native.value(torch.get_num_threads(), False, None, *where, losses, stats, d_logits)
+    return losses, stats, d_logits
+
+
+def scale(d_logits: Tensor, v_loss: Tensor) -> None:
+    """d_logits times the cotangent of its loss, which most often is 1."""
+    if d_logits.is_cuda:  # where to look at the cotangent would be to wait for it
+        d_logits.mul_(v_loss)
+    elif (factor := v_loss.item()) != 1:
+        d_logits.mul_(factor)
 
 
 def _run(name: str, arguments: Sequence[Any], outputs: Sequence[Tensor | None]) -> None:
@@ -284,10 +310,13 @@ KERNELS: dict[str, Callable[..., list[Tensor | None]]] = {
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
+# The dispatch keys of a tensor that is nothing else besides.
+_PLAIN = torch._C._dispatch_keys(torch.empty(0)).raw_repr()
+
+
 @functools.cache
-def _plain(device: str) -> int:
-    """The dispatch keys of a tensor of this device that is nothing else besides."""
-    return int(torch._C._dispatch_keys(torch.empty(0, device=device)).raw_repr())
+def _plain_cuda() -> int:
+    return int(torch._C._dispatch_keys(torch.empty(0, device="cuda")).raw_repr())
 
 
 def unwatched() -> bool:
@@ -309,7 +338,10 @@ def ordinary(*arguments: Any) -> bool:
 
     It refuses wrappers and tensors without memory; a lazy negation it would not see.
     """
-    return all(x is None or (type(x) in _ORDINARY and not x.is_neg()) for x in arguments)
+    for x in arguments:  # noqa: SIM110 (half the time of all(...))
+        if x is not None and (type(x) not in _ORDINARY or x.is_neg()):
+            return False
+    return True
 
 
 def readable(*arguments: Any) -> bool:
@@ -318,10 +350,10 @@ def readable(*arguments: Any) -> bool:
         return False
     for x in arguments:
         if isinstance(x, Tensor):
-            device = x.device.type
-            if type(x) not in _ORDINARY or (device != "cpu" and not (HAS_CUDA and device == "cuda")):
+            if type(x) not in _ORDINARY:
                 return False
-            if torch._C._dispatch_keys(x).raw_repr() != _plain(device):
+            keys = torch._C._dispatch_keys(x).raw_repr()
+            if keys != _PLAIN and not (HAS_CUDA and x.is_cuda and keys == _plain_cuda()):
                 return False
     return True
 

@@ -314,12 +314,101 @@ def test_no_gradient_where_nobody_asks():
 
 
 def test_changing_an_input_before_backward_is_told():
+    """Where backward would read it: the gradient to the logits alone was made before the change."""
+    target = torch.randint(C, (N,))
+    for weight in (None, torch.eye(C, requires_grad=True)):
+        logits = torch.randn(N, C, requires_grad=True)
+        expected = torch.autograd.grad(l2t.dynamic_loss(logits, target, weight), logits)
+        scores = logits * 1
+        loss = l2t.dynamic_loss(scores, target, weight)
+        scores.mul_(2)
+        if weight is None:
+            assert torch.equal(*expected, *torch.autograd.grad(loss, logits))
+        else:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("factor", [1.0, -2.5, 0.0])
+def test_a_second_backward_is_the_first(reduction, factor):
+    """The gradient that the forward pass has made is handed on once, scaled, and made anew afterwards."""
+    case = Case("full", "sigmoid", torch.float64)
+    logits, weight = (case.inputs[i].detach().requires_grad_() for i in (0, -1))
+    loss = factor * l2t.dynamic_loss(logits, case.target, weight, reduction=reduction).sum()
+    runs = [torch.autograd.grad(loss, (logits, weight), retain_graph=True) for _ in range(3)]
+    for other in runs[1:]:
+        for a, b in zip(runs[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-16)
+    twice = torch.autograd.grad(loss, (logits, weight), create_graph=True)
+    for a, b in zip(runs[0], twice, strict=True):
+        torch.testing.assert_close(a, b.detach(), rtol=1e-14, atol=1e-16)
+        assert b.requires_grad
+    loss = l2t.dynamic_loss(logits, case.target, weight)
+    loss.backward()
+    with pytest.raises(RuntimeError, match="a second time"):
+        loss.backward()
+
+
+def test_the_first_gradient_is_nobody_elses():
+    """What backward hands on may be changed by whoever gets it."""
     logits, target = torch.randn(N, C, requires_grad=True), torch.randint(C, (N,))
-    scores = logits * 1
-    loss = l2t.dynamic_loss(scores, target)
-    scores.mul_(2)
+    loss = l2t.dynamic_loss(logits, target)
+    (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    kept = first.clone()
+    first.zero_()
+    assert torch.equal(torch.autograd.grad(loss, logits)[0], kept)
+
+
+# ---- the gradient over the logits ----
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_backward_may_overwrite_the_logits(dtype, reduction):
+    hidden, target = torch.randn(N, C, dtype=dtype), torch.randint(C, (N,))
+    weight = torch.eye(C, dtype=torch.float64 if dtype is torch.float64 else torch.float32)
+
+    def run(inplace):
+        leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        logits = leaves[0] * 1
+        loss = l2t.dynamic_loss(
+            logits, target, leaves[1], reduction=reduction, inplace_backward=inplace
+        ).sum()
+        return logits, (loss.detach(), *torch.autograd.grad(loss, leaves))
+
+    logits, ours = run(True)
+    for a, b in zip(ours, run(False)[1], strict=True):
+        torch.testing.assert_close(a, b)
+    assert torch.equal(logits.detach(), ours[1]), "the gradient lies elsewhere"
+
+
+def test_whoever_reads_overwritten_logits_is_told():
+    hidden, target = torch.randn(N, C, requires_grad=True), torch.randint(C, (N,))
+    logits = hidden * 1
+    other = logits.exp().sum()  # reads its result in backward
+    square = (logits**2).sum()  # reads its input
+    l2t.dynamic_loss(logits, target, inplace_backward=True).backward(retain_graph=True)
+    other.backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        square.backward()
+    loss = l2t.dynamic_loss(hidden * 1, target, inplace_backward=True)
+    loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_logits_that_must_not_be_overwritten_are_refused():
+    leaf, target = torch.randn(N, C, requires_grad=True), torch.randint(C, (N,))
+    sentence = r"logits must be a contiguous \(N, C\) result of the student"
+    for logits in (leaf, (torch.randn(C, N, requires_grad=True) * 1).t()):
+        with pytest.raises(ValueError, match=sentence):
+            l2t.dynamic_loss(logits, target, inplace_backward=True)
+    with pytest.raises(ValueError, match=sentence):
+        torch.func.grad(lambda z: l2t.dynamic_loss(z * 1, target, inplace_backward=True))(leaf.detach())
+    loss = l2t.dynamic_loss(leaf * 1, target, inplace_backward=True)
+    with pytest.raises(NotImplementedError, match="inplace_backward must be False where second derivatives"):
+        torch.autograd.grad(loss, leaf, create_graph=True)
 
 
 # ---- torch.func, and second derivatives by every route ----

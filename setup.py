@@ -1,6 +1,7 @@
 """Builds the native core, the extension l2t._native, by CMake and ninja. All else is in pyproject.toml.
 
-The environment variable L2T_CUDA (AUTO, ON, OFF) says whether with CUDA kernels: CMakeLists.txt.
+Whether with CUDA kernels, the environment variable L2T_CUDA says (AUTO, ON, OFF), and for which cards
+L2T_CUDA_ARCHITECTURES: CMakeLists.txt.
 """
 
 import os
@@ -42,6 +43,7 @@ class BuildCore(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DL2T_VERSION={self.distribution.get_version()}",
             f"-DL2T_CUDA={os.environ.get('L2T_CUDA', 'AUTO')}",
+            f"-DL2T_CUDA_ARCHITECTURES={os.environ.get('L2T_CUDA_ARCHITECTURES', '')}",
         ]
         jobs = str(self.parallel or os.cpu_count() or 1)
         for command in (

@@ -5,9 +5,9 @@
 //
 // What the thread sanitizer must be told, each learnt from a false or a missing report:
 //   * switches do not order memory (no_sync); only barriers release and acquire, and the end of a launch;
-//   * fibers, stacks and shared memory are new for each block until the launch ends: what is used again orders,
-//     or races with, the block that had it before. From launch to launch fibers are kept: one costs it 0.5 ms
-//     and 0.8 MB;
+//   * fibers, stacks and shared memory are new for each block until the launch (or a wave of it) ends: what is
+//     used again orders, or races with, the block that had it before. From then on fibers are kept: one costs
+//     0.5 ms and 0.8 MB;
 //   * malloc and memset count as writes by the fiber that runs, so they happen as the launching thread, which
 //     releases afterwards;
 //   * two variables for each barrier in turn: a thread that is already at the next one must not order one that
@@ -48,7 +48,7 @@ constexpr unsigned no_sync = 1;  // __tsan_switch_to_fiber_no_sync
 constexpr int warp_size = 32;
 constexpr size_t stack_bytes = 256 << 10;  // a sanitizer's report is written on the fiber's own stack
 constexpr size_t shared_limit = 48 << 10, opt_in_limit = 64 << 10;  // of the smallest card, sm_75
-constexpr size_t tsan_fibers = 4096;                                // 3 GB; the runtime itself ends at 8128
+constexpr size_t tsan_fibers = 2048;                                // at a time: 1.6 GB
 constexpr int multiprocessors = 3;
 
 // ---- switching stacks ----
@@ -269,12 +269,13 @@ char* take_stack() {
   return stack;
 }
 
-// What blocks have left: given back at once, or for the thread sanitizer when the launch has ended.
+// What blocks have left, to be given back.
 std::vector<void*> free_tsan;
 std::vector<Fiber*> ended_fibers;
 std::vector<void*> ended_shared;
 
 void give_back() {
+  if (__tsan_acquire) __tsan_acquire(&sync_end);
   for (Fiber* fiber : ended_fibers) {
     if (fiber->tsan) free_tsan.push_back(fiber->tsan);
     free_stacks.push_back(fiber->bottom);
@@ -424,9 +425,6 @@ void run_block(uint3 index) {
     ended_fibers.push_back(fiber);
   }
   if (__tsan_create_fiber) {
-    if (ended_fibers.size() > tsan_fibers)
-      fail({}, nullptr, "a launch of more than %zu threads is too large for the thread sanitizer",
-           tsan_fibers);
     for (Fiber* fiber : block.fibers) {
       if (free_tsan.empty()) free_tsan.push_back(__tsan_create_fiber(0));
       fiber->tsan = free_tsan.back();
@@ -439,7 +437,6 @@ void run_block(uint3 index) {
   if (block.left != 0) explain();
   for (const auto& entry : block.shared) ended_shared.push_back(entry.second.first);
   ended_shared.push_back(block.dynamic);
-  if (!__tsan_create_fiber) give_back();
   ++blocks;
 }
 
@@ -467,10 +464,14 @@ void run(const void* kernel, dim3 grid, dim3 size, size_t shared_bytes, const st
   std::vector<uint64_t> sequence(count);
   for (uint64_t i = 0; i < count; ++i) sequence[i] = order().reverse ? count - 1 - i : i;
   if (order().random) std::shuffle(sequence.begin(), sequence.end(), order().generator);
-  for (const uint64_t i : sequence)
+  // To the thread sanitizer the blocks of a wave are one beside the other, and a wave begins when the one before
+  // has ended: of a launch that is larger, a race between two waves is seen only where another order puts both
+  // blocks into one.
+  const size_t wave = __tsan_create_fiber ? tsan_fibers : 1;
+  for (const uint64_t i : sequence) {
+    if (ended_fibers.size() >= wave) give_back();
     run_block({unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)});
-
-  if (__tsan_acquire) __tsan_acquire(&sync_end);
+  }
   give_back();
   launch.running = false;
 }

@@ -8,10 +8,10 @@ RUNS   ?= runs/demo
 JOBS   ?= 2
 
 SOURCES := pyproject.toml setup.py CMakeLists.txt MANIFEST.in README.md $(shell find l2t csrc -type f -not -name '*.so' -not -path '*/__pycache__/*')
-NATIVE  := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+NATIVE  := $(shell find csrc tests/native benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint format bench clean
+.PHONY: help setup demo test test-long lint format bench bench-teaching clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,7 +46,11 @@ test: lint  ## lint, house rules, native and Python tests, examples in the docs
 test-long: setup  ## the tests that take minutes
 	$(BIN)/pytest -m long
 
-bench: setup  ## one teacher gradient against plain autograd, and the guard against three runs that diverge
+bench: setup  ## every op against PyTorch and the bound, some minutes on an idle machine; draws docs/benchmarks.md
+	$(BIN)/python benchmarks/run.py --out docs/benchmarks/cpu.jsonl
+	$(BIN)/python benchmarks/draw.py
+
+bench-teaching: setup  ## one teacher gradient against plain autograd, and the guard against three runs that diverge
 	$(BIN)/python benchmarks/teacher_gradient.py
 	$(BIN)/python benchmarks/guard.py
 

@@ -50,10 +50,16 @@ def _tracked() -> bool:
 
 
 def _below(name: str, arguments: Sequence[Any]) -> Any:
-    """The op without derivatives of its own, but for those of the levels of `torch.func` below this one."""
+    """The op without derivatives of its own, but for those of the levels of `torch.func` below this one.
+
+    Results that are not wanted are empty or None.
+    """
     functorch = torch._C._are_functorch_transforms_active()
-    if not functorch and ops.readable(*arguments):
-        return ops.results(ops.KERNELS[name](*arguments), arguments[0])
+    if not functorch and ops.native(*arguments):
+        try:
+            return tuple(ops.KERNELS[name](*arguments))
+        except RuntimeError:  # a tensor that has no memory of its own; any other error comes again below
+            pass
     op = getattr(torch.ops.l2t, name).default
     with torch._C._AutoDispatchBelowAutograd():
         if not functorch:
@@ -64,13 +70,13 @@ def _below(name: str, arguments: Sequence[Any]) -> Any:
 
 
 def _op(name: str, *arguments: Any) -> Any:
-    """An op from within a derivative: with its own derivatives where somebody may ask for them.
-
-    Results that are not wanted are empty or None.
-    """
+    """An op from within a derivative: with its own derivatives where somebody may ask for them."""
+    if not _tracked():
+        return _below(name, arguments)
+    # What a transform of torch.func has left behind only the dispatcher connects to the graph outside.
     if torch._C._are_functorch_transforms_active() or not ops.readable(*arguments):
         return getattr(torch.ops.l2t, name).default(*arguments)
-    return _FUNCTIONS[name].call(*arguments) if _tracked() else ops.KERNELS[name](*arguments)
+    return _FUNCTIONS[name].call(*arguments)
 
 
 class _Op(Function):
@@ -123,7 +129,7 @@ class Value(_Op):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
         loss, stats, d_logits = _below("value", arguments)
-        ctx.mark_non_differentiable(stats, d_logits)
+        ctx.mark_non_differentiable(stats, *([] if d_logits is None else [d_logits]))
         _save(ctx, arguments, stats)
         return loss, stats, d_logits
 
@@ -281,11 +287,11 @@ class Loss(_Op):
 def _autograd_kernel(cls: type[_Op]) -> Callable[..., Any]:
     def kernel(*arguments: Any) -> Any:
         if not _tracked():
-            return _below(cls.op, arguments)
+            return ops.results(_below(cls.op, arguments), arguments[0])
         # Here the dispatcher has already singled out one level of torch.func.
         functorch = torch._C._are_functorch_transforms_active()
         with enable_single_level_autograd_function() if functorch else contextlib.nullcontext():
-            return cls.call(*arguments)
+            return ops.results(cls.call(*arguments), arguments[0])
 
     return kernel
 

@@ -153,7 +153,8 @@ def loss(with_grad: bool, *where: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     if logits.is_cuda:
         run("value", *where, losses, stats, d_logits)
     else:
-        _native.value(torch.get_num_threads(), False, None, *where, losses, stats, d_logits)
+        threads = torch.get_num_threads()
+        _native.value(threads, False, None, *where, losses, stats, d_logits)  # type: ignore[call-arg]
     return losses, stats, d_logits
 
 
@@ -231,15 +232,16 @@ def _fitted(name: str, *arguments: Any) -> list[Any] | None:
 
 def _room(logits: Tensor, tables: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
     """Room for the gradients to logits, weight, left, right, bias, scale: None where not wanted."""
-    present = (logits, *tables)
-    if len(wanted) != len(present) or any(
-        want and x is None for want, x in zip(wanted, present, strict=True)
-    ):
+    if len(wanted) != 1 + len(tables):
         raise check.op_wanted(wanted)
-    return [
-        x.new_empty(x.shape) if want and x is not None else None
-        for want, x in zip(wanted, present, strict=True)
-    ]
+    room: list[Tensor | None] = [None] * len(wanted)
+    for i, want in enumerate(wanted):
+        if want:
+            x = tables[i - 1] if i else logits
+            if x is None:
+                raise check.op_wanted(wanted)
+            room[i] = x.new_empty(x.shape)
+    return room
 
 
 def _matrix(logits: Tensor) -> None:
@@ -308,8 +310,6 @@ KERNELS: dict[str, Callable[..., list[Tensor | None]]] = {
 }
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
-
-
 # The dispatch keys of a tensor that is nothing else besides.
 _PLAIN = torch._C._dispatch_keys(torch.empty(0)).raw_repr()
 
@@ -340,6 +340,19 @@ def ordinary(*arguments: Any) -> bool:
     """
     for x in arguments:  # noqa: SIM110 (half the time of all(...))
         if x is not None and (type(x) not in _ORDINARY or x.is_neg()):
+            return False
+    return True
+
+
+def native(*arguments: Any) -> bool:
+    """Whether the arguments of an op can be handed to the core, but for what DLPack may refuse."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return False
+    logits = arguments[0]
+    if not (logits.is_cpu or (HAS_CUDA and logits.is_cuda)):
+        return False
+    for x in arguments:  # noqa: SIM110
+        if isinstance(x, Tensor) and (type(x) not in _ORDINARY or x.is_neg()):
             return False
     return True
 

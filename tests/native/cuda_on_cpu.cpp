@@ -10,6 +10,9 @@
 //     0.5 ms and 0.8 MB;
 //   * malloc and memset count as writes by the fiber that runs, so they happen as the launching thread, which
 //     releases afterwards;
+//   * what a fiber calls here has no template of the standard library that the tests may have too: of two copies
+//     the linker keeps one, which can be theirs, and then the scheduler's own memory seems shared by all fibers.
+//     So containers hold types of this file, and random numbers are made here;
 //   * two variables for each barrier in turn: a thread that is already at the next one must not order one that
 //     has yet to leave this one.
 // What the address sanitizer must be told: each switch, with the bounds of the stack.
@@ -24,7 +27,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
-#include <random>
 #include <string>
 #ifndef __x86_64__
 #  include <ucontext.h>
@@ -125,13 +127,23 @@ struct Launch {
   bool running = false;
 } launch;
 
+struct Word {
+  uint64_t bits;
+};
+
+struct Shared {
+  const char* key;
+  size_t bytes;
+  void* memory;
+};
+
 struct Block {
   uint3 index;
   std::vector<Fiber*> fibers;
-  std::vector<uint64_t> ready;  // a bit a fiber, at its place in the order
+  std::vector<Word> ready;  // a bit a fiber, at its place in the order
   size_t left, at_barrier, cursor;
   unsigned barriers;
-  std::map<const char*, std::pair<void*, size_t>> shared;
+  std::vector<Shared> shared;
   void* dynamic;
 } block;
 
@@ -161,9 +173,19 @@ std::map<const void*, size_t> allowed_shared;
 
 // ---- orders ----
 
+struct Random {  // splitmix64
+  uint64_t state;
+  uint64_t operator()() {
+    uint64_t x = state += 0x9e3779b97f4a7c15;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+    x = (x ^ x >> 27) * 0x94d049bb133111eb;
+    return x ^ x >> 31;
+  }
+};
+
 struct Order {
   bool reverse, ahead, random;
-  std::mt19937_64 generator;
+  Random generator;
 };
 
 Order parse(const std::string& name) {
@@ -172,7 +194,7 @@ Order parse(const std::string& name) {
   if (name == "first-warp-ahead") return {false, true, false, {}};
   if (name == "last-warp-ahead") return {true, true, false, {}};
   if (name.rfind("random:", 0) == 0) {
-    return {false, false, true, std::mt19937_64(std::strtoull(name.c_str() + 7, nullptr, 10))};
+    return {false, false, true, {std::strtoull(name.c_str() + 7, nullptr, 10)}};
   }
   fail({}, nullptr, "there is no order '%s'", name.c_str());
 }
@@ -185,7 +207,7 @@ Order& order() {
 void set_ready(size_t number) {
   const size_t place = order().reverse ? block.fibers.size() - 1 - number : number;
   block.fibers[number]->state = Fiber::ready;
-  block.ready[place / 64] |= uint64_t(1) << place % 64;
+  block.ready[place / 64].bits |= uint64_t(1) << place % 64;
 }
 
 // The next fiber that can go on, from a place on that the order says; null if none can.
@@ -196,11 +218,11 @@ Fiber* take_ready() {
   if (order().random) from = order().generator() % count;
   for (size_t i = 0; i <= words; ++i) {
     const size_t word = (from / 64 + i) % words;
-    uint64_t bits = block.ready[word];
+    uint64_t bits = block.ready[word].bits;
     if (i == 0) bits &= ~uint64_t(0) << from % 64;
     if (bits == 0) continue;
     const size_t place = 64 * word + size_t(__builtin_ctzll(bits));
-    block.ready[word] &= ~(uint64_t(1) << place % 64);
+    block.ready[word].bits &= ~(uint64_t(1) << place % 64);
     block.cursor = (place + 1) % count;
     return block.fibers[order().reverse ? count - 1 - place : place];
   }
@@ -313,7 +335,7 @@ size_t number_of(const Fiber* fiber) {
 
 bool same_call(const Fiber* a, const Fiber* b) {
   return b->state == Fiber::waiting && a->call == b->call && a->mask == b->mask && a->at.line == b->at.line &&
-         std::strcmp(a->at.file, b->at.file) == 0;
+         (a->at.file == b->at.file || std::strcmp(a->at.file, b->at.file) == 0);
 }
 
 [[noreturn]] void explain_missing(const Fiber* waits, size_t other) {
@@ -412,7 +434,7 @@ void run_block(uint3 index) {
   const size_t count = size_t(size.x) * size.y * size.z;
   block.index = block_index = index;
   block.fibers.clear(), block.shared.clear();
-  block.ready.assign((count + 63) / 64, 0);
+  block.ready.assign((count + 63) / 64, {0});
   block.left = count, block.at_barrier = 0, block.cursor = 0, block.barriers = 0;
   block.dynamic = poisoned(launch.shared_bytes);
   for (size_t i = 0; i < count; ++i) {
@@ -435,7 +457,7 @@ void run_block(uint3 index) {
   if (__tsan_release) __tsan_release(&sync_start);
   resume(main_context);
   if (block.left != 0) explain();
-  for (const auto& entry : block.shared) ended_shared.push_back(entry.second.first);
+  for (const Shared& shared : block.shared) ended_shared.push_back(shared.memory);
   ended_shared.push_back(block.dynamic);
   ++blocks;
 }
@@ -463,7 +485,8 @@ void run(const void* kernel, dim3 grid, dim3 size, size_t shared_bytes, const st
   const uint64_t count = uint64_t(grid.x) * grid.y * grid.z;
   std::vector<uint64_t> sequence(count);
   for (uint64_t i = 0; i < count; ++i) sequence[i] = order().reverse ? count - 1 - i : i;
-  if (order().random) std::shuffle(sequence.begin(), sequence.end(), order().generator);
+  for (uint64_t i = count - 1; order().random && i > 0; --i)
+    std::swap(sequence[i], sequence[order().generator() % (i + 1)]);
   // To the thread sanitizer the blocks of a wave are one beside the other, and a wave begins when the one before
   // has ended: of a launch that is larger, a race between two waves is seen only where another order puts both
   // blocks into one.
@@ -497,17 +520,21 @@ uint64_t meet(Call call, unsigned mask, int source_lane, uint64_t bits, Site at)
 }
 
 void* shared(const char* key, size_t bytes) {
+  void* memory = nullptr;
   as_main([&] {
-    auto& memory = block.shared[key];
-    if (memory.first) return;
-    memory = {poisoned(bytes), bytes};
-    size_t sum = launch.shared_bytes;
-    for (const auto& entry : block.shared) sum += entry.second.second;
+    size_t sum = launch.shared_bytes + bytes;
+    for (const Shared& known : block.shared) {
+      if (known.key == key) memory = known.memory;
+      sum += known.bytes;
+    }
+    if (memory) return;
     if (sum > launch.shared_limit)
       fail({}, current, "needs %zu bytes of shared memory in all, where a block has %zu", sum,
            launch.shared_limit);
+    memory = poisoned(bytes);
+    block.shared.push_back({key, bytes, memory});
   });
-  return block.shared[key].first;
+  return memory;
 }
 
 void* dynamic_shared() { return block.dynamic; }

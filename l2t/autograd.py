@@ -257,31 +257,74 @@ class Loss(_Op):
     @staticmethod
     def backward(ctx: Any, v_loss: Any) -> Any:
         d_logits, ctx.d_logits = ctx.d_logits, None  # handed on once: a second backward makes its own
-        inplace, constants = ctx.settings
         _, wants_logits, _, *tables = ctx.needs_input_grad
-        direct = not _tracked() and ops.readable(v_loss)
-        if direct and d_logits is not None:
+        inplace, constants = ctx.settings
+        inplace = inplace and wants_logits
+        if not ops.unwatched() or not ops.readable(v_loss):
+            return _beyond(ctx, inplace, constants, v_loss)
+        if torch.is_grad_enabled():
+            check.inplace_once(inplace)
+            *saved, stats = ctx.saved_tensors
+            wanted = (wants_logits, *tables)
+            grads = LossGrad.call((constants, wanted), *saved, stats, v_loss.contiguous())
+            return None, grads[0], None, *grads[1:]
+        if d_logits is not None:
             ops.scale(d_logits, v_loss)
             if True not in tables:
                 return None, d_logits, None, None, None, None, None, None
         *saved, stats = ctx.saved_tensors
-        if direct:
-            v_loss = v_loss.contiguous()
-            room = [x.new_empty(x.shape) if want else None for x, want in zip(saved[2:], tables, strict=True)]
-            room.insert(0, None)
-            if wants_logits and d_logits is None:
-                room[0] = saved[0].detach() if inplace else saved[0].new_empty(saved[0].shape)
-            ops.run("grad", *saved, *constants, stats, v_loss, *room)
-            if inplace:
-                torch.autograd.graph.increment_version(saved[0])
-            room[0] = room[0] if d_logits is None else d_logits
-        elif inplace:
-            raise check.inplace_once()
+        logits = saved[0]
+        room = ops.room(logits, saved[2:], (wants_logits and d_logits is None and not inplace, *tables))
+        if inplace:
+            room[0] = logits.detach()
+        ops.run("grad", *saved, *constants, stats, v_loss.contiguous(), *room)
+        if inplace:
+            torch.autograd.graph.increment_version(logits)
+        return None, room[0] if d_logits is None else d_logits, None, *room[1:]
+
+
+def _beyond(ctx: Any, inplace: bool, constants: tuple[Any, ...], v_loss: Tensor) -> Any:
+    """Backward of `Loss` where a cotangent is batched or traced, or somebody watches."""
+    check.inplace_once(inplace)
+    *saved, stats = ctx.saved_tensors
+    _, wants_logits, _, *tables = ctx.needs_input_grad
+    wanted = [wants_logits, *tables]
+    grads = _only(wanted, _op("grad", *saved, *constants, stats, v_loss.reshape(-1), wanted))
+    return None, grads[0], None, *grads[1:]
+
+
+class LossGrad(_Op):
+    """The gradients of `Loss`, to be differentiated: as `Grad`, of tensors that the core has read before."""
+
+    op = "grad"
+
+    @staticmethod
+    def forward(ctx: Any, settings: tuple[Any, ...], *tensors: Any) -> Any:
+        constants, wanted = settings
+        *saved, stats, v_loss = tensors
+        room = ops.room(saved[0], saved[2:], wanted)
+        ops.run("grad", *saved, *constants, stats, v_loss, *room)
+        ctx.settings = settings
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        return tuple(room)
+
+    @staticmethod
+    def backward(ctx: Any, *x: Any) -> Any:
+        constants, _ = ctx.settings
+        *saved, stats, v_loss = ctx.saved_tensors
+        _, logits, _, *tables, _, wants_v_loss = ctx.needs_input_grad
+        if not _tracked() and ops.readable(*x):
+            room = ops.room(saved[0], saved[2:], (logits, *tables))
+            d_v_loss = v_loss.new_empty(v_loss.shape) if wants_v_loss else None
+            x = tuple(None if each is None else each.contiguous() for each in x)
+            ops.run("grad_vjp", *saved, *constants, stats, v_loss, *x, d_v_loss, *room)
         else:
-            wanted = [wants_logits, *tables]
-            arguments = (*saved, *constants, stats, v_loss.reshape(-1), wanted)
-            room = _only(wanted, _op("grad", *arguments))
-        return None, room[0], None, *room[1:]
+            wanted = [wants_v_loss, logits, *tables]
+            results = _op("grad_vjp", *saved, *constants, stats, v_loss.reshape(-1), *x, wanted)
+            d_v_loss, *room = _only(wanted, results)
+            d_v_loss = None if d_v_loss is None else d_v_loss.reshape(v_loss.shape)
+        return None, room[0], None, *room[1:], None, d_v_loss
 
 
 def _autograd_kernel(cls: type[_Op]) -> Callable[..., Any]:

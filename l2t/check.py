@@ -302,11 +302,13 @@ def inplace_logits(logits: torch.Tensor, direct: bool) -> None:
         )
 
 
-def inplace_once() -> Exception:
+def inplace_once(inplace: bool) -> None:
     """A second derivative of what the first has overwritten."""
-    return NotImplementedError(
-        "l2t.dynamic_loss: inplace_backward must be False where second derivatives are taken, got True. Leave it out."
-    )
+    if inplace:
+        raise NotImplementedError(
+            "l2t.dynamic_loss: inplace_backward must be False where second derivatives are taken or backward is batched or "
+            "traced, got True. Leave it out."
+        )
 
 
 def forward_twice() -> Exception:

@@ -230,18 +230,18 @@ def _fitted(name: str, *arguments: Any) -> list[Any] | None:
     return fitted if classes and (segments or reduction == NONE) else None
 
 
-def _room(logits: Tensor, tables: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
+def room(logits: Tensor, tables: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
     """Room for the gradients to logits, weight, left, right, bias, scale: None where not wanted."""
     if len(wanted) != 1 + len(tables):
         raise check.op_wanted(wanted)
-    room: list[Tensor | None] = [None] * len(wanted)
+    outputs: list[Tensor | None] = [None] * len(wanted)
     for i, want in enumerate(wanted):
         if want:
             x = tables[i - 1] if i else logits
             if x is None:
                 raise check.op_wanted(wanted)
-            room[i] = x.new_empty(x.shape)
-    return room
+            outputs[i] = x.new_empty(x.shape)
+    return outputs
 
 
 def _matrix(logits: Tensor) -> None:
@@ -264,7 +264,7 @@ def _value(*arguments: Any) -> list[Tensor | None]:
 def _grad(*arguments: Any) -> list[Tensor | None]:
     *inputs, wanted = arguments
     _matrix(inputs[0])
-    outputs = _room(inputs[0], inputs[2:7], wanted)
+    outputs = room(inputs[0], inputs[2:7], wanted)
     _run("grad", inputs, outputs)
     return outputs
 
@@ -276,7 +276,7 @@ def _grad_vjp(*arguments: Any) -> list[Tensor | None]:
     if len(wanted) != 7:
         raise check.op_wanted(wanted)
     d_v_loss = v_loss.new_empty(v_loss.shape) if wanted[0] else None
-    outputs = [d_v_loss, *_room(inputs[0], inputs[2:7], wanted[1:])]
+    outputs = [d_v_loss, *room(inputs[0], inputs[2:7], wanted[1:])]
     _run("grad_vjp", inputs, outputs)
     return outputs
 
@@ -284,7 +284,7 @@ def _grad_vjp(*arguments: Any) -> list[Tensor | None]:
 def _grad_jvp(*arguments: Any) -> list[Tensor | None]:
     *inputs, wanted = arguments
     _matrix(inputs[0])
-    outputs = _room(inputs[0], inputs[2:7], wanted)
+    outputs = room(inputs[0], inputs[2:7], wanted)
     _run("grad_jvp", inputs, outputs)
     return outputs
 

@@ -10,11 +10,14 @@ JOBS   ?= 2
 SOURCES := pyproject.toml setup.py CMakeLists.txt MANIFEST.in README.md $(shell find l2t csrc -type f -not -name '*.so' -not -path '*/__pycache__/*')
 NATIVE  := $(shell find csrc tests/native benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
+HAS_GPU := import sys, torch; from l2t import ops; sys.exit(None if ops.HAS_CUDA and torch.cuda.is_available() \
+  else 'This needs a GPU, a torch that sees it, and l2t built with nvcc: l2t doctor says what there is.')
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint format bench bench-teaching clean
+.PHONY: help setup demo test test-long test-memcheck lint format bench bench-gpu bench-teaching clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.requirements: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +49,13 @@ test: lint  ## lint, house rules, native and Python tests, examples in the docs
 test-long: setup  ## the tests that take minutes
 	$(BIN)/pytest -m long
 
+test-memcheck: setup  ## on a GPU: the tests of the CUDA kernels under compute-sanitizer
+	$(BIN)/python -c "$(HAS_GPU)"
+	for tool in memcheck racecheck synccheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
+	    $(BIN)/python -m pytest -q -k cuda tests/test_ops.py tests/test_native.py || exit 1; \
+	done
+
 bench: setup  ## every op against PyTorch and the bound, some minutes on an idle machine; draws docs/benchmarks.md
 	$(BIN)/python benchmarks/run.py --out docs/benchmarks/cpu.jsonl
 	$(BIN)/python benchmarks/draw.py
@@ -53,6 +63,12 @@ bench: setup  ## every op against PyTorch and the bound, some minutes on an idle
 bench-teaching: setup  ## one teacher gradient against plain autograd, and the guard against three runs that diverge
 	$(BIN)/python benchmarks/teacher_gradient.py
 	$(BIN)/python benchmarks/guard.py
+
+bench-gpu: setup  ## on a GPU: checks the CUDA kernels, then times every op against PyTorch and the bound
+	$(BIN)/python -c "$(HAS_GPU)"
+	$(BIN)/pytest -q -k cuda tests/test_ops.py
+	$(BIN)/python benchmarks/run.py --gpu --out docs/benchmarks/gpu.jsonl
+	$(BIN)/python benchmarks/draw.py
 
 format: $(VENV)/.requirements  ## rewrite the sources as lint wants them
 	$(BIN)/ruff check --fix .

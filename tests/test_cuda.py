@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from native_build import (
     NATIVE,
+    ROOT,
     SANITIZERS,
     built_once,
     compile_all,
@@ -126,6 +127,19 @@ def test_of_the_correct_twins_nothing_is_said(sanitizer, build):
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert not re.search("CUDA fault|Sanitizer: |runtime error", ran.stderr)
     assert ran.stdout.count("ok ") > 2 * 7 * len({fault for fault, _, _ in FAULTS})
+
+
+# ---- the kernels ----
+
+KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+
+
+def test_the_kernels(sanitizer, build):
+    program = build("test_cuda", [NATIVE / "test_cuda.cpp", *KERNELS], sanitizer)
+    ran = run(program, *([] if sanitizer == "plain" else ["few"]))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert not re.search("CUDA fault|Sanitizer: |runtime error", ran.stderr), ran.stderr
+    assert ran.stdout.count("ok ") > 500
 
 
 # ---- the closing line ----

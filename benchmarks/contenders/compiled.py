@@ -6,6 +6,7 @@ Triton on a GPU.
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 
 import torch
@@ -21,6 +22,8 @@ BACKEND = "inductor"
 def why_not(case: Case) -> str | None:
     if case.device == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
         return "no C++ compiler"
+    if case.device == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
     return None
 
 

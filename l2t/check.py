@@ -6,6 +6,7 @@ One function a check or a sentence, grouped by the module that calls it. The for
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -458,6 +459,63 @@ def unroll_not_inference() -> None:
         )
 
 
+def schedule_size(name: str, value: int, least: int) -> None:
+    """A number of steps or slots."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(
+            f"l2t.schedule: {name} must be an integer of {least} or more, got {value!r}. Give a number of steps or states."
+        )
+
+
+def unroll_schedule(schedule: object, names: Sequence[str]) -> None:
+    """A name, or something that plans."""
+    if (
+        schedule not in names
+        if isinstance(schedule, str)
+        else not callable(getattr(schedule, "actions", None))
+    ):
+        raise ValueError(
+            f"l2t.unroll: schedule must be one of {', '.join(names)} or an object of l2t.schedule, got {schedule!r}. "
+            "Choose one of these."
+        )
+
+
+def unroll_memory(memory: object) -> int | None:
+    """Returns a number of bytes, given as such or as "64MB"."""
+    if memory is None:
+        return None
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([kMGT]?)(i?)B\s*", memory) if isinstance(memory, str) else None
+    if found:
+        number, prefix, binary = found.groups()
+        try:
+            return int(float(number) * (1024 if binary else 1000) ** " kMGT".index(prefix or " "))
+        except ValueError:
+            pass
+    elif isinstance(memory, int) and not isinstance(memory, bool) and memory > 0:
+        return memory
+    raise ValueError(
+        f"l2t.unroll: memory must be a number of bytes or a text such as '64MB' or '2GiB', got {memory!r}. Give one of these."
+    )
+
+
+def unroll_memory_given(schedule: str, memory: int | None) -> int:
+    """A schedule that lives in a memory."""
+    if memory is None:
+        raise ValueError(
+            f"l2t.unroll: memory must be given with schedule={schedule!r}, got None. Say for example memory='64MB'."
+        )
+    return memory
+
+
+def schedule_memory(memory: int, step_bytes: int) -> None:
+    """A budget that holds at least one step."""
+    if memory < step_bytes:
+        raise ValueError(
+            f"l2t.unroll: memory must hold one step of the run, {step_bytes} bytes here, got {memory}. "
+            "Give more, or take curvature='recompute', whose steps are smaller."
+        )
+
+
 def unroll_student(student: object) -> None:
     """The student is a module whose parameters can be replaced for a call."""
     if not isinstance(student, nn.Module) or isinstance(student, torch.jit.ScriptModule):
@@ -653,10 +711,9 @@ def unroll_replayed(value: Tensor, recorded: Tensor | None, step: int) -> None:
     """A step that is run again is the step that was taken."""
     if recorded is None or not torch.allclose(value, recorded, rtol=0, atol=0, equal_nan=True):
         raise RuntimeError(
-            "l2t.unroll: with curvature='recompute' loss must be the same when a step is run again, got "
-            f"{value.detach()} for {recorded} at step {step}. Let it depend on model, batch, step and PyTorch's "
-            "default random numbers alone, change no tensor in place before backward and call it under the run's "
-            "autocast; or use curvature='reverse'."
+            f"l2t.unroll: loss must be the same when a step is run again, got {value.detach()} for {recorded} at step {step}. "
+            "Let it depend on model, batch, step and PyTorch's default random numbers alone and change no tensor in place "
+            "before backward; or use curvature='reverse' with schedule='all', which run none again."
         )
 
 

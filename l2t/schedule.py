@@ -1,58 +1,209 @@
-"""What an unrolled run remembers, and when: plain actions that know nothing of torch.
+"""What an unrolled run remembers, and when: plans of plain actions that know nothing of torch.
 
-Docs: section 6 of docs/math.md. A schedule is asked step by step while the run is taken, when the number of
-steps may not be known yet (a generator of batches), and once for the walk back, when it is. What an action
-does to weights and graphs is in l2t/unroll.py; what is remembered of a step is in l2t/tape.py.
+Docs: section 6 of docs/math.md. A schedule turns the number of steps into the actions of a whole run,
+printable before it; what they do to weights and graphs is in l2t/unroll.py, what is remembered of a step in
+l2t/tape.py.
 
-Here is the one schedule that stores every step. Schedules that store fewer steps and run some again fit the
-same
-five actions: restore s, forward s, ..., forward t - 1, reverse t.
+A step is taped where its reversal comes next or nearly so; between tapes there are states, from which steps
+are taken again. `Segments` covers the known ways: every step taped (one segment), every k-th state stored
+(as many slots as segments), and the binomial schedule of Griewank and Walther (segments of one step), which
+for a number of slots takes the fewest steps again. `fit` picks among them for a memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterator
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-__all__ = ["Action", "Schedule", "StoreAll"]
+from l2t import check
+
+__all__ = ["Action", "Plan", "Schedule", "Segments", "StoreAll", "fit"]
 
 
 class Action(Enum):
     """What is done at a step t."""
 
-    STORE = "store"  # remember the state before t
+    STORE = "store"  # remember the present state, which is the one before t
     FORWARD = "forward"  # take t: the state before it becomes the state after it
-    RESTORE = "restore"  # make the remembered state before t the present one
-    REVERSE = "reverse"  # take the adjoint back over t, whose state before it is the present one
+    TAPE = "tape"  # take t and remember what its reversal needs
+    RESTORE = "restore"  # make the remembered state before t the present one; t = 0 is always remembered
+    REVERSE = "reverse"  # take the adjoint back over t, which has been taped
     DROP = "drop"  # forget the state before t
+
+
+Actions = Iterator[tuple[Action, int]]
 
 
 class Schedule(Protocol):
     """The order of storing, stepping and reversing in a run."""
 
-    def forward(self, step: int) -> Iterable[tuple[Action, int]]:
-        """Actions when the run comes to ``step``: FORWARD, after STORE or not."""
-
-    def reverse(self, steps: int) -> Iterable[tuple[Action, int]]:
-        """Actions of the walk back over ``steps`` steps: REVERSE once for each, the last one first."""
+    def actions(self, steps: int) -> Actions:
+        """All actions of a run: TAPE and REVERSE once for each step, the last step reversed first."""
 
 
 class StoreAll:
-    """Store the state before every step and run none again: O(T) memory, the fewest operations.
+    """Tape every step as the run is taken and take none again: the fewest operations, memory for all of it.
 
     Example:
-        >>> [(action.value, step) for action, step in StoreAll().reverse(2)]
-        [('restore', 1), ('reverse', 1), ('drop', 1), ('restore', 0), ('reverse', 0), ('drop', 0)]
+        >>> [(action.value, step) for action, step in StoreAll().actions(2)]
+        [('tape', 0), ('tape', 1), ('reverse', 1), ('reverse', 0)]
     """
 
-    def forward(self, step: int) -> Iterable[tuple[Action, int]]:
-        """Store, then step."""
-        return (Action.STORE, step), (Action.FORWARD, step)
-
-    def reverse(self, steps: int) -> Iterable[tuple[Action, int]]:
-        """Restore, reverse and drop each step, the last one first."""
+    def actions(self, steps: int) -> Actions:
+        """Tape every step, then reverse every step."""
+        for step in range(steps):
+            yield Action.TAPE, step
         for step in reversed(range(steps)):
-            yield Action.RESTORE, step
             yield Action.REVERSE, step
-            yield Action.DROP, step
+
+    def __repr__(self) -> str:
+        return "StoreAll()"
+
+
+class Segments:
+    """Tape a segment of steps at a time; between segments remember at most ``slots`` states besides the
+    first.
+
+    A segment is reached by taking steps again from the last state remembered before it. For given segments
+    and slots no schedule takes fewer steps again (Griewank and Walther, "Algorithm 799: revolve", 2000).
+
+    Args:
+        length: the steps of a segment.
+        slots: how many states are remembered at a time; None: the first state of every segment.
+
+    Example:
+        Ten steps with one state remembered at a time besides the start:
+
+        >>> plan = Segments(length=2, slots=1)
+        >>> sum(action is Action.FORWARD for action, _ in plan.actions(10))
+        12
+        >>> plan.forward_steps(10)
+        12
+        >>> print(fit(10_000, state_bytes=3_000_000, step_bytes=2_000_000, memory=64_000_000))
+        Segments(length=8, slots=16)
+    """
+
+    def __init__(self, length: int = 1, slots: int | None = None) -> None:
+        check.schedule_size("length", length, 1)
+        check.schedule_size("slots", 0 if slots is None else slots, 0)
+        self.length, self.slots = length, slots
+
+    def __repr__(self) -> str:
+        return f"Segments(length={self.length}, slots={self.slots})"
+
+    def actions(self, steps: int) -> Actions:
+        """Down the run storing states, then back, segment by segment."""
+        segments = -(-steps // self.length)
+        slots = segments if self.slots is None else self.slots
+        if segments:
+            yield from self._back_over(0, segments, slots, steps)
+
+    def forward_steps(self, steps: int) -> int:
+        """How many steps are taken to be forgotten, in closed form; each step is besides taped once."""
+        segments = -(-steps // self.length)
+        slots = segments if self.slots is None else self.slots
+        return forwards(segments, slots) * self.length
+
+    def _back_over(self, first: int, count: int, slots: int, steps: int) -> Actions:
+        """Reverses segments [first, first + count) from the state before them, present and remembered."""
+        begin = first * self.length
+        while count > 1:
+            ahead = _split(count, slots)
+            middle = (first + ahead) * self.length
+            for step in range(begin, middle):
+                yield Action.FORWARD, step
+            if slots:
+                yield Action.STORE, middle
+                yield from self._back_over(first + ahead, count - ahead, slots - 1, steps)
+                yield Action.DROP, middle
+            else:
+                yield from self._tape(middle, steps)
+            yield Action.RESTORE, begin
+            count = ahead
+        yield from self._tape(begin, steps)
+
+    def _tape(self, begin: int, steps: int) -> Actions:
+        """Tapes the segment from this step on, and reverses it."""
+        end = min(begin + self.length, steps)
+        for step in range(begin, end):
+            yield Action.TAPE, step
+        for step in reversed(range(begin, end)):
+            yield Action.REVERSE, step
+
+
+def _repetitions(count: int, slots: int) -> int:
+    """The least r with binomial(slots + 1 + r, r) >= count: how often a step may be taken to be forgotten."""
+    r, reach = 0, 1
+    while reach < count:
+        r += 1
+        reach = reach * (slots + 1 + r) // r
+    return r
+
+
+def forwards(count: int, slots: int) -> int:
+    """The least number of segments taken to be forgotten in reversing so many, with so many slots.
+
+    ``r n - binomial(s + r, r - 1)`` with s = slots + 1 and r the repetitions (Griewank and Walther, 2000).
+    """
+    if count < 2:
+        return 0
+    r = _repetitions(count, slots)
+    return r * count - math.comb(slots + 1 + r, r - 1)
+
+
+def _split(count: int, slots: int) -> int:
+    """After how many segments to store the next state.
+
+    The least m at which m + forwards(count - m, slots - 1) + forwards(m, slots) stops falling: one more
+    segment costs 1, repetitions of m + 1 on the left, and saves those of count - m on the right.
+    """
+    if slots == 0:
+        return count - 1
+    low, high = 1, count - 1
+    while low < high:
+        m = (low + high) // 2
+        if 1 + _repetitions(m + 1, slots) >= _repetitions(count - m, slots - 1):
+            high = m
+        else:
+            low = m + 1
+    return low
+
+
+class Plan(NamedTuple):
+    """What a schedule needs: of memory in bytes, beside a training step's own, and of steps taken again."""
+
+    schedule: Schedule
+    bytes: int
+    forward_steps: int
+
+    def __str__(self) -> str:
+        return str(self.schedule)
+
+
+def fit(steps: int, state_bytes: int, step_bytes: int, memory: int) -> Plan:
+    """The plan that takes the fewest steps again within a memory.
+
+    Args:
+        steps: T.
+        state_bytes: of a state between steps: weights, momentum, buffers.
+        step_bytes: of a taped step: its weights and what its graph keeps.
+        memory: bytes for both together.
+
+    Raises:
+        ValueError: the memory does not hold one taped step.
+    """
+    check.schedule_memory(memory, step_bytes)
+    if steps * step_bytes <= memory:
+        return Plan(StoreAll(), steps * step_bytes, 0)
+    best: tuple[int, int, int] | None = None
+    for length in range(1, min(steps, memory // step_bytes) + 1):
+        segments = -(-steps // length)
+        slots = min((memory - length * step_bytes) // max(state_bytes, 1), segments - 1)
+        cost = forwards(segments, slots) * length
+        if best is None or cost < best[0]:
+            best = cost, length, slots
+    assert best is not None
+    cost, length, slots = best
+    return Plan(Segments(length, slots), length * step_bytes + slots * state_bytes, cost)

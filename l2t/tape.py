@@ -1,7 +1,8 @@
 """What is remembered of a step, and how a student is run at weights that are not its own.
 
 Docs: sections 5 and 6 of docs/math.md. :class:`Student` is the user's module, in which given tensors can
-stand in the places of its parameters and buffers; :class:`Step` holds what the walk back needs of a step;
+stand in the places of its parameters and buffers; :class:`State` is a run between two steps; :class:`Step`
+holds what the walk back needs of a step, :class:`Taken` what it needs to take one again;
 :class:`Randomness` is the state of the random number generators; :class:`Adjoint` is a vector of the weights'
 shape. When a step is stored and dropped is decided in l2t/schedule.py, what is derived from it in
 l2t/curvature.py.
@@ -9,7 +10,8 @@ l2t/curvature.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from torch.autograd.graph import GradientEdge
 from l2t import check
 from l2t.optim import Hyper, Tensors
 
-__all__ = ["Adjoint", "Grads", "Randomness", "Roots", "Step", "Student"]
+__all__ = ["Adjoint", "Grads", "Randomness", "Roots", "State", "Step", "Student", "Taken", "modes"]
 
 Grads = tuple[Tensor | None, ...]
 
@@ -89,9 +91,17 @@ class Randomness(NamedTuple):
     cuda: list[Tensor]
 
     @staticmethod
-    def now(devices: Sequence[torch.device]) -> Randomness:
-        """The present state, of the CPU's and of these CUDA devices' generators."""
-        return Randomness(torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices])
+    def now(devices: Sequence[torch.device], before: Sequence[Taken] = ()) -> Randomness:
+        """The present state, of the CPU's and of these CUDA devices' generators.
+
+        It shares the memory of the state ``before`` if nothing was drawn since.
+        """
+        now = Randomness(torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices])
+        for taken in before:
+            last = taken.randomness
+            if last is not None and all(map(torch.equal, [now.cpu, *now.cuda], [last.cpu, *last.cuda])):
+                return last
+        return now
 
     def restore(self, devices: Sequence[torch.device]) -> None:
         """Makes this state the present one."""
@@ -123,6 +133,49 @@ class Roots(NamedTuple):
         if len(edges) == len(present):
             return Roots(edges, None)
         return Roots(edges, [i for i, g in enumerate(present) if g.requires_grad])
+
+
+def modes() -> Callable[[], contextlib.ExitStack]:
+    """The modes of the present that the numbers of a step depend on, as a function that enters them again."""
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    autocast = [(x, torch.get_autocast_dtype(x), torch.is_autocast_enabled(x)) for x in devices]
+    cache = torch.is_autocast_cache_enabled()
+
+    def enter() -> contextlib.ExitStack:
+        stack = contextlib.ExitStack()
+        for device, dtype, enabled in autocast:
+            stack.enter_context(torch.autocast(device, dtype, enabled, cache_enabled=cache))
+        return stack
+
+    return enter
+
+
+class State(NamedTuple):
+    """A run between two steps."""
+
+    weights: Tensors  # leaves that require a gradient
+    momentum: Tensors | None
+    buffers: list[Tensor]
+
+    def again(self) -> State:
+        """The same state with leaves of its own, for another way from here."""
+        return self._replace(weights=[w.detach().requires_grad_() for w in self.weights])
+
+
+class Taken(NamedTuple):
+    """What makes a step that was taken happen again: with the state before it, the same step bit for bit."""
+
+    hyper: Hyper
+    randomness: Randomness | None
+    loss: Tensor  # 0-dim, detached: what it must come to again
+    reached: list[int] | None
+    data: Sequence[object] | None
+    step: int
+
+    def batch(self) -> object:
+        """The batch, read again."""
+        assert self.data is not None
+        return self.data[self.step]
 
 
 @dataclass(slots=True)

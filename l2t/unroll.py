@@ -11,10 +11,11 @@ remembered). What a student learns, and from which loss, is the caller's.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 from l2t import check
 from l2t.curvature import CURVATURES, Curvature, accumulate, gradient
 from l2t.optim import SGD, Hyper, Point, Tensors
-from l2t.schedule import Action, Schedule, StoreAll
-from l2t.tape import Adjoint, Grads, Randomness, Roots, Step, Student
+from l2t.schedule import Action, Schedule, Segments, fit
+from l2t.tape import Adjoint, Grads, Randomness, Roots, State, Step, Student, Taken, modes
 
 __all__ = ["Report", "Run", "unroll"]
 
@@ -35,12 +36,14 @@ class Report:
         steps: the number of steps T.
         seconds_forward: seconds of this process for the run, the measure included.
         seconds_backward: seconds for the walk back; None before it.
+        steps_again: how many steps the walk back has taken again, by its schedule.
     """
 
     def __init__(self, losses: list[Tensor], measure: Tensor, seconds_forward: float) -> None:
         self.steps = len(losses)
         self.seconds_forward = seconds_forward
         self.seconds_backward: float | None = None
+        self.steps_again = 0
         self._losses = losses
         self._measure = measure
         self._norms: list[list[Tensor]] = []  # in the order of the walk back
@@ -122,62 +125,145 @@ class Run:
         loss: Callable[..., Tensor],
         optimizer: SGD,
         meta: list[Tensor] | None,
-        schedule: Schedule,
         curvature: Curvature,
     ) -> None:
         self._student, self._loss, self._optimizer = student, loss, optimizer
-        self._meta, self._schedule, self._curvature = meta, schedule, curvature
+        self._meta, self._curvature = meta, curvature
+        self._modes = modes()
+        self._settings = optimizer.settings()
+        self._course: list[Taken] = []  # what a step is taken again by
+        self._states: dict[int, State] = {}
         self._tape: dict[int, Step] = {}
-        self._end: tuple[Tensor, Tensors, list[Tensor]] | None = None  # measure, weights, buffers
+        self._rest: Iterator[tuple[Action, int]] = iter(())  # the actions of the walk back
+        self._end: tuple[Tensor, State] | None = None  # measure, last state
 
-    def _forward(self, batches: Iterable[Any], measure: Callable[..., Tensor]) -> None:
+    def _forward(
+        self,
+        batches: Iterable[Any],
+        measure: Callable[..., Tensor],
+        schedule: Schedule | str,
+        memory: int | None,
+    ) -> None:
         start = perf_counter()
-        student, optimizer, tape, keeps_graph = (
-            self._student,
-            self._optimizer,
-            self._tape,
-            self._curvature.keeps_graph,
-        )
-        settings = optimizer.settings()
-        w: Tensors = [p.detach().clone().requires_grad_() for p in student.parameters]
-        m = optimizer.start(w)
-        b = student.buffers
-        losses: list[Tensor] = []
-        trains = False
-        for t, batch in enumerate(batches):
-            hyper = settings(t)
-            for action, _ in self._schedule.forward(t):
+        student = self._student
+        state = self._start()
+        if schedule == "all" or (
+            schedule == "auto" and memory is None
+        ):  # the number of steps need not be known
+            for t, batch in enumerate(batches):
+                state = self._take(t, state, batch, tapes=True)
+            self._rest = ((Action.REVERSE, t) for t in reversed(range(len(self._course))))
+        else:
+            indexed = hasattr(batches, "__getitem__") and hasattr(batches, "__len__")
+            data = cast("Sequence[Any]", batches) if indexed else list(batches)
+            plan = iter(self._chosen(schedule, memory, data, state).actions(len(data)))
+            for action, t in plan:
                 if action is Action.STORE:
-                    tape[t] = step = Step(t, hyper, w, b, m if hyper.wanted else None)
-                    if not keeps_graph:
-                        step.batch, step.randomness = batch, Randomness.now(student.cuda_devices)
+                    self._states[t] = state
+                elif action is Action.REVERSE:
+                    plan = itertools.chain([(action, t)], plan)
+                    break
                 else:
-                    student.bind(w, b)
-                    value = self._loss(student.module, batch, t)
-                    check.unroll_loss(value, t)
-                    g = gradient(value, w)
-                    b = student.present_buffers()
-                    student.release()
-                    losses.append(value.detach())
-                    w, m, reached = _update(optimizer, w, m, g, hyper)
-                    trains |= reached != []
-                    if t in tape:
-                        step = tape[t]
-                        step.loss, step.reached = losses[-1], reached
-                        if keeps_graph:
-                            step.roots = Roots.of(g)
-                            step.grads = g if hyper.wanted else None
-                    del value, g  # or they would hold this step's graph while the next one is built
-        check.unroll_trains(trains or not losses)
-        student.bind(w, b)
+                    state = self._take(t, state, data[t], tapes=action is Action.TAPE, data=data)
+            self._rest = plan
+        losses = [taken.loss for taken in self._course]
+        check.unroll_trains(any(taken.reached != [] for taken in self._course) or not losses)
+        student.bind(state.weights, state.buffers)
         value = measure(student.module)
         student.release()
         check.unroll_measure(value)
-        self._end = value, w, b
+        self._end = value, state
         self.measure = value.detach()
-        self.weights = {name: x.detach() for name, x in zip(student.names, w, strict=True)}
-        self.buffers = dict(zip(student.buffer_names, b, strict=True))
+        self.weights = {name: x.detach() for name, x in zip(student.names, state.weights, strict=True)}
+        self.buffers = dict(zip(student.buffer_names, state.buffers, strict=True))
         self.report = Report(losses, self.measure, perf_counter() - start)
+
+    def _chosen(
+        self, schedule: Schedule | str, memory: int | None, data: Sequence[Any], state: State
+    ) -> Schedule:
+        """The schedule of that name for these steps and this memory."""
+        if not isinstance(schedule, str):
+            return schedule
+        steps = len(data)
+        if schedule == "every":
+            return Segments(max(math.isqrt(steps), 1))
+        state_bytes = _bytes([*state.weights, *(state.momentum or ()), *state.buffers])
+        step_bytes = self._step_bytes(data[0], state) if steps else 0
+        memory = check.unroll_memory_given(schedule, memory)
+        if schedule == "auto":
+            return fit(steps, state_bytes, step_bytes, memory).schedule
+        check.schedule_memory(memory, step_bytes)
+        return Segments(1, (memory - step_bytes) // state_bytes)
+
+    def _step_bytes(self, batch: object, state: State) -> int:
+        """What a taped step keeps alive, from the first step: for a graph, what a second one of it adds."""
+        own = _bytes([*state.weights, *state.buffers])
+        if not self._curvature.keeps_graph:
+            return own
+        student, seen = self._student, []
+        randomness = Randomness.now(student.cuda_devices)
+        kept = []
+        for _ in range(2):
+            storages: dict[int, int] = {}
+
+            def note(x: Tensor, storages: dict[int, int] = storages) -> Tensor:
+                storage = x.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+                return x
+
+            student.bind(state.weights, state.buffers)
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+                kept.append(gradient(self._loss(student.module, batch, 0), state.weights))
+            student.release()
+            randomness.restore(student.cuda_devices)
+            seen.append(storages)
+        return own + sum(size for at, size in seen[1].items() if at not in seen[0])
+
+    def _start(self) -> State:
+        """The state before the first step, from the student's own parameters and buffers."""
+        w: Tensors = [p.detach().clone().requires_grad_() for p in self._student.parameters]
+        return State(w, self._optimizer.start(w), self._student.buffers)
+
+    def _take(
+        self, t: int, state: State, batch: object, *, tapes: bool, data: Sequence[object] | None = None
+    ) -> State:
+        """Takes step t, for the first time or again, and returns the state after it."""
+        w, m, b = state
+        student, again = self._student, t < len(self._course)
+        randomness = None
+        if again:
+            taken = self._course[t]
+            hyper, batch = taken.hyper, taken.batch()
+            assert taken.randomness is not None
+            taken.randomness.restore(student.cuda_devices)
+        else:
+            hyper = self._settings(t)
+            if data is not None or not self._curvature.keeps_graph:
+                randomness = Randomness.now(student.cuda_devices, self._course[-1:])
+        step = Step(t, hyper, w, b, m if hyper.wanted else None) if tapes else None
+        student.bind(w, b)
+        value = self._loss(student.module, batch, t)
+        check.unroll_loss(value, t)
+        # The graph is built in steps that are taken to be forgotten, too: without it some of PyTorch's
+        # derivatives come from other kernels, with other bits.
+        g = gradient(value, w)
+        b = student.present_buffers()
+        student.release()
+        w, m, reached = _update(self._optimizer, w, m, g, hyper)
+        if again:
+            check.unroll_replayed(value, taken.loss, t)
+        else:
+            taken = Taken(hyper, randomness, value.detach(), reached, data, t)
+            self._course.append(taken)
+        if step is not None:
+            self._tape[t] = step
+            step.reached, step.loss = reached, taken.loss
+            if self._curvature.keeps_graph:
+                step.roots = Roots.of(g)
+                step.grads = g if hyper.wanted else None
+            else:
+                step.batch, step.randomness = batch, taken.randomness
+        return State(w, m, b)
 
     def backward(self, gradient: Tensor | None = None) -> None:
         """Walks back over the run and adds d measure / d meta to ``.grad`` of the meta tensors.
@@ -211,6 +297,8 @@ class Run:
         finally:
             self._student.release()
             self._tape.clear()
+            self._states.clear()
+            self._course.clear()
             for p, kept in zip(own, own_grads, strict=True):
                 p.grad = kept
             randomness.restore(devices)
@@ -218,8 +306,9 @@ class Run:
 
     def _walk_back(self, v: Tensor) -> None:
         assert self._end is not None
-        (value, w, b), self._end = self._end, None
+        (value, state), self._end = self._end, None
         steps, norms = self.report.steps, self.report._norms
+        w, b = state.weights, state.buffers
         v_w, v_m = Adjoint(w), [torch.zeros_like(x) for x in w]
         v_settings: list[tuple[Tensor, Tensor]] = []
 
@@ -228,14 +317,20 @@ class Run:
         accumulate([value], [v], self._inputs(w, steps))  # v_w = ∇M(w_T), v_m = 0
         del value, w
         norms.append(v_w.norm())
-        for action, t in self._schedule.reverse(steps):
-            if action is Action.RESTORE:
-                step = self._tape[t]
-            elif action is Action.REVERSE:
-                self._reverse(step, v_w, v_m, v_settings)
+        for action, t in self._rest:
+            if action is Action.REVERSE:
+                self._reverse(self._tape.pop(t), v_w, v_m, v_settings)
                 norms.append(v_w.norm())
+            elif action is Action.STORE:
+                self._states[t] = state
+            elif action is Action.RESTORE:
+                state = self._states[t].again() if t else self._start()
+            elif action is Action.DROP:
+                del self._states[t]
             else:
-                del self._tape[t]
+                with torch.enable_grad(), self._modes():
+                    state = self._take(t, state, None, tapes=action is Action.TAPE)
+                self.report.steps_again += 1
         self._finish(v_w, v_settings)
 
     def _reverse(
@@ -272,7 +367,7 @@ class Run:
         assert step.randomness is not None
         step.randomness.restore(self._student.cuda_devices)
         lent = [w.grad for w in step.weights]
-        with torch.enable_grad():
+        with torch.enable_grad(), self._modes():
             value = self._loss(self._student.module, step.batch, step.index)
             check.unroll_replayed(value, step.loss, step.index)
             grads = gradient(value, step.weights)
@@ -327,6 +422,11 @@ def _put(xs: Tensors, indices: list[int], others: Tensors) -> Tensors:
     return [by_index.get(i, x) for i, x in enumerate(others)]
 
 
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+SCHEDULES = ("auto", "all", "every", "binomial")
 DEFAULT_OPTIMIZER = SGD(lr=0.1, momentum=0.9)
 
 
@@ -339,6 +439,8 @@ def unroll(
     optimizer: SGD = DEFAULT_OPTIMIZER,
     meta: Iterable[Tensor] | None = None,
     curvature: str = "reverse",
+    schedule: str | Schedule = "auto",
+    memory: int | str | None = None,
 ) -> Run:
     """Trains a student over batches so that what it ends in can be differentiated to what shaped it.
 
@@ -366,6 +468,17 @@ def unroll(
             ``"recompute"`` keeps a step's weights and batch and runs it again in the walk back, the same step
             bit for bit (PyTorch's default random numbers and buffers included), for one more run's time and
             the same gradient to the bit. ``loss`` must then depend on model, batch and step alone.
+
+        schedule: what is remembered of the run; the gradient has the same bits whatever it is. ``"all"``:
+            every step. ``"every"``: the state before every √T-th step, from which the steps between are
+            taken again: O(√T) memory for less than one more run. ``"binomial"``: as many states as
+            ``memory`` holds, in the order that takes the fewest steps again. ``"auto"``: the plan that
+            takes the fewest steps again within ``memory``, or all without one. Or an object of
+            :mod:`l2t.schedule`, such as ``Segments(length=10, slots=5)``. All but ``"all"`` need a loss as
+            for ``"recompute"``, and batches that can be indexed are read again by their index, others kept.
+        memory: bytes for what is remembered, a number or such as ``"64MB"``: beside what a single training
+            step and the adjoint need. With ``"auto"`` and ``"binomial"`` the first step is tried twice
+            before the run, to see what it keeps.
 
     Returns:
         A :class:`Run` with ``measure``, ``weights``, ``buffers``, ``report`` and ``backward()``. A value that
@@ -405,10 +518,12 @@ def unroll(
     check.unroll_optimizer(optimizer, SGD)
     chosen = check.unroll_meta(meta)
     check.known("unroll", "curvature", curvature, CURVATURES)
-    run = Run(Student(student), loss, optimizer, chosen, StoreAll(), CURVATURES[curvature])
+    check.unroll_schedule(schedule, SCHEDULES)
+    budget = check.unroll_memory(memory)
+    run = Run(Student(student), loss, optimizer, chosen, CURVATURES[curvature])
     try:
         with torch.enable_grad():
-            run._forward(batches, measure)
+            run._forward(batches, measure, schedule, budget)
     finally:
         run._student.release()
     return run

@@ -8,6 +8,7 @@ kind is checked.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 import warnings
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -224,7 +225,7 @@ class Course:
     def lr(self, step: int) -> Tensor:
         return self.log_lr.exp() * (0.9**step if self.nesterov else 1)
 
-    def unroll(self, curvature: str = "reverse", meta: list[Tensor] | None = None) -> l2t.Run:
+    def unroll(self, curvature: str = "reverse", meta: list[Tensor] | None = None, **plan: Any) -> l2t.Run:
         torch.manual_seed(5)
         return l2t.unroll(
             self.student,
@@ -239,6 +240,7 @@ class Course:
             ),
             meta=meta,
             curvature=curvature,
+            **plan,
         )
 
     def oracle(self) -> tuple[Tensor, list[dict[str, Tensor]]]:
@@ -347,17 +349,37 @@ def test_every_meta_kind_agrees_with_finite_differences_of_the_whole_run(student
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-9), kind
 
 
+PLANS: dict[str, dict[str, Any]] = {
+    "every": {"schedule": "every"},
+    "start only": {"schedule": schedule.Segments(1, 0)},
+    "one slot": {"schedule": schedule.Segments(1, 1)},
+    "pairs": {"schedule": schedule.Segments(2, 1)},
+    "binomial": {"schedule": "binomial", "memory": "100kB"},
+    "auto": {"schedule": "auto", "memory": 50_000},
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
 @pytest.mark.parametrize("student", list(STUDENTS))
-def test_all_exact_curvatures_give_the_same_bits(student: str, dtype: torch.dtype) -> None:
+def test_all_exact_curvatures_and_schedules_give_the_same_bits(student: str, dtype: torch.dtype) -> None:
     course = make_course(student, dtype)
     found = []
     for curvature in CURVATURES:
-        for x in course.leaves():
-            x.grad = None
-        run = course.unroll(curvature, course.leaves())
-        run.backward()
-        found.append([run.measure, *run.weights.values(), *run.buffers.values(), *gradients(course.leaves())])
+        for plan in ({"schedule": "all"}, *PLANS.values()):
+            for x in course.leaves():
+                x.grad = None
+            run = course.unroll(curvature, course.leaves(), **plan)
+            run.backward()
+            assert plan["schedule"] == "auto" or (run.report.steps_again > 0) == (plan["schedule"] != "all")
+            found.append(
+                [
+                    run.measure,
+                    *run.weights.values(),
+                    *run.buffers.values(),
+                    *gradients(course.leaves()),
+                    torch.tensor(run.report.adjoint_norms),
+                ]
+            )
     for other in found[1:]:
         assert all(torch.equal(x, y) for x, y in zip(found[0], other, strict=True))
 
@@ -1494,7 +1516,7 @@ def test_a_loss_that_changes_when_it_is_run_again() -> None:
     )
     with pytest.raises(
         RuntimeError,
-        match=r"with curvature='recompute' loss must be the same when a step is run again, got .* at step 2",
+        match=r"loss must be the same when a step is run again, got .* at step 2",
     ):
         result.backward()
 
@@ -1545,36 +1567,169 @@ def test_other_errors_of_the_walk_back_are_left_alone() -> None:
 # ---- the parts
 
 
-def play(plan: schedule.Schedule, steps: int) -> list[int]:
-    """Runs a schedule on a run whose state is the number of the step; what it reversed, in order."""
-    stored: set[int] = set()
-    state: int | None = 0
-    reversed_steps = []
-    forward = itertools.chain.from_iterable(plan.forward(step) for step in range(steps))
-    for action, step in itertools.chain(forward, plan.reverse(steps)):
-        if action is Action.STORE:
-            assert state == step
-            stored.add(step)
-        elif action is Action.FORWARD:
-            assert state == step
-            state += 1
-        elif action is Action.RESTORE:
-            assert step in stored
-            state = step
-        elif action is Action.REVERSE:
-            assert state == step
-            reversed_steps.append(step)
-            state = None
-        else:
-            assert action is Action.DROP
-            stored.remove(step)
-    assert not stored
-    return reversed_steps
+class Play:
+    """A plan played on a run whose state is the number of the step."""
+
+    def __init__(self, plan: schedule.Schedule, steps: int) -> None:
+        stored, taped, state = set(), set(), 0
+        self.reversed: list[int] = []
+        self.slots = self.tapes = self.forwards = 0
+        for action, step in plan.actions(steps):
+            if action is Action.STORE:
+                assert state == step
+                stored.add(step)
+            elif action is Action.FORWARD:
+                assert state == step
+                state += 1
+                self.forwards += 1
+            elif action is Action.TAPE:
+                assert state == step
+                state += 1
+                taped.add(step)
+            elif action is Action.RESTORE:
+                assert step in stored or step == 0
+                state = step
+            elif action is Action.REVERSE:
+                taped.remove(step)
+                self.reversed.append(step)
+            else:
+                assert action is Action.DROP
+                stored.remove(step)
+            self.slots, self.tapes = max(self.slots, len(stored)), max(self.tapes, len(taped))
+        assert not stored
+        assert not taped
 
 
-@given(steps=st.integers(0, 60))
-def test_a_schedule_reverses_every_step_once_from_its_own_state(steps: int) -> None:
-    assert play(schedule.StoreAll(), steps) == list(reversed(range(steps)))
+@functools.cache
+def fewest_forwards(count: int, slots: int) -> int:
+    """By trying every place for the next state."""
+    if count < 2:
+        return 0
+    if slots == 0:
+        return count * (count - 1) // 2
+    return min(m + fewest_forwards(count - m, slots - 1) + fewest_forwards(m, slots) for m in range(1, count))
+
+
+@given(steps=st.integers(0, 60), length=st.integers(1, 9), slots=st.none() | st.integers(0, 8))
+def test_a_plan_reverses_every_step_once_from_its_own_state(
+    steps: int, length: int, slots: int | None
+) -> None:
+    for plan in (schedule.StoreAll(), schedule.Segments(length, slots)):
+        assert Play(plan, steps).reversed == list(reversed(range(steps)))
+    played = Play(schedule.Segments(length, slots), steps)
+    assert played.tapes <= length
+    assert slots is None or played.slots <= slots
+    if slots is None:
+        assert played.forwards == max(-(-steps // length) - 1, 0) * length
+
+
+@pytest.mark.parametrize("slots", range(7))
+def test_no_plan_takes_fewer_steps_again(slots: int) -> None:
+    """The closed form, the plan and the best over all plans of the kind are one number."""
+    for steps in range(40):
+        plan = schedule.Segments(1, slots)
+        assert plan.forward_steps(steps) == Play(plan, steps).forwards == fewest_forwards(steps, slots)
+
+
+@settings(deadline=None)
+@given(steps=st.integers(1, 40), state=st.integers(1, 9), step=st.integers(1, 9), memory=st.integers(1, 200))
+def test_the_fitted_plan_is_the_best_that_fits(steps: int, state: int, step: int, memory: int) -> None:
+    if memory < step:
+        with pytest.raises(ValueError, match="memory must hold one step of the run"):
+            schedule.fit(steps, state, step, memory)
+        return
+    plan = schedule.fit(steps, state, step, memory)
+    played = Play(plan.schedule, steps)
+    assert played.slots * state + played.tapes * step <= plan.bytes <= memory
+    assert played.forwards <= plan.forward_steps
+    for length in range(1, min(steps, memory // step) + 1):
+        segments = -(-steps // length)
+        slots = (memory - length * step) // state
+        assert plan.forward_steps <= fewest_forwards(segments, min(slots, segments)) * length
+
+
+def test_a_plan_of_a_long_run_is_made_at_once() -> None:
+    plan = schedule.fit(100_000, state_bytes=3_200_000, step_bytes=2_100_000, memory=64_000_000)
+    assert plan.forward_steps < 5 * 100_000
+    assert Play(plan.schedule, 10_000).reversed[-1] == 0
+
+
+def test_a_schedule_and_its_memory_are_checked() -> None:
+    _, _, run = simple()
+    for wrong in ("some", 3, None):
+        with pytest.raises(
+            ValueError, match=r"schedule must be one of auto, all, every, binomial or an object"
+        ):
+            run(schedule=wrong)
+    for wrong in ("64", "64XB", "1.2.3MB", -5, 0, True, 2.5):
+        with pytest.raises(ValueError, match=r"memory must be a number of bytes or a text such as '64MB'"):
+            run(memory=wrong)
+    with pytest.raises(ValueError, match=r"memory must be given with schedule='binomial', got None"):
+        run(schedule="binomial")
+    for name in ("binomial", "auto"):
+        with pytest.raises(ValueError, match=r"memory must hold one step of the run, \d+ bytes here, got 10"):
+            run(schedule=name, memory=10)
+    for good in ("100kB", "0.1MiB", "1GB", " 2 TB", 10**6):
+        assert run(memory=good).report.steps
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_run_of_none_or_one_step_under_every_schedule(plan: dict[str, Any], steps: int) -> None:
+    student, scale = mlp(), torch.ones((), requires_grad=True)
+    run = l2t.unroll(
+        student,
+        torch.randn(steps, 2, 8),
+        lambda model, batch, step: scale * model(batch).square().mean(),
+        lambda model: sum(p.square().sum() for p in model.parameters()),
+        **plan,
+    )
+    run.backward()
+    assert (scale.grad is not None) == bool(steps)
+    assert run.report.steps_again == 0
+
+
+class Counted(list):
+    """Batches that count how often each is read."""
+
+    def __init__(self, batches: Any) -> None:
+        super().__init__(batches)
+        self.read = [0] * len(self)
+
+    def __getitem__(self, index: Any) -> Any:
+        self.read[index] += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("kind", ["indexed", "generator"])
+def test_batches_are_read_again_or_kept(kind: str) -> None:
+    data = Counted(torch.randn(9, 2, 8))
+    scale = torch.ones((), requires_grad=True)
+    l2t.unroll(
+        mlp(),
+        data if kind == "indexed" else (x for x in list(data)),
+        lambda model, batch, step: scale * model(batch).square().mean(),
+        lambda model: sum(p.square().sum() for p in model.parameters()),
+        schedule="every",
+    ).backward()
+    assert data.read == ([2] * 6 + [1] * 3 if kind == "indexed" else [0] * 9)
+
+
+def test_a_step_that_does_not_come_again_is_told() -> None:
+    _, _, run = simple()
+    noise = iter(range(1000))
+    result = run(
+        loss=lambda model, batch, step: model(batch).square().mean() * (1 + next(noise)), schedule="every"
+    )
+    with pytest.raises(RuntimeError, match="loss must be the same when a step is run again"):
+        result.backward()
+
+
+def test_sizes_of_a_plan_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"length must be an integer of 1 or more, got 0"):
+        schedule.Segments(0)
+    with pytest.raises(ValueError, match=r"slots must be an integer of 0 or more, got -1"):
+        schedule.Segments(1, -1)
 
 
 def test_an_adjoint_is_cut_into_the_shapes_of_the_weights() -> None:

@@ -67,7 +67,7 @@ bench-teaching: setup  ## one teacher gradient against plain autograd, and the g
 bench-gpu: setup  ## on a GPU: checks the CUDA kernels, then times every op against PyTorch and the bound
 	$(BIN)/python -c "$(HAS_GPU)"
 	$(BIN)/pytest -q -k cuda tests/test_ops.py
-	$(BIN)/python benchmarks/run.py --gpu --out docs/benchmarks/gpu.jsonl
+	$(BIN)/python benchmarks/run.py --gpu --seconds 0.1 --out docs/benchmarks/gpu.jsonl
 	$(BIN)/python benchmarks/draw.py
 
 format: $(VENV)/.requirements  ## rewrite the sources as lint wants them

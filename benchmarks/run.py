@@ -30,6 +30,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -251,8 +252,9 @@ def measure(entries: list[Entry], clock: CpuClock | CudaClock, seconds: float, t
         for entry in playing if turn % 2 else reversed(playing):
             if torch.get_num_threads() != entry.case.threads:
                 torch.set_num_threads(entry.case.threads)
+            begin = time.monotonic()
             samples[entry].append(clock.sample(entry.job, calls[entry]))
-            left[entry] -= 1e-6 * samples[entry][-1] * calls[entry]
+            left[entry] -= time.monotonic() - begin
         turn += 1
         playing = [entry for entry in playing if turn < turns or (turn < TURNS and left[entry] > 0)]
     gc.enable()

@@ -14,7 +14,7 @@ from cases import Case, Inputs, Job
 
 from contenders import eager
 
-OPS = ("value+grad", "linear")
+OPS = ("value+grad",)
 LOSS = "dynamic"
 BACKEND = "inductor"
 

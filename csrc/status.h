@@ -26,7 +26,9 @@ inline const char* sentence(l2t_status status) {
     case L2T_BAD_STRUCTURE:
       return "l2t core: structure must be 0 (full), 1 (diagonal) or 2 (low rank).";
     case L2T_BAD_SIZE:
-      return "l2t core: n and rank must be at least 0, c and groups at least 1.";
+      return "l2t core: n and rank must be at least 0, c and groups at least 1; with CUDA n, rank and groups "
+             "* c "
+             "below 2^31.";
     case L2T_BAD_LOSSES:
       return "l2t core: losses must divide n.";
     case L2T_BAD_THREADS:
@@ -34,7 +36,8 @@ inline const char* sentence(l2t_status status) {
     case L2T_BAD_TARGET:
       return "l2t core: every target must be ignore_index or lie in [0, groups * c).";
     case L2T_MISSING_ROWS:
-      return "l2t core: logits, target, stats and loss must not be null where there are rows.";
+      return "l2t core: logits, target, stats and loss must not be null where there are rows; nor a CUDA "
+             "call's workspace.";
     case L2T_MISSING_WEIGHT:
       return "l2t core: a full weight must not be null; the identity is the diagonal structure's null.";
     case L2T_MISSING_FACTORS:

@@ -216,7 +216,8 @@ struct RightTerm {
 
 // V^T e + x_V^T f of every row: [N, r]. A warp or a block has a row and four ranks at a time.
 template <bool ByBlock, class T, class S>
-__global__ void __launch_bounds__(kThreads) left_terms(RowGradient<T, S> rows, const T* v_right, T* terms) {
+__global__ void __launch_bounds__(kThreads, 1)
+    left_terms(RowGradient<T, S> rows, const T* v_right, T* terms) {
   L2T_SHARED(T, room, Block<T>::kRoom);
   const Call<T, S>& call = rows.call;
   const int lanes = ByBlock ? kThreads : 32, lane = threadIdx.x % lanes;
@@ -304,8 +305,9 @@ struct Threads {
 
 // A class that begins before the part goes to the part's first partial sum, one that ends beyond it to the second.
 template <int V, class Term, class Out, class T>
-__global__ void __launch_bounds__(kThreads) sums_of_parts(Term term, Out out, Parts parts, Threads<V> threads,
-                                                          int table_rows, ClassMemory<T> memory) {
+__global__ void __launch_bounds__(kThreads, 1)
+    sums_of_parts(Term term, Out out, Parts parts, Threads<V> threads, int table_rows,
+                  ClassMemory<T> memory) {
   int64_t part, column;
   if (!threads.mine(parts.count, parts.width, part, column)) return;
   const auto place = term.place(column);
@@ -326,7 +328,7 @@ __global__ void __launch_bounds__(kThreads) sums_of_parts(Term term, Out out, Pa
 
 // What parts have not finished: nothing for keys without rows, and partial sums of two parts or more.
 template <int V, class Out, class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     sums_over_parts(Out out, Parts parts, Threads<V> threads, int keys, int unit, ClassMemory<T> memory) {
   int64_t key, column;
   if (!threads.mine(keys, parts.width, key, column)) return;
@@ -350,7 +352,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Rows as they come; the sums must be 0 before.
 template <int V, class Term, class Out, class T, class S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     sums_by_atomics(Call<T, S> call, Term term, Out out, Parts parts, Threads<V> threads) {
   int64_t part, column;
   if (!threads.mine(parts.count, parts.width, part, column)) return;

@@ -1,4 +1,4 @@
-// The gradients to the coefficients, from the heads of the rows (rows.h), as launches: sums over the rows of each
+// The gradients to the coefficients, from the heads of the rows (first_order.h, second_order.h), as launches: sums over the rows of each
 // class, of each group for V.
 #ifndef L2T_CUDA_CLASSES_H
 #define L2T_CUDA_CLASSES_H

@@ -50,8 +50,9 @@ l2t_status launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t s
     if (status != L2T_OK) return status;
   }
 #ifdef L2T_CUDA_ON_CPU
+  if (on != nullptr) return status_of(cudaErrorInvalidValue);  // there is only the default stream
   l2t_shim::run(address, grid, block, shared_bytes, [&] { kernel(arguments...); });
-  return status_of(on != nullptr ? cudaErrorInvalidValue : cudaGetLastError());  // there is one stream
+  return status_of(cudaGetLastError());
 #else
   const auto enqueue = [&](Parameters... parameters) {
     void* pointers[] = {&parameters...};

@@ -1,7 +1,7 @@
 // The four ops on CUDA: value, grad, grad_vjp, grad_jvp, as sequences of kernels on the caller's stream. Here are
 // the order of the steps, the workspace, and the reduction of the rows' numbers to the losses.
 //
-// Deliberately not here: the walks over rows (rows.cu) and over classes (classes.cu).
+// Deliberately not here: the walks over rows (first_order.cu, second_order.cu) and over classes (classes.cu).
 #include "../l2t.h"
 
 #include <algorithm>
@@ -11,7 +11,8 @@
 #include "../dispatch.h"
 #include "../status.h"
 #include "classes.h"
-#include "rows.h"
+#include "first_order.h"
+#include "second_order.h"
 #include "walk.h"
 
 namespace l2t {
@@ -192,6 +193,7 @@ class Op {
 // ---- the waist ----
 
 bool fits_32_bits(const l2t_rows& rows) {
+  if (rows.n < 0 || rows.c < 1 || rows.groups < 1 || rows.rank < 0 || rows.losses < 0) return false;
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1024;
   return rows.n <= kMost && rows.c <= kMost && rows.rank <= kMost && rows.groups <= kMost / rows.c;
 }
@@ -202,6 +204,7 @@ l2t_status guarded(const l2t_rows& rows, const l2t_tensors& inputs, std::initial
                    void* workspace, void* stream, const F& f) {
   L2T_STEP(check(rows, inputs));
   if (!fits_32_bits(rows)) return L2T_BAD_SIZE;
+  if (workspace == nullptr) return L2T_MISSING_ROWS;
   if (rows.n > 0 && std::find(needed.begin(), needed.end(), nullptr) != needed.end()) return L2T_MISSING_ROWS;
   return dispatch(rows.dtype, [&](auto number, auto stored) {
     using T = decltype(number);
@@ -215,6 +218,7 @@ l2t_status guarded(const l2t_rows& rows, const l2t_tensors& inputs, std::initial
 }  // namespace l2t
 
 int64_t l2t_cuda_workspace(const l2t_rows* rows) {
+  if (!l2t::fits_32_bits(*rows)) return 0;  // the ops will refuse it
   if (rows->dtype == L2T_FLOAT64) return l2t::Workspace<double>(*rows, nullptr).memory.used();
   return l2t::Workspace<float>(*rows, nullptr).memory.used();
 }
@@ -223,19 +227,18 @@ l2t_status l2t_cuda_value(const l2t_rows* rows, const l2t_tensors* inputs, void*
                           void* d_logits, void* workspace, void* stream) {
   l2t_tensors without_v_loss = *inputs;
   without_v_loss.v_loss = nullptr;
-  return l2t::guarded(*rows, without_v_loss, {loss, stats, workspace}, workspace, stream,
-                      [&](const auto& op, auto number, auto stored) {
-                        using T = decltype(number);
-                        using S = decltype(stored);
-                        return op.value(static_cast<T*>(loss), static_cast<T*>(stats),
-                                        static_cast<S*>(d_logits));
-                      });
+  return l2t::guarded(
+      *rows, without_v_loss, {loss, stats}, workspace, stream, [&](const auto& op, auto number, auto stored) {
+        using T = decltype(number);
+        using S = decltype(stored);
+        return op.value(static_cast<T*>(loss), static_cast<T*>(stats), static_cast<S*>(d_logits));
+      });
 }
 
 l2t_status l2t_cuda_grad(const l2t_rows* rows, const l2t_tensors* inputs, const void* stats,
                          const l2t_outputs* outputs, void* workspace, void* stream) {
   if (l2t::stray_factors(*rows, *outputs)) return L2T_STRAY_FACTORS;
-  return l2t::guarded(*rows, *inputs, {stats, workspace}, workspace, stream,
+  return l2t::guarded(*rows, *inputs, {stats}, workspace, stream,
                       [&](const auto& op, auto number, auto stored) {
                         using T = decltype(number);
                         using S = decltype(stored);
@@ -247,7 +250,7 @@ l2t_status l2t_cuda_grad_vjp(const l2t_rows* rows, const l2t_tensors* inputs, co
                              const l2t_tensors* cotangents, const l2t_outputs* outputs, void* workspace,
                              void* stream) {
   if (l2t::stray_factors(*rows, *cotangents) || l2t::stray_factors(*rows, *outputs)) return L2T_STRAY_FACTORS;
-  return l2t::guarded(*rows, *inputs, {stats, workspace}, workspace, stream,
+  return l2t::guarded(*rows, *inputs, {stats}, workspace, stream,
                       [&](const auto& op, auto number, auto stored) {
                         using T = decltype(number);
                         using S = decltype(stored);

@@ -59,6 +59,11 @@ L2T_FN float widen(float x) { return x; }
 L2T_FN double widen(double x) { return x; }
 L2T_FN float widen(bfloat16 x) { return float_of(uint32_t(x.bits) << 16); }
 L2T_FN float widen(float16 x) {
+#ifdef __CUDA_ARCH__
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
+  return wide;
+#endif
   const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13;
   const uint32_t beyond = magnitude >= 0x7c00u << 13 ? 0x7f800000u : 0;  // infinity and NaN
   const float scaled = float_of(magnitude) * 0x1p112f;                   // from exponent bias 15 to 127
@@ -73,6 +78,10 @@ L2T_FN void narrow(float x, bfloat16& out) {
   out.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
 }
 L2T_FN void narrow(float x, float16& out) {
+#ifdef __CUDA_ARCH__
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+  return;
+#endif
   const uint32_t bits = bits_of(x), magnitude = bits & 0x7fffffff;
   // Adding 0.5 moves the last bit of a denormal half to the last bit of the sum.
   const uint32_t denormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000;
@@ -152,6 +161,15 @@ L2T_FN T exp(T x) {
   const T half_rounded = k * T(0.5) + E::round;
   const T half = half_rounded - E::round;
   return y * power_of_two(half_rounded) * power_of_two((k - half) + E::round);
+}
+
+// A card computes float32's with its own instruction, as precisely; in double there is none.
+L2T_FN float exp(float x) {
+#ifdef __CUDA_ARCH__
+  return ::expf(x);
+#else
+  return exp<float>(x);
+#endif
 }
 
 template <class T>

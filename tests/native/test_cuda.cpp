@@ -303,6 +303,117 @@ void ops_have_their_derivatives(const Problem& problem, const std::vector<int>& 
   }
 }
 
+// ---- what is not a derivative ----
+
+// NaN in the row's loss and d_logits, and in everything else the bits as if it were ignored.
+template <class T, class S>
+void a_target_out_of_range_is_nan_alone(int structure, size_t c, int dtype) {
+  Problem problem(L2T_SIGMOID, structure, 5, c, 5, false, 1);
+  problem.target[1] = problem.ignore_index;
+  const Truth truth(problem);
+  Ops<T, S> ops(problem, truth, dtype, std::string("a target out of range, ") + structure_names[structure]);
+  std::vector<S> d_logits(problem.n * c), d_logits_ignored = d_logits;
+  ops.value(ops.tensors(), d_logits_ignored.data());
+  const std::vector<T> loss_ignored = ops.loss, stats = ops.stats;
+  const l2t_tensors v = ops.direction.template record<l2t_tensors>();
+  const Memory<T, S> ignored = ops.grad(ops.tensors()), vjp_ignored = ops.vjp(ops.tensors(), v);
+  const auto row_is_nan_then_zero = [&](std::vector<S>& d_logits) {
+    bool nan = true;
+    for (size_t j = c; j < 2 * c; ++j) nan &= std::isnan(l2t::widen(d_logits[j])), d_logits[j] = S{};
+    return nan;
+  };
+  for (long long target : {static_cast<long long>(c), -1LL, 1LL << 40, -(1LL << 62)}) {
+    problem.target[1] = target;
+    ops.value(ops.tensors(), d_logits.data());
+    bool nan = std::isnan(ops.loss[1]) && row_is_nan_then_zero(d_logits);
+    ops.loss[1] = 0;
+    ops.same("loss", ops.loss, loss_ignored);
+    ops.same("d_logits of value", d_logits, d_logits_ignored);
+    Memory<T, S> d = ops.grad(ops.tensors()), d_vjp = ops.vjp(ops.tensors(), v);
+    nan &= row_is_nan_then_zero(d.logits) && row_is_nan_then_zero(d_vjp.logits);
+    ops.same("grad", d, ignored);
+    ops.same("grad_vjp", d_vjp, vjp_ignored);
+    check(ops.name + ", NaN", !nan, 0);
+  }
+  check(ops.name + ", status", ops.status, 0);
+}
+
+void a_mean_of_nothing_is_nan() {
+  Problem problem(L2T_SIGMOID, L2T_DIAGONAL, 6, 3, 2, true);
+  problem.target = {-100, -100, -100, 1, -100, 2};
+  const Truth truth(problem);
+  Ops<float, float> ops(problem, truth, L2T_FLOAT32, "a mean of nothing");
+  std::vector<float> d_logits(18, 5);
+  ops.value(ops.tensors(), d_logits.data());
+  const bool zero = std::all_of(d_logits.begin(), d_logits.begin() + 9, [](float x) { return x == 0; });
+  const bool finite = std::all_of(d_logits.begin(), d_logits.end(), [](float x) { return std::isfinite(x); });
+  check(ops.name, !(std::isnan(ops.loss[0]) && std::isfinite(ops.loss[1]) && zero && finite), 0);
+}
+
+// A class of logit -inf and no weight is a class that is not there.
+void a_class_without_probability_is_none(size_t c) {
+  Problem problem(L2T_LOG_SIGMOID, L2T_DIAGONAL, 3, c, 3, false, 1);
+  problem.target = {1, 0, 1};
+  const Truth truth(problem);
+  Ops<float, float> ops(problem, truth, L2T_FLOAT32, "a logit of -inf, " + std::to_string(c));
+  std::vector<float> d(3 * c), d_without(3 * c);
+  for (size_t i = 0; i < 3; ++i) ops.inputs.logits[i * c + c - 1] = -INFINITY;
+  ops.value(ops.tensors(), d.data());
+  const std::vector<float> loss = ops.loss;
+  ops.rows.c = c - 1;  // the same rows, one class shorter
+  ops.value(ops.tensors(), d_without.data());
+  double worst = 0;
+  for (size_t i = 0; i < 3; ++i) {
+    worst = std::fmax(worst, std::fabs(loss[i] / ops.loss[i] - 1)) + (d[i * c + c - 1] != 0);
+    for (size_t j = 0; j + 1 < c; ++j)
+      worst = std::fmax(worst, std::fabs(d[i * c + j] - d_without[i * (c - 1) + j]));
+  }
+  check(ops.name, worst + ops.status, 1e-6);
+}
+
+void a_wrong_call_is_refused() {
+  const Problem problem(L2T_SIGMOID, L2T_FULL, 6, 3, 2, true);
+  const Truth truth(problem);
+  Ops<float, float> ops(problem, truth, L2T_FLOAT32, "a wrong call");
+  const auto refused = [&](l2t_status expected, const char* what, const auto& change) {
+    l2t_rows rows = ops.rows;
+    l2t_tensors in = ops.tensors();
+    void *workspace = ops.workspace().release(), *whole = workspace, *stream = nullptr;
+    change(rows, in, workspace, stream);
+    const auto value =
+        l2t_cuda_value(&rows, &in, ops.loss.data(), ops.stats.data(), nullptr, workspace, stream);
+    Memory<float, float> d = ops.unwritten();
+    l2t_outputs out = d.record<l2t_outputs>();
+    const auto grad = l2t_cuda_grad(&rows, &in, ops.stats.data(), &out, workspace, stream);
+    const l2t_tensors none{};
+    const auto vjp = l2t_cuda_grad_vjp(&rows, &in, ops.stats.data(), &none, &out, workspace, stream);
+    const auto jvp = l2t_cuda_grad_jvp(&rows, &in, ops.stats.data(), &none, &out, workspace, stream);
+    const bool untouched = std::isnan(ops.loss[0]) && std::isnan(d.flat[0]) && std::isnan(d.flat.back());
+    check(std::string("refused: ") + what,
+          !(value == expected && grad == expected && vjp == expected && jvp == expected && untouched), 0);
+    std::free(whole);
+  };
+  using Rows = l2t_rows&;
+  using In = l2t_tensors&;
+  using Pointer = void*&;
+  refused(L2T_BAD_DTYPE, "dtype", [](Rows rows, In, Pointer, Pointer) { rows.dtype = 4; });
+  refused(L2T_BAD_LINK, "link", [](Rows rows, In, Pointer, Pointer) { rows.link = 3; });
+  refused(L2T_BAD_SIZE, "no class", [](Rows rows, In, Pointer, Pointer) { rows.c = 0; });
+  refused(L2T_BAD_SIZE, "rows beyond 32 bits", [](Rows rows, In, Pointer, Pointer) { rows.n = 6LL << 40; });
+  refused(L2T_BAD_SIZE, "groups", [](Rows rows, In, Pointer, Pointer) { rows.groups = 1LL << 30; });
+  refused(L2T_BAD_LOSSES, "losses", [](Rows rows, In, Pointer, Pointer) { rows.losses = 4; });
+  refused(L2T_MISSING_ROWS, "logits", [](Rows, In in, Pointer, Pointer) { in.logits = nullptr; });
+  refused(L2T_MISSING_ROWS, "workspace", [](Rows, In, Pointer memory, Pointer) { memory = nullptr; });
+  refused(L2T_MISSING_WEIGHT, "weight", [](Rows, In in, Pointer, Pointer) { in.weight = nullptr; });
+  refused(L2T_STRAY_FACTORS, "factors", [](Rows, In in, Pointer, Pointer) { in.left = in.weight; });
+  refused(L2T_CUDA_FAILED, "a stream that is none",
+          [&](Rows, In, Pointer, Pointer stream) { stream = &ops; });
+  check("its reason", std::strlen(l2t_cuda_error()) == 0, 0);
+  l2t_rows wrong = ops.rows;
+  wrong.c = 0;
+  check("workspace of a wrong call", static_cast<double>(l2t_cuda_workspace(&wrong)), 0);
+}
+
 const std::vector<int> kAll = {L2T_FLOAT32, L2T_FLOAT64, L2T_BFLOAT16, L2T_FLOAT16}, kSingle = {L2T_FLOAT32};
 
 }  // namespace
@@ -330,5 +441,13 @@ int main(int count, char** arguments) {
     ops_have_their_derivatives(Problem(0, structure, 700, 2, 2, true, 1), kSingle, !few);
     if (!few) ops_have_their_derivatives(Problem(1, structure, 2600, 3, 1, true, 2), kSingle);
   }
+  for (int structure = 0; structure < 3; ++structure)
+    for (size_t c : {3, 300}) {
+      a_target_out_of_range_is_nan_alone<float, float>(structure, c, L2T_FLOAT32);
+      if (!few) a_target_out_of_range_is_nan_alone<float, l2t::float16>(structure, c, L2T_FLOAT16);
+    }
+  a_mean_of_nothing_is_nan();
+  for (size_t c : {3, 11, 301}) a_class_without_probability_is_none(c);
+  a_wrong_call_is_refused();
   return failures != 0;
 }

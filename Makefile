@@ -44,7 +44,7 @@ lint: setup  ## ruff, clang-format, mypy --strict
 	$(BIN)/mypy
 
 test: lint  ## lint, house rules, native and Python tests, examples in the docs
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not long"
+	$(BIN)/pytest -n 2 -m "not long"
 
 test-long: setup  ## the tests that take minutes
 	$(BIN)/pytest -m long

@@ -20,6 +20,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from native_build import built_once
 
 from l2t import _native
 
@@ -42,7 +43,6 @@ needs_cuda = pytest.mark.skipif(
     reason="the installed core has no CUDA kernels: it was built without nvcc or with L2T_CUDA=OFF",
 )
 reads_elf = pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
-pytestmark = pytest.mark.xdist_group("build")  # the fixtures are made once
 
 
 def run(*command, stderr=subprocess.PIPE, **kwargs):
@@ -77,49 +77,49 @@ def without_nvcc(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def sdist(clone, without_nvcc, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sdist")
-    run(
-        sys.executable,
-        "-m",
-        "build",
-        "--sdist",
-        "--no-isolation",
-        "--outdir",
-        folder,
-        clone,
-        env=without_nvcc,
-    )
-    (archive,) = folder.glob("l2t-*.tar.gz")
-    return archive
+def built(clone, without_nvcc, tmp_path_factory):
+    """A folder with a source distribution, the wheel built from it and unpacked, and what was said."""
+
+    def build(folder):
+        sdist = (sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", folder, clone)
+        run(*sdist, env=without_nvcc)
+        with tarfile.open(only(folder, "l2t-*.tar.gz")) as archive:
+            archive.extractall(folder / "source")
+        source = only(folder / "source", "l2t-*")
+        command = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--verbose", "wheel", source)
+        settings = ("--no-build-isolation", "--no-deps", "--wheel-dir", folder)
+        said = run(*command, *settings, env=without_nvcc, stderr=subprocess.STDOUT)
+        (folder / "said.txt").write_text(said)
+        with zipfile.ZipFile(only(folder, "*.whl")) as archive:
+            archive.extractall(folder / "wheel")
+
+    return built_once(tmp_path_factory, "build without nvcc", build)
 
 
-@pytest.fixture(scope="session")
-def built(sdist, without_nvcc, tmp_path_factory):
-    """A wheel from the unpacked source distribution, and what its build said."""
-    folder = tmp_path_factory.mktemp("wheel")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder)
-    (source,) = folder.glob("l2t-*")
-    command = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--verbose", "wheel", source)
-    settings = ("--no-build-isolation", "--no-deps", "--wheel-dir", folder)
-    said = run(*command, *settings, env=without_nvcc, stderr=subprocess.STDOUT)
-    (wheel,) = folder.glob("*.whl")
-    return wheel, said
+def only(folder, pattern):
+    (path,) = folder.glob(pattern)
+    return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
+def sdist(built):
+    return only(built, "l2t-*.tar.gz")
+
+
+@pytest.fixture
 def wheel(built):
-    return built[0]
+    return only(built, "*.whl")
 
 
-@pytest.fixture(scope="session")
-def without_cuda(wheel, tmp_path_factory):
+@pytest.fixture
+def said(built):
+    return (built / "said.txt").read_text()
+
+
+@pytest.fixture
+def without_cuda(built):
     """The extension of the wheel."""
-    folder = tmp_path_factory.mktemp("extension")
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = [name for name in archive.namelist() if name.endswith(".so")]
-        return Path(archive.extract(name, folder))
+    return only(built, "wheel/l2t/*.so")
 
 
 @pytest.fixture(params=["without nvcc", pytest.param("installed", marks=needs_cuda)])
@@ -201,8 +201,7 @@ def test_the_extension_needs_no_torch_to_run(extension):
     assert version == re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
 
 
-def test_without_nvcc_there_is_a_cpu_build_and_one_sentence_about_it(built, without_cuda):
-    _, said = built
+def test_without_nvcc_there_is_a_cpu_build_and_one_sentence_about_it(said, without_cuda):
     assert said.count(NO_NVCC) == 1
     info = json.loads(in_python(without_cuda, "print(json.dumps(native.build_info()))").stdout)
     assert info["cuda_architectures"] == ""
@@ -210,8 +209,7 @@ def test_without_nvcc_there_is_a_cpu_build_and_one_sentence_about_it(built, with
     assert in_python(without_cuda, "print(native.cuda_devices())").stdout.strip() == "0"
 
 
-def test_the_build_has_every_instruction_set_of_the_architecture(built, without_cuda):
-    _, said = built
+def test_the_build_has_every_instruction_set_of_the_architecture(said, without_cuda):
     script = "print(json.dumps([native.build_info()['instruction_sets'].split(), native.instruction_sets()]))"
     names, usable = json.loads(in_python(without_cuda, script).stdout)
     levels = platform.machine() in ("x86_64", "AMD64") and "does not know x86-64-v4" not in said

@@ -247,7 +247,7 @@ class Loss(_Op):
     ) -> Tensor:
         inplace, with_grad, constants = settings
         loss, stats, d_logits = ops.loss(
-            with_grad, logits, target, weight, left, right, bias, scale, *constants
+            with_grad, constants[3], logits, target, weight, left, right, bias, scale, *constants
         )
         ctx.settings = inplace, constants
         ctx.d_logits = d_logits

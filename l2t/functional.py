@@ -21,6 +21,7 @@ REDUCTIONS = ("mean", "sum", "none")
 NATIVE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _NUMBERS = {name: number for number, name in enumerate(LINKS)}
+_DIM: dict[type, int] = {Full: 2, Diagonal: 1}
 _REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
 
 
@@ -141,13 +142,13 @@ def _quickly(
     if inplace or number is None or kind is None or not ops.unwatched():
         return None
     left = right = None
-    if isinstance(weight, LowRank):
+    if type(weight) is LowRank:
         weight, left, right = weight
         if weight is None or left is None or right is None:
             return None
-    elif isinstance(weight, Full | Diagonal):
-        full, (weight,) = isinstance(weight, Full), weight
-        if not isinstance(weight, Tensor) or weight.dim() != 1 + full:
+    elif (dim := _DIM.get(type(weight))) is not None:
+        weight = weight[0]  # type: ignore[index]
+        if not isinstance(weight, Tensor) or weight.dim() != dim:
             return None
     tensors = (logits, target, weight, left, right, bias, scale)
     if not ops.ordinary(*tensors):

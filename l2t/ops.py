@@ -86,9 +86,6 @@ def arithmetic(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-_WIDE = (torch.float32, torch.float64)
-
-
 def losses(logits: Tensor, reduction: int, segments: int) -> int:
     """How many losses the rows are reduced to."""
     return logits.shape[0] if reduction == NONE else segments
@@ -142,19 +139,19 @@ def run(name: str, *arguments: Any) -> None:
         kernel(1, _atomics, workspace, *arguments)
 
 
-def loss(with_grad: bool, *where: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+def loss(with_grad: bool, reduction: int, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """``l2t::value`` past the dispatcher and unchecked but by the core; a single loss is 0-dimensional."""
-    logits, reduction = where[0], where[10]
-    number = logits if logits.dtype in _WIDE else logits.new_empty(0, dtype=torch.float32)
-    rows = logits.shape[0]
-    losses = number.new_empty(rows if reduction == NONE else ())
-    stats = number.new_empty(rows, 3)
-    d_logits = logits.new_empty(logits.shape) if with_grad else None
-    if logits.is_cuda:
-        run("value", *where, losses, stats, d_logits)
+    rows, dtype = logits.shape[0], logits.dtype
+    if dtype is torch.float32 or dtype is torch.float64:
+        losses, stats = logits.new_empty(rows if reduction == NONE else ()), logits.new_empty(rows, 3)
     else:
-        threads = torch.get_num_threads()
-        _native.value(threads, False, None, *where, losses, stats, d_logits)  # type: ignore[call-arg]
+        losses = logits.new_empty(rows if reduction == NONE else (), dtype=torch.float32)
+        stats = losses.new_empty(rows, 3)
+    d_logits = torch.empty_like(logits, memory_format=torch.contiguous_format) if with_grad else None
+    if logits.is_cuda:
+        run("value", logits, *rest, losses, stats, d_logits)
+    else:
+        _native.value(torch.get_num_threads(), False, None, logits, *rest, losses, stats, d_logits)  # type: ignore[call-arg]
     return losses, stats, d_logits
 
 

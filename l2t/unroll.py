@@ -208,7 +208,7 @@ class Run:
 
             def note(x: Tensor, storages: dict[int, int] = storages) -> Tensor:
                 storage = x.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
+                storages[storage._cdata] = storage.nbytes()
                 return x
 
             student.bind(state.weights, state.buffers)

@@ -27,6 +27,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <memory>
 #include <string>
 #ifndef __x86_64__
 #  include <ucontext.h>
@@ -50,7 +51,7 @@ constexpr unsigned no_sync = 1;  // __tsan_switch_to_fiber_no_sync
 constexpr int warp_size = 32;
 constexpr size_t stack_bytes = 256 << 10;  // a sanitizer's report is written on the fiber's own stack
 constexpr size_t shared_limit = 48 << 10, opt_in_limit = 64 << 10;  // of the smallest card, sm_75
-constexpr size_t tsan_fibers = 2048;                                // at a time: 1.6 GB
+constexpr size_t tsan_fibers = 1024;  // at a time: memory, and the time of each barrier
 constexpr int multiprocessors = 3;
 
 // ---- switching stacks ----
@@ -107,14 +108,15 @@ struct Context {
 };
 
 struct Fiber : Context {
-  enum { ready, waiting, ended } state = ready;
+  enum { ready, waiting, ended } state;
   Call call;
   unsigned mask;
   int source_lane;
   uint64_t bits, result;
   Site at;
-  unsigned warp_syncs = 0;  // whose count tells the two variables of a __syncwarp apart,
-  char sync_warp[2];        // those of the lowest lane of its mask
+  unsigned warp_syncs;  // whose count tells the two variables of a __syncwarp apart,
+  char sync_warp[2];    // those of the lowest lane of its mask
+  size_t number;        // in the block
   uint3 thread;
 };
 
@@ -131,6 +133,10 @@ struct Word {
   uint64_t bits;
 };
 
+struct Warp {
+  unsigned waiting;  // lanes in a call of the warp
+};
+
 struct Shared {
   const char* key;
   size_t bytes;
@@ -140,6 +146,7 @@ struct Shared {
 struct Block {
   uint3 index;
   std::vector<Fiber*> fibers;
+  std::vector<Warp> warps;
   std::vector<Word> ready;  // a bit a fiber, at its place in the order
   size_t left, at_barrier, cursor;
   unsigned barriers;
@@ -272,37 +279,45 @@ void as_main(const F& work) {
   if (__tsan_acquire) __tsan_acquire(&sync_shared);
 }
 
-// Stacks by a bare system call, since a sanitizer's mmap would clear the shadow of each whole one.
-std::vector<char*> free_stacks;
+// All fibers, those that no block has, and what blocks have left: given back when a wave has ended.
+std::vector<std::unique_ptr<Fiber>> fibers;
+std::vector<Fiber*> free_fibers, ended_fibers;
+std::vector<void*> ended_shared;
 
-char* take_stack() {
-  if (free_stacks.empty()) {
-    const size_t page = 4096, count = 64;
-    char* stacks = (char*)syscall(SYS_mmap, nullptr, count * stack_bytes, PROT_READ | PROT_WRITE,
-                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (stacks == MAP_FAILED) fail({}, nullptr, "has no memory for stacks");
-    for (size_t i = 0; i < count; ++i) {
-      syscall(SYS_mprotect, stacks + i * stack_bytes, page, PROT_NONE);
-      free_stacks.push_back(stacks + i * stack_bytes);
-    }
+// Stacks by a bare system call, since a sanitizer's mmap would clear the shadow of each whole one.
+void make_fibers() {
+  const size_t page = 4096, count = 64;
+  char* stacks = (char*)syscall(SYS_mmap, nullptr, count * stack_bytes, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (stacks == MAP_FAILED) fail({}, nullptr, "has no memory for stacks");
+  for (size_t i = 0; i < count; ++i) {
+    fibers.push_back(std::make_unique<Fiber>());
+    Fiber* fiber = fibers.back().get();
+    fiber->bottom = stacks + i * stack_bytes;
+    fiber->size = stack_bytes;
+    if (__tsan_create_fiber) fiber->tsan = __tsan_create_fiber(0);
+    syscall(SYS_mprotect, fiber->bottom, page, PROT_NONE);
+    free_fibers.push_back(fiber);
   }
-  char* stack = free_stacks.back();
-  free_stacks.pop_back();
-  return stack;
 }
 
-// What blocks have left, to be given back.
-std::vector<void*> free_tsan;
-std::vector<Fiber*> ended_fibers;
-std::vector<void*> ended_shared;
+Fiber* take_fiber(size_t number) {
+  if (free_fibers.empty()) make_fibers();
+  Fiber* fiber = free_fibers.back();
+  free_fibers.pop_back();
+  ended_fibers.push_back(fiber);
+  const dim3& size = launch.block;
+  fiber->number = number;
+  fiber->thread = {unsigned(number % size.x), unsigned(number / size.x % size.y),
+                   unsigned(number / size.x / size.y)};
+  fiber->warp_syncs = 0;
+  fiber->prepare(fiber_main, number % 61 * 192);
+  return fiber;
+}
 
 void give_back() {
   if (__tsan_acquire) __tsan_acquire(&sync_end);
-  for (Fiber* fiber : ended_fibers) {
-    if (fiber->tsan) free_tsan.push_back(fiber->tsan);
-    free_stacks.push_back(fiber->bottom);
-    delete fiber;
-  }
+  for (Fiber* fiber : ended_fibers) free_fibers.push_back(fiber);
   for (void* memory : ended_shared) std::free(memory);
   ended_fibers.clear(), ended_shared.clear();
 }
@@ -326,11 +341,6 @@ const char* name(Call call) {
       return "__syncthreads";
   }
   return "?";
-}
-
-size_t number_of(const Fiber* fiber) {
-  const dim3& b = launch.block;
-  return fiber->thread.x + size_t(b.x) * (fiber->thread.y + size_t(b.y) * fiber->thread.z);
 }
 
 bool same_call(const Fiber* a, const Fiber* b) {
@@ -391,39 +401,53 @@ void meet_block() {
   if (__tsan_acquire) __tsan_acquire(&sync_block[barrier % 2]);
 }
 
-void meet_warp() {
-  const size_t first = number_of(current) / warp_size * warp_size;
-  const unsigned mask = current->mask;
-  if (!(mask >> (number_of(current) - first) & 1))
-    fail(current->at, current, "is not named by its own mask %08x in %s", mask, name(current->call));
-  Fiber* lanes[warp_size] = {};
-  bool complete = true;
-  uint64_t ballot = 0;
-  for (int lane = 0; lane < warp_size; ++lane) {
-    if (!(mask >> lane & 1)) continue;
-    lanes[lane] = first + lane < block.fibers.size() ? block.fibers[first + lane] : nullptr;
-    complete = complete && lanes[lane] && same_call(current, lanes[lane]);
-    if (complete) ballot |= (lanes[lane]->bits & 1) << lane;
-  }
-  Fiber* lowest = lanes[__builtin_ctz(mask)];
-  // Null or elsewhere: nobody will come, and explain() says so when nothing else can go on.
-  char* sync =
-      current->call == Call::sync_warp && lowest ? &lowest->sync_warp[lowest->warp_syncs % 2] : nullptr;
-  if (sync && __tsan_release) __tsan_release(sync);
-  if (complete) {
-    if (sync) ++lowest->warp_syncs;
-    for (int lane = 0; lane < warp_size; ++lane) {
-      if (!lanes[lane]) continue;
-      Fiber* fiber = lanes[lane];
-      fiber->result = ballot;
-      if (fiber->call == Call::shuffle) {
-        const int source = fiber->source_lane;
-        if (!(mask >> source & 1))
-          fail(fiber->at, fiber, "shuffles from lane %d, which its mask %08x does not name", source, mask);
-        fiber->result = lanes[source]->bits;
-      }
-      set_ready(first + lane);
+// f(fiber) for each lane of the mask in the warp that begins with thread `first`.
+template <class F>
+void each_lane(size_t first, unsigned mask, const F& f) {
+  for (; mask != 0; mask &= mask - 1) f(block.fibers[first + size_t(__builtin_ctz(mask))]);
+}
+
+bool all_at_same_call(size_t first, unsigned mask) {
+  bool all = true;
+  each_lane(first, mask, [&](Fiber* fiber) { all = all && same_call(current, fiber); });
+  return all;
+}
+
+void finish_call(size_t first, unsigned mask) {
+  unsigned ballot = 0;
+  each_lane(first, mask,
+            [&](Fiber* fiber) { ballot |= unsigned(fiber->bits & 1) << (fiber->number - first); });
+  each_lane(first, mask, [&](Fiber* fiber) {
+    fiber->result = ballot;
+    if (fiber->call == Call::shuffle) {
+      const int source = fiber->source_lane;
+      if (!(mask >> source & 1))
+        fail(fiber->at, fiber, "shuffles from lane %d, which its mask %08x does not name", source, mask);
+      fiber->result = block.fibers[first + size_t(source)]->bits;
     }
+    set_ready(fiber->number);
+  });
+}
+
+void meet_warp() {
+  const size_t number = current->number, first = number / warp_size * warp_size;
+  const unsigned mask = current->mask, self = 1u << (number - first);
+  Warp& warp = block.warps[number / warp_size];
+  if (!(mask & self))
+    fail(current->at, current, "is not named by its own mask %08x in %s", mask, name(current->call));
+  const size_t lowest = first + size_t(__builtin_ctz(mask));
+  char* sync = nullptr;
+  if (current->call == Call::sync_warp && lowest < block.fibers.size()) {
+    Fiber* keeper = block.fibers[lowest];
+    sync = &keeper->sync_warp[keeper->warp_syncs % 2];
+    if (__tsan_release) __tsan_release(sync);
+  }
+  warp.waiting |= self;
+  // Lanes that are elsewhere may yet come; if they never do, explain() says so when nothing else can go on.
+  if ((warp.waiting & mask) == mask && all_at_same_call(first, mask)) {
+    warp.waiting &= ~mask;
+    finish_call(first, mask);
+    if (sync) ++block.fibers[lowest]->warp_syncs;
   }
   resume(*current);
   if (sync && __tsan_acquire) __tsan_acquire(sync);
@@ -434,25 +458,11 @@ void run_block(uint3 index) {
   const size_t count = size_t(size.x) * size.y * size.z;
   block.index = block_index = index;
   block.fibers.clear(), block.shared.clear();
+  block.warps.assign((count + 31) / 32, {0});
   block.ready.assign((count + 63) / 64, {0});
   block.left = count, block.at_barrier = 0, block.cursor = 0, block.barriers = 0;
   block.dynamic = poisoned(launch.shared_bytes);
-  for (size_t i = 0; i < count; ++i) {
-    Fiber* fiber = new Fiber;
-    fiber->thread = {unsigned(i % size.x), unsigned(i / size.x % size.y), unsigned(i / size.x / size.y)};
-    fiber->bottom = take_stack();
-    fiber->size = stack_bytes;
-    fiber->prepare(fiber_main, i % 61 * 192);
-    block.fibers.push_back(fiber);
-    ended_fibers.push_back(fiber);
-  }
-  if (__tsan_create_fiber) {
-    for (Fiber* fiber : block.fibers) {
-      if (free_tsan.empty()) free_tsan.push_back(__tsan_create_fiber(0));
-      fiber->tsan = free_tsan.back();
-      free_tsan.pop_back();
-    }
-  }
+  for (size_t i = 0; i < count; ++i) block.fibers.push_back(take_fiber(i));
   for (size_t i = 0; i < count; ++i) set_ready(i);
   if (__tsan_release) __tsan_release(&sync_start);
   resume(main_context);
@@ -509,7 +519,7 @@ const std::vector<const char*>& orders() {
 
 uint64_t blocks_run() { return blocks; }
 
-int lane() { return int(number_of(current) % warp_size); }
+int lane() { return int(current->number % warp_size); }
 
 uint64_t meet(Call call, unsigned mask, int source_lane, uint64_t bits, Site at) {
   Fiber& self = *current;

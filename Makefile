@@ -14,7 +14,7 @@ HAS_GPU := import sys, torch; from l2t import ops; sys.exit(None if ops.HAS_CUDA
   else 'This needs a GPU, a torch that sees it, and l2t built with nvcc: l2t doctor says what there is.')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-memcheck lint format bench bench-gpu bench-teaching clean
+.PHONY: help setup demo test test-long test-memcheck lint format bench bench-gpu bench-teaching roofline clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ test-memcheck: setup  ## on a GPU: the tests of the CUDA kernels under compute-s
 
 bench: setup  ## every op against PyTorch and the bound, some minutes on an idle machine; draws docs/benchmarks.md
 	$(BIN)/python benchmarks/run.py --out docs/benchmarks/cpu.jsonl
+	$(BIN)/python benchmarks/draw.py
+
+roofline: setup  ## the paper roofline of the CUDA kernels (needs nvcc, no GPU); draws docs/benchmarks.md
+	$(BIN)/python benchmarks/roofline.py --out docs/benchmarks/roofline.md
 	$(BIN)/python benchmarks/draw.py
 
 bench-teaching: setup  ## one teacher gradient against plain autograd, and the guard against three runs that diverge

@@ -41,7 +41,10 @@ says "all".
 * *l2t ops* is the same behind PyTorch's dispatcher, as torch.compile and torch.func call it;
 * *l2t.dynamic_loss*, *eager*, *torch.compile* and *F.cross_entropy* include autograd. Eager's grad_vjp walks
   a graph that it kept, its grad_jvp starts anew;
-* *F.cross_entropy*, *Liger* and *CCE* compute another loss, without coefficients: they are yardsticks."""
+* *F.cross_entropy*, *Liger* and *CCE* compute another loss, without coefficients: they are yardsticks.
+
+`make bench` measures the CPU, `make bench-gpu` a GPU, `make roofline` says what is known of the CUDA kernels
+without one."""
 
 
 def main() -> None:

@@ -93,6 +93,7 @@ def setting(rows: list[Row]) -> str:
         "commit",
         "date",
         "machine",
+        "load",
         "card",
         "driver",
         "copy_gb_per_s",

@@ -94,6 +94,7 @@ def failing(loss, gradient):
         (lambda loss, gradient: (loss + torch.inf, gradient), "wrong by inf"),
         (one_element, "wrong by "),
         (not_a_number, "wrong by nan"),
+        (lambda loss, gradient: (loss,), "failed: ValueError: 1 results instead of 2"),
         (failing, "failed: RuntimeError: no kernel image is available"),
     ],
 )

@@ -47,7 +47,7 @@ L2T_DEVICE T at(const T* table, int64_t k, T absent) {
   return table != nullptr ? table[k] : absent;
 }
 
-inline bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
+L2T_FN bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
 
 // What stands in place of a table row where a row has none.
 constexpr int kIgnored = -1, kOutOfRange = -2;

@@ -62,8 +62,9 @@ l2t_status launch_rows(const Call<T, S>& call, const Io& io, int worth_keeping, 
                   blocks_for(int64_t(call.n) * lanes, kTeamThreads), kTeamThreads, 0, stream, call, io,
                   lanes);
   }
-  const size_t row_bytes = padded<S>(call.c) * sizeof(S), most = shared_bytes_at_most();
-  const int kept = worth_keeping * row_bytes <= most ? worth_keeping : row_bytes <= most ? 1 : 0;
+  const size_t row_bytes = padded<S>(call.c) * sizeof(S), wanted = worth_keeping * row_bytes;
+  const size_t most = wanted <= kPlainSharedBytes ? kPlainSharedBytes : shared_bytes_at_most();
+  const int kept = wanted <= most ? worth_keeping : row_bytes <= most ? 1 : 0;
   const int threads = call.c <= 2048 ? 128 : call.c <= 8192 ? 256 : Block<T>::kThreads;
   return launch(rows_by_block<Dense, V, kWindow, T, S, Io>, call.n, threads, kept * row_bytes, stream, call,
                 io, kept);

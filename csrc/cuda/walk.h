@@ -216,10 +216,25 @@ struct Window {
   // The row of a low-rank product, where there are both factors: x += V U[y].
   L2T_DEVICE void add_product(const Source<T, S, Dense, Second>& row, const T* left, const T* right, T* x) {
     if (left == nullptr || right == nullptr) return;
+    constexpr int kPack = 16 / sizeof(T);
+    if (row.rank % kPack == 0 && aligned(left) && aligned(right))
+      add_product<kPack>(row, left, right, x);
+    else
+      add_product<1>(row, left, right, x);
+  }
+
+  template <int kPack>
+  L2T_DEVICE void add_product(const Source<T, S, Dense, Second>& row, const T* left, const T* right, T* x) {
 #pragma unroll 1
-    for (int s = 0; s < row.rank; ++s) {
-      const T left_s = left[s];
-      numbers(row.c, [&](int at, int j) { x[at] += left_s * right[int64_t(j) * row.rank + s]; });
+    for (int begin = 0; begin < row.rank; begin += kPack) {
+      T of_left[kPack];
+      load<kPack>(left + begin, of_left);
+      numbers(row.c, [&](int at, int j) {
+        T of_right[kPack];
+        load<kPack>(right + int64_t(j) * row.rank + begin, of_right);
+#pragma unroll
+        for (int s = 0; s < kPack; ++s) x[at] += of_left[s] * of_right[s];
+      });
     }
   }
 

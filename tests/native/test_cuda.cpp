@@ -42,7 +42,7 @@ struct Truth {
     if (problem.c > 32)
       for (int part : {WEIGHT, RIGHT})
         for (size_t i = problem.start[part]; i < problem.start[part + 1]; ++i)
-          if (problem.structure != L2T_DIAGONAL) x[i] /= 32;
+          if (problem.structure != L2T_DIAGONAL) x[i] /= 32, v[i] /= 32;
     value = problem.total_loss(x);
     for (int part = V_LOSS; part < PARTS; ++part) {
       const size_t begin = problem.start[part], size = problem.start[part + 1] - begin;
@@ -66,11 +66,13 @@ struct Truth {
     for (Probe& probe : probes) {
       const auto slope = [&](Point& at) {
         const Point kept(at.begin() + probe.begin, at.begin() + probe.begin + probe.d.size());
+        // u moves far along a long direction of coefficients: as log p does not, along one of logits.
+        const long double step = probe.part == LOGITS ? h : h / (1 + std::sqrt(kept.size()) / 8);
         const auto here = [&](long double step) {
           for (size_t i = 0; i < kept.size(); ++i) at[probe.begin + i] = kept[i] + step * probe.d[i];
           return problem.total_loss(at);
         };
-        const long double difference = (here(h) - here(-h)) / (2 * h);
+        const long double difference = (here(step) - here(-step)) / (2 * step);
         std::copy(kept.begin(), kept.end(), at.begin() + probe.begin);
         return difference;
       };
@@ -430,7 +432,7 @@ int main(int count, char** arguments) {
       if (few && c != 3 && c != 32 && c != 300) continue;
       if (structure == L2T_FULL && c > 1025) continue;
       const int link = static_cast<int>(c + structure) % 3;
-      const size_t groups = c > 100 ? 1 : 2, rank = c % 2 != 0 ? 5 : 2;
+      const size_t groups = c > 100 ? 1 : 2, rank = c % 2 != 0 ? 5 : c % 3 == 0 ? 2 : 4;
       const Problem problem(link, structure, c > 5000 ? 2 : 5, c, 1, c % 2 == 0, groups, rank);
       ops_have_their_derivatives(problem, few && c == 3 ? kSingle : kAll, !few && c == 1025);
       if (few || c > 5000) continue;

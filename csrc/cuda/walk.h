@@ -216,8 +216,9 @@ struct Window {
   // The row of a low-rank product, where there are both factors: x += V U[y].
   L2T_DEVICE void add_product(const Source<T, S, Dense, Second>& row, const T* left, const T* right, T* x) {
     if (left == nullptr || right == nullptr) return;
-    constexpr int kPack = 16 / sizeof(T);
-    if (row.rank % kPack == 0 && aligned(left) && aligned(right))
+    // Along a direction there are no registers left for packs.
+    constexpr int kPack = Second ? 1 : 16 / sizeof(T);
+    if (kPack > 1 && row.rank % kPack == 0 && aligned(left) && aligned(right))
       add_product<kPack>(row, left, right, x);
     else
       add_product<1>(row, left, right, x);

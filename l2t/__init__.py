@@ -9,6 +9,7 @@ from importlib.metadata import version as _version
 
 from l2t import optim
 from l2t.functional import dynamic_loss
+from l2t.linear import dynamic_linear_loss
 from l2t.loss import DynamicLoss
 from l2t.teach import Recipe, Taught, teach
 from l2t.teacher import Coefficients, GateTeacher, StudentState, Teacher, static_teacher
@@ -29,6 +30,7 @@ __all__ = [
     "StudentState",
     "Taught",
     "Teacher",
+    "dynamic_linear_loss",
     "dynamic_loss",
     "optim",
     "static_teacher",

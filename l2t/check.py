@@ -447,6 +447,73 @@ def module_coefficients(tensors: Sequence[object]) -> None:
             )
 
 
+# ---- linear: the loss of a linear head -------------------------------------------------------------------------------
+
+
+def linear_tensors(hidden: object, head: object, head_bias: object, target: object) -> None:
+    """Hidden, head and target, to each other; dtypes only as far as autocast leaves them alone."""
+    for name, x in (
+        ("hidden", hidden),
+        ("head", head),
+        *([("head_bias", head_bias)] * (head_bias is not None)),
+    ):
+        if not isinstance(x, torch.Tensor) or x.dtype not in (
+            torch.float32,
+            torch.float64,
+            torch.bfloat16,
+            torch.float16,
+        ):
+            raise TypeError(
+                f"l2t.dynamic_linear_loss: {name} must be a float32, float64, bfloat16 or float16 tensor, got "
+                f"{_described(x)}. Convert it with {name}.float()."
+            )
+    assert isinstance(hidden, torch.Tensor)
+    assert isinstance(head, torch.Tensor)
+    if hidden.dim() == 0 or head.dim() != 2 or head.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            "l2t.dynamic_linear_loss: hidden and head must be of shapes (..., D) and (C, D), got "
+            f"{_described(hidden)} and {_described(head)}. Pass the weight of a torch.nn.Linear as head."
+        )
+    if isinstance(head_bias, torch.Tensor) and head_bias.shape != head.shape[:1]:
+        raise ValueError(
+            f"l2t.dynamic_linear_loss: head_bias must be of shape ({head.shape[0]},), got {_described(head_bias)}. "
+            "Pass the bias of a torch.nn.Linear; the bias inside the link is the argument bias."
+        )
+    if not isinstance(target, torch.Tensor) or target.dtype not in (torch.int64, torch.uint8):
+        raise _loss_target_dtype(target)
+    if target.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"l2t.dynamic_linear_loss: target must be of shape {tuple(hidden.shape[:-1])} for hidden of shape "
+            f"{tuple(hidden.shape)}, got {_described(target)}. Give one class for each row of hidden."
+        )
+    for name, x in (("head", head), ("head_bias", head_bias), ("target", target)):
+        if isinstance(x, torch.Tensor) and x.device != hidden.device:
+            raise ValueError(
+                f"l2t.dynamic_linear_loss: {name} must be on the device of hidden, {hidden.device}, got "
+                f"{x.device}. Move it there with .to({str(hidden.device)!r})."
+            )
+
+
+def linear_dtypes(hidden: Tensor, head: Tensor, head_bias: Tensor | None) -> None:
+    """A product has one dtype; called after autocast's conversions."""
+    for name, x in (("head", head), ("head_bias", head_bias)):
+        if x is not None and x.dtype is not hidden.dtype:
+            dtype = str(hidden.dtype).removeprefix("torch.")
+            raise TypeError(
+                f"l2t.dynamic_linear_loss: {name} must be {dtype} as hidden is, got {_described(x)}. Cast one of "
+                "them, or run under torch.autocast."
+            )
+
+
+def linear_chunk_rows(rows: object) -> None:
+    """How many rows have their logits in memory."""
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+        raise ValueError(
+            f"l2t.dynamic_linear_loss: chunk_rows must be an integer of 1 or more, got {rows!r}. "
+            "Leave it out for as many rows as 32 MB of logits hold."
+        )
+
+
 # ---- unroll ----------------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ LAYERS = (
         "the walk through time",
         {"teach", "students", "teacher", "unroll", "tape", "schedule", "curvature", "optim"},
     ),
-    ("the loss", {"loss", "functional", "weight", "autograd", "ops", "reference"}),
+    ("the loss", {"loss", "functional", "linear", "weight", "autograd", "ops", "reference"}),
     ("below all", {"check", "files", "_native"}),
 )
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}

@@ -10,12 +10,10 @@
 
 #include "../l2t.h"
 #include "../math/row.h"
+#include "walk.h"
 
 namespace l2t {
 inline namespace L2T_ISA {
-
-constexpr int64_t min(int64_t x, int64_t y) { return x < y ? x : y; }
-constexpr int64_t max(int64_t x, int64_t y) { return x > y ? x : y; }
 
 // l2t_tensors or l2t_outputs: those of [N, C] are of type S, all others of type T (const in l2t_tensors).
 template <class T, class S>
@@ -118,12 +116,13 @@ struct Call {
 
   bool ignored(int64_t i) const { return rows.target[i] == rows.ignore_index; }
   const S* logits(int64_t i) const { return in.logits + i * rows.logits_stride; }
+  int64_t class_of(int64_t k) const { return rows.groups == 1 ? k : k % c; }
   T beta(int64_t k) const { return at(in.bias, k, T(0)); }
   T kappa(int64_t k) const { return at(in.scale, k, T(1)); }
 
   // What row i gets of a cotangent or tangent of the losses.
   T of_loss(const T* v_loss, int64_t i, T absent) const {
-    const int64_t loss = reduced ? i / rows_of_a_loss : i;
+    const int64_t loss = !reduced ? i : rows.losses == 1 ? 0 : i / rows_of_a_loss;
     return at(v_loss, loss, absent) * at(inverse_count, loss, T(1));
   }
 
@@ -153,24 +152,13 @@ struct Call {
   }
 };
 
-template <class T>
-Stats<T> load_stats(const T* stats, int64_t i) {
-  return {stats[3 * i], stats[3 * i + 1], stats[3 * i + 2]};
-}
-
-template <class T>
-void store_stats(T* stats, int64_t i, const Stats<T>& s) {
-  stats[3 * i] = s.max;
-  stats[3 * i + 1] = s.log_sum;
-  stats[3 * i + 2] = s.u;
-}
-
 // Room for `each` numbers on every lane that a loop over `count` items can have.
 template <class T>
 class Scratch {
  public:
   Scratch(Memory& memory, const l2t_rows& rows, int64_t count, int64_t each)
-      : each_((each + 15) / 16 * 16), first_(memory.take<T>(min(rows.threads, max(count, 1)) * each_)) {}
+      : each_(up_to_multiple(each, 64 / sizeof(T))),
+        first_(memory.take<T>(min(rows.threads, max(count, 1)) * each_)) {}
   T* operator[](int64_t lane) const { return first_ + lane * each_; }
 
  private:

@@ -2,36 +2,27 @@
 // d_logits, d_v_loss: each row by itself); the gradients to the coefficients are in weight.h. A row that is
 // ignored is never read.
 //
-// The formulas are those of math/row.h, in its three moves: sums over classes, head, one expression an output.
-// The gradient to the logits may be written over the logits: what needs them comes before, in the row and in
-// the call. Deliberately not here: arithmetic (math/), loops over classes (walk.h), threads (pool.h).
+// The formulas are those of math/row.h, in its three moves: sums over classes of each row of a block, the heads of
+// a block together, one expression an output. The gradient to the logits may be written over the logits: what
+// needs them comes before, in the row and in the call. Deliberately not here: arithmetic (math/), loops over
+// classes (walk.h), threads (pool.h).
 #include "../l2t.h"
 
 #include "../dispatch.h"
 #include "../math/row.h"
-#include "call.h"
+#include "block.h"
 #include "isa.h"
 #include "pool.h"
-#include "walk.h"
 #include "weight.h"
 
 namespace l2t {
 inline namespace L2T_ISA {
 namespace {
 
-// The gradient to the logits of one row from its head, written over z or elsewhere.
-template <class T, class S>
-void write_d_logits(const Weight<T>& w, const Head<T>& head, int64_t k, const S* z, T* room, S* d_logits) {
-  const int64_t c = w.c, y = k % c;
-  if (w.dense) {
-    const T* a = w.row(k, room);
-    const T R = sum(c, a);
-    each(c, [=](int64_t j) { narrow(d_z(head, head.stats.p(widen(z[j])), a[j], R), d_logits[j]); });
-  } else {
-    const T R = w.diagonal(k), p = head.stats.p(widen(z[y]));
-    each(c, [=](int64_t j) { narrow(d_z(head, head.stats.p(widen(z[j])), T(0), R), d_logits[j]); });
-    narrow(d_z(head, p, R, R), d_logits[y]);
-  }
+// Zeros of the type.
+template <class V>
+V nothing(const V&) {
+  return V(One<V>(0));
 }
 
 template <class S>
@@ -39,42 +30,128 @@ void zero(int64_t c, S* row) {
   for (int64_t j = 0; j < c; ++j) row[j] = S{};
 }
 
+// Rows of a block: as many as keep a row of exponentials each in the first cache.
+template <class T>
+int64_t rows_of_a_block(int64_t c) {
+  return min(max(32768 / (c * static_cast<int64_t>(sizeof(T))), 1), kBlockRows);
+}
+
+// f(block, lane) for all rows, block by block; `cost` is that of a row.
+template <class T, class S, class F>
+void each_block(const Call<T, S>& call, const T* v_loss, int64_t cost, F f) {
+  const int64_t rows = rows_of_a_block<T>(call.c), blocks = (call.n + rows - 1) / rows;
+  parallel_for(call.rows.threads, blocks, rows * cost, [&](int64_t at, int lane) {
+    Block<T> block(call, v_loss, at * rows, min(rows, call.n - at * rows));
+    f(block, lane);
+  });
+}
+
+template <class T, class S>
+bool worth_streaming(const Call<T, S>& call, const S* out) {
+  return call.n * call.c * static_cast<int64_t>(sizeof(S)) >= 32 << 20 && out != call.in.logits;
+}
+
 // ---- value ----
+
+// sum exp(z - max), sum a (z - max) and R = sum a; exp(z - max) is left in `e`. No a: none of its sums.
+template <class T>
+struct ValueSums {
+  T sum_exp, a_z, R;
+};
+
+template <class T, class S>
+ValueSums<T> value_sums(int64_t c, T max, const S* z, const T* a, T* e) {
+  Sum<T> sum_exp, a_z, R;
+  if (a == nullptr) {
+    const auto add = [&](int64_t j, auto which) {
+      const auto x = sum_exp_term(which.load(z + j), max);
+      which.store_all(e + j, x);
+      sum_exp.add(which.only(x, T(0)));
+    };
+    each<T>(c, add, sum_exp);
+    return {sum_exp.value(), 0, 0};
+  }
+  const auto add = [&](int64_t j, auto which) {
+    const auto z_j = which.load(z + j), x = sum_exp_term(z_j, max), w = which.load(a + j);
+    which.store_all(e + j, x);
+    sum_exp.add(which.only(x, T(0)));
+    a_z.add(w, which.only(z_j - max, T(0)));
+    R.add(w);
+  };
+  each<T>(c, add, sum_exp, a_z, R);
+  ValueSums<T> sums = {sum_exp.value(), a_z.value(), R.value()};
+  if (!finite(sums.a_z)) {  // perhaps because of an infinite logit that has no weight
+    sums.a_z = 0;
+    for (int64_t j = 0; j < c; ++j) sums.a_z += times(a[j], widen(z[j]) - max);
+  }
+  return sums;
+}
 
 template <class T, class S>
 l2t_status value(const l2t_rows& rows, const l2t_tensors& inputs, T* loss_out, T* stats_out,
                  S* d_logits_out) {
   Memory memory;
-  const Call<T, S> call(rows, inputs, memory);
-  const int64_t c = call.c;
+  Call<T, S> call(rows, inputs, memory);
+  const int64_t c = call.c, padded = up_to_multiple(c, Vec<T>::lanes), together = rows_of_a_block<T>(c);
   const Weight<T> w(call, memory);
-  const Scratch<T> scratch(memory, rows, call.n, w.low_rank ? c : 0);
+  const Scratch<T> scratch(memory, rows, call.n, together * padded * (w.low_rank ? 2 : 1));
   T* loss_of_row = call.reduced ? memory.take<T>(call.n) : loss_out;
   if (memory.failed()) return L2T_OUT_OF_MEMORY;
-  parallel_for(rows.threads, call.n, w.cost(), [&](int64_t i, int lane) {
-    if (call.ignored(i)) {
-      loss_of_row[i] = 0;
-      store_stats(stats_out, i, Stats<T>{0, 0, 0});
-      if (d_logits_out != nullptr) zero(c, d_logits_out + i * c);
-      return;
+  const bool stream = worth_streaming(call, d_logits_out);
+  each_block(call, static_cast<const T*>(nullptr), w.cost(), [&](Block<T>& block, int lane) {
+    T *e = scratch[lane], *room = e + together * padded;
+    const T* a[kBlockRows];
+    Column<T> sum_exp, a_z, loss_column, p_y;
+    block.each_counted([&](int row) { block.max[row] = max_of<T>(c, call.logits(block.first + row)); });
+    block.each_counted([&](int row) {
+      const S* z = call.logits(block.first + row);
+      a[row] = w.dense ? w.row(block.k[row], room + row * padded) : nullptr;
+      const ValueSums<T> sums = value_sums(c, block.max[row], z, a[row], e + row * padded);
+      sum_exp[row] = sums.sum_exp, a_z[row] = sums.a_z, block.R[row] = sums.R;
+      if (!w.dense) {
+        block.R[row] = w.diagonal(block.k[row]);
+        a_z[row] = times(block.R[row], widen(z[block.y[row]]) - block.max[row]);
+        p_y[row] = e[row * padded + block.y[row]];
+      }
+    });
+
+    for (int row = 0; row < block.rows; row += Vec<T>::lanes) {
+      const Vec<T> R = block.R.from(row), inverse = 1 / sum_exp.from(row), kappa = block.kappa.from(row);
+      Stats<Vec<T>> stats = stats_before_u(block.max.from(row), sum_exp.from(row));
+      stats.u = u_of_sums(a_z.from(row), R, stats.log_sum, block.beta.from(row));
+      const Head<Vec<T>> head = grad_head(call.link, stats, kappa, block.go.from(row));
+      block.log_sum.put(row, stats.log_sum), block.u.put(row, stats.u);
+      loss_column.put(row, loss(call.link, stats, kappa));
+      block.slope.put(row, head.slope), sum_exp.put(row, inverse);
+      p_y.put(row, d_z(head, p_y.from(row) * inverse, R, R));
     }
-    const int64_t k = rows.target[i], y = k % c;
-    const S* z = call.logits(i);
-    const T max = max_of<T>(c, z);
-    Stats<T> stats =
-        stats_before_u(max, sum<T>(c, [=](int64_t j) { return sum_exp_term(widen(z[j]), max); }));
-    stats.u = call.beta(k);
-    if (w.dense) {
-      const T* a = w.row(k, scratch[lane]);
-      stats.u += sum<T>(c, [=](int64_t j) { return a_log_p_term(a[j], stats.log_p(widen(z[j]))); });
-    } else {
-      stats.u += a_log_p_term(w.diagonal(k), stats.log_p(widen(z[y])));
-    }
-    loss_of_row[i] = loss(call.link, stats, call.kappa(k));
-    store_stats(stats_out, i, stats);
+
+    block.store_stats(stats_out);
+    for (int row = 0; row < block.rows; ++row)
+      loss_of_row[block.first + row] = block.y[row] >= 0 ? loss_column[row] : 0;
     if (d_logits_out == nullptr) return;
-    const Head<T> head = grad_head(call.link, stats, call.kappa(k), call.of_loss(nullptr, i, T(1)));
-    write_d_logits(w, head, k, z, scratch[lane], d_logits_out + i * c);
+    for (int row = 0; row < block.rows; ++row) {
+      S* d_logits = d_logits_out + (block.first + row) * c;
+      if (block.y[row] < 0) {
+        zero(c, d_logits);
+        continue;
+      }
+      Head<T> head{};
+      head.slope = block.slope[row];
+      const T inverse = sum_exp[row], R = block.R[row];
+      const T *exps = e + row * padded, *of_row = a[row];
+      if (w.dense) {
+        write<T>(c, d_logits, stream, [&](int64_t j, auto which) {
+          return d_z(head, which.load_all(exps + j) * inverse, which.load(of_row + j), R);
+        });
+      } else {
+        write<T>(c, d_logits, stream, [&](int64_t j, auto which) {
+          const auto p = which.load_all(exps + j) * inverse;
+          return d_z(head, p, nothing(p), R);
+        });
+        narrow(p_y[row], d_logits[block.y[row]]);
+      }
+    }
   });
   if (call.reduced) call.reduce(loss_of_row, loss_out);
   return L2T_OK;
@@ -83,7 +160,8 @@ l2t_status value(const l2t_rows& rows, const l2t_tensors& inputs, T* loss_out, T
 // ---- grad ----
 
 template <class T, class S>
-l2t_status grad(const l2t_rows& rows, const l2t_tensors& inputs, const T* stats, const Outputs<T, S>& out) {
+l2t_status grad(const l2t_rows& rows, const l2t_tensors& inputs, const T* stats_in,
+                const Outputs<T, S>& out) {
   Memory memory;
   const Call<T, S> call(rows, inputs, memory);
   const int64_t c = call.c;
@@ -92,92 +170,169 @@ l2t_status grad(const l2t_rows& rows, const l2t_tensors& inputs, const T* stats,
   auto* heads = memory.take<Head<T>>(call.n);
   const Scratch<T> scratch(memory, rows, call.n, w.low_rank ? c : 0);
   if (memory.failed()) return L2T_OUT_OF_MEMORY;
-  parallel_for(rows.threads, call.n, 30, [&](int64_t i, int) {
-    if (call.ignored(i)) return;
-    const T go = call.of_loss(call.in.v_loss, i, T(1));
-    heads[i] = grad_head(call.link, load_stats(stats, i), call.kappa(rows.target[i]), go);
+  each_block(call, call.in.v_loss, 8, [&](Block<T>& block, int) {
+    block.load_stats(stats_in);
+    for (int row = 0; row < block.rows; row += Vec<T>::lanes)
+      put_heads(grad_head(call.link, block.stats(row), block.kappa.from(row), block.go.from(row)), block, row,
+                heads);
   });
   const l2t_status status = coefficient_gradients(call, w, nowhere, heads, out, memory);
   if (status != L2T_OK || out.logits == nullptr) return status;
+  const bool stream = worth_streaming(call, out.logits);
   parallel_for(rows.threads, call.n, w.cost(), [&](int64_t i, int lane) {
     S* d_logits = out.logits + i * c;
-    if (call.ignored(i))
-      zero(c, d_logits);
-    else
-      write_d_logits(w, heads[i], rows.target[i], call.logits(i), scratch[lane], d_logits);
+    if (call.ignored(i)) return zero(c, d_logits);
+    const int64_t k = rows.target[i], y = call.class_of(k);
+    const S* z = call.logits(i);
+    const Head<T> head = heads[i];
+    if (w.dense) {
+      const T* a = w.row(k, scratch[lane]);
+      const T R = sum(c, a);
+      write<T>(c, d_logits, stream, [&](int64_t j, auto which) {
+        return d_z(head, head.stats.p(which.load(z + j)), which.load(a + j), R);
+      });
+    } else {
+      const T R = w.diagonal(k), d_y = d_z(head, head.stats.p(widen(z[y])), R, R);
+      write<T>(c, d_logits, stream, [&](int64_t j, auto which) {
+        const auto p = head.stats.p(which.load(z + j));
+        return d_z(head, p, nothing(p), R);
+      });
+      narrow(d_y, d_logits[y]);
+    }
   });
   return L2T_OK;
 }
 
 // ---- grad_vjp, grad_jvp: the derivative of grad along v ----
 
+// p.v_z, a.v_z and R = sum a; v_a: its sum and v_a.log p. p is left behind.
+template <class T>
+struct SecondSums {
+  T pv, av, R, sum_va, va_log_p;
+};
+
+template <class T, class S>
+SecondSums<T> second_sums(int64_t c, const Stats<T>& stats, const S* z, const S* v_z, const T* a,
+                          const T* v_a, T* p) {
+  Sum<T> pv, av, R, sum_va, va_log_p;
+  if (v_z == nullptr) {
+    const auto add = [&](int64_t j, auto which) {
+      which.store_all(p + j, stats.p(which.load(z + j)));
+      if (a != nullptr) R.add(which.load(a + j));
+    };
+    each<T>(c, add, R);
+  } else if (a == nullptr) {
+    const auto add = [&](int64_t j, auto which) {
+      const auto p_j = stats.p(which.load(z + j));
+      which.store_all(p + j, p_j);
+      pv.add(which.only(p_j, T(0)), which.load(v_z + j));
+    };
+    each<T>(c, add, pv);
+  } else {
+    const auto add = [&](int64_t j, auto which) {
+      const auto p_j = stats.p(which.load(z + j)), v = which.load(v_z + j), w = which.load(a + j);
+      which.store_all(p + j, p_j);
+      pv.add(which.only(p_j, T(0)), v);
+      av.add(w, v);
+      R.add(w);
+    };
+    each<T>(c, add, pv, av, R);
+  }
+  if (v_a != nullptr) {
+    const auto add = [&](int64_t j, auto which) {
+      const auto v = which.load(v_a + j);
+      sum_va.add(v);
+      va_log_p.add(which.only(a_log_p_term(v, stats.log_p(which.load(z + j))), T(0)));
+    };
+    each<T>(c, add, sum_va, va_log_p);
+  }
+  return {pv.value(), av.value(), R.value(), sum_va.value(), va_log_p.value()};
+}
+
 template <class T, class S>
 l2t_status second_order(const l2t_rows& rows, const l2t_tensors& inputs, const T* stats_in,
                         const Inputs<T, S>& v, const Outputs<T, S>& out) {
   Memory memory;
   const Call<T, S> call(rows, inputs, memory);
-  const int64_t c = call.c;
+  const int64_t c = call.c, padded = up_to_multiple(c, Vec<T>::lanes), together = rows_of_a_block<T>(c);
   const Weight<T> w(call, memory);
   const WeightDirection<T, S> direction(w, call, v, memory);
   auto* heads = memory.take<Head<T>>(call.n);
-  const Scratch<T> scratch(memory, rows, call.n, 4 * c);  // p, v_z, a, v_a
-  T* zeros = memory.take<T>(c);
+  const Scratch<T> scratch(memory, rows, call.n, 3 * together * padded);  // p, a, v_a
   T* d_go_of_row = out.v_loss == nullptr ? nullptr : call.reduced ? memory.take<T>(call.n) : out.v_loss;
   if (memory.failed()) return L2T_OUT_OF_MEMORY;
-  zero(c, zeros);
-  parallel_for(rows.threads, call.n, 2 * w.cost(), [&](int64_t i, int lane) {
-    S* d_logits = out.logits != nullptr ? out.logits + i * c : nullptr;
-    if (call.ignored(i)) {
-      if (d_logits != nullptr) zero(c, d_logits);
-      if (d_go_of_row != nullptr) d_go_of_row[i] = 0;
-      return;
-    }
-    const int64_t k = rows.target[i], y = k % c;
-    const Stats<T> stats = load_stats(stats_in, i);
-    const S *z = call.logits(i), *v_logits = v.logits + i * c;
-    T *p = scratch[lane], *v_z = p + c, *a_room = v_z + c, *v_a_room = a_room + c;
-    if (v.logits != nullptr)
-      each(c, [=](int64_t j) { v_z[j] = widen(v_logits[j]); });
-    else
-      v_z = zeros;
-
-    Direction<T> along{};
-    along.v_beta = at(v.bias, k, T(0));
-    along.v_kappa = at(v.scale, k, T(0));
-    along.t_go = call.of_loss(v.v_loss, i, T(0));
-    if (d_logits != nullptr || v.logits != nullptr) {
-      each(c, [=](int64_t j) { p[j] = stats.p(widen(z[j])); });
-      along.pv = dot(c, p, v_z);
-    }
-    const T *a = nullptr, *v_a = zeros;
-    T R;
-    if (w.dense) {
-      a = w.row(k, a_room);
-      R = sum(c, a);
-      along.av = dot(c, a, v_z);
-      if (direction.moves) {
-        v_a = direction.row(k, v_a_room);
-        along.sum_va = sum(c, v_a);
-        along.va_log_p = sum<T>(c, [=](int64_t j) { return a_log_p_term(v_a[j], stats.log_p(widen(z[j]))); });
+  const bool stream = worth_streaming(call, out.logits), moves_a = w.dense && direction.moves;
+  each_block(call, call.in.v_loss, 2 * w.cost(), [&](Block<T>& block, int lane) {
+    T *p = scratch[lane], *a_room = p + together * padded, *v_a_room = a_room + together * padded;
+    const T *a[kBlockRows], *v_a[kBlockRows];
+    Column<T> pv, av, sum_va, va_log_p, v_beta, v_kappa, t_go, d_y;
+    block.load_stats(stats_in);
+    block.each_counted([&](int row) {
+      const int64_t i = block.first + row, k = block.k[row], y = block.y[row];
+      const S *z = call.logits(i), *v_z = v.logits != nullptr ? v.logits + i * c : nullptr;
+      a[row] = w.dense ? w.row(k, a_room + row * padded) : nullptr;
+      v_a[row] = moves_a ? direction.row(k, v_a_room + row * padded) : nullptr;
+      const Stats<T> stats = {block.max[row], block.log_sum[row], block.u[row]};
+      const SecondSums<T> sums = second_sums(c, stats, z, v_z, a[row], v_a[row], p + row * padded);
+      pv[row] = sums.pv, av[row] = sums.av, block.R[row] = sums.R;
+      sum_va[row] = sums.sum_va, va_log_p[row] = sums.va_log_p;
+      v_beta[row] = at(v.bias, k, T(0)), v_kappa[row] = at(v.scale, k, T(0));
+      t_go[row] = call.of_loss(v.v_loss, i, T(0));
+      if (!w.dense) {
+        block.R[row] = w.diagonal(k);
+        av[row] = v_z != nullptr ? block.R[row] * widen(v_z[y]) : 0;
+        sum_va[row] = direction.diagonal(k);
+        va_log_p[row] = a_log_p_term(sum_va[row], stats.log_p(widen(z[y])));
       }
-    } else {
-      R = w.diagonal(k);
-      along.av = R * v_z[y];
-      along.sum_va = direction.diagonal(k);
-      along.va_log_p = a_log_p_term(along.sum_va, stats.log_p(widen(z[y])));
+    });
+
+    for (int row = 0; row < block.rows; row += Vec<T>::lanes) {
+      const Direction<Vec<T>> along = {pv.from(row),       av.from(row),     sum_va.from(row),
+                                       va_log_p.from(row), v_beta.from(row), v_kappa.from(row),
+                                       t_go.from(row)};
+      put_heads(second_head(call.link, block.stats(row), block.kappa.from(row), block.go.from(row),
+                            block.R.from(row), along),
+                block, row, heads);
     }
 
-    const T go = call.of_loss(call.in.v_loss, i, T(1));
-    const Head<T> head = second_head(call.link, stats, call.kappa(k), go, R, along);
-    heads[i] = head;
-    if (d_go_of_row != nullptr) d_go_of_row[i] = head.d_go;
-    if (d_logits == nullptr) return;
-    const T sum_va = along.sum_va;
-    if (w.dense) {
-      each(c, [=](int64_t j) { narrow(d_z(head, p[j], a[j], R, v_z[j], v_a[j], sum_va), d_logits[j]); });
-    } else {
-      each(c, [=](int64_t j) { narrow(d_z(head, p[j], T(0), R, v_z[j], T(0), sum_va), d_logits[j]); });
-      narrow(d_z(head, p[y], R, R, v_z[y], sum_va, sum_va), d_logits[y]);
+    for (int row = 0; row < block.rows; ++row) {
+      const int64_t i = block.first + row, y = block.y[row];
+      if (d_go_of_row != nullptr) d_go_of_row[i] = y >= 0 ? heads[i].d_go : 0;
+      if (out.logits == nullptr) continue;
+      S* d_logits = out.logits + i * c;
+      if (y < 0) {
+        zero(c, d_logits);
+        continue;
+      }
+      const Head<T> head = heads[i];
+      const T R = block.R[row], moved = sum_va[row];
+      const S* v_z = v.logits != nullptr ? v.logits + i * c : nullptr;
+      const T *p_row = p + row * padded, *a_row = a[row], *v_a_row = v_a[row];
+      const auto each_d_z = [&](auto f) {
+        write<T>(c, d_logits, stream,
+                 [&](int64_t j, auto which) { return f(j, which, which.load_all(p_row + j)); });
+      };
+      if (w.dense && v_z != nullptr && v_a_row == nullptr)
+        each_d_z([&](int64_t j, auto which, auto p) {
+          return d_z(head, p, which.load(a_row + j), R, which.load(v_z + j), nothing(p), T(0));
+        });
+      else if (w.dense)
+        each_d_z([&](int64_t j, auto which, auto p) {
+          return d_z(head, p, which.load(a_row + j), R, v_z != nullptr ? which.load(v_z + j) : nothing(p),
+                     v_a_row != nullptr ? which.load(v_a_row + j) : nothing(p), moved);
+        });
+      else if (v_z != nullptr)
+        each_d_z([&](int64_t j, auto which, auto p) {
+          return d_z(head, p, nothing(p), R, which.load(v_z + j), nothing(p), moved);
+        });
+      else
+        each_d_z([&](int64_t, auto, auto p) {
+          return d_z(head, p, nothing(p), R, nothing(p), nothing(p), moved);
+        });
+      if (!w.dense)
+        narrow(d_z(heads[i], p_row[y], block.R[row], block.R[row], v_z != nullptr ? widen(v_z[y]) : T(0),
+                   sum_va[row], sum_va[row]),
+               d_logits[y]);
     }
   });
   if (out.v_loss != nullptr && call.reduced) call.reduce(d_go_of_row, out.v_loss);

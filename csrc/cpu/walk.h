@@ -1,60 +1,186 @@
-// The row walk: the loops over the classes of one row from which every kernel is made, as text that the
-// compiler turns into vector code (`omp simd`: a promise to the compiler, no runtime). The element's
-// expression is the caller's, from math/.
+// The row walk: the loops over the classes of one row from which every kernel is made, a vector at a time. What is
+// done to the numbers is the caller's, from math/.
 //
-// Deliberately not here: a single pass that keeps a running maximum (it takes two exponentials an element and
-// was slower at every shape tried), and hand-written vectors.
+// Deliberately not here: a single pass that keeps a running maximum (it takes two exponentials an element and was
+// slower at every shape tried).
 #ifndef L2T_CPU_WALK_H
 #define L2T_CPU_WALK_H
 
-#include "call.h"
+#include "vec.h"
 
 namespace l2t {
 inline namespace L2T_ISA {
 
-template <class F>
-void each(int64_t c, F f) {
-#pragma omp simd
-  for (int64_t j = 0; j < c; ++j) f(j);
-}
+constexpr int64_t min(int64_t x, int64_t y) { return x < y ? x : y; }
+constexpr int64_t max(int64_t x, int64_t y) { return x > y ? x : y; }
+constexpr int64_t up_to_multiple(int64_t x, int64_t of) { return (x + of - 1) / of * of; }
 
-// In short blocks, whose sums are added in double: the rounding error does not grow with the row.
-template <class T, class F>
-T sum(int64_t c, F term) {
-  constexpr int64_t block = 64;
-  double total = 0;
-  for (int64_t begin = 0; begin < c; begin += block) {
-    const int64_t end = min(begin + block, c);
-    T part = 0;
-#pragma omp simd reduction(+ : part)
-    for (int64_t j = begin; j < end; ++j) part += term(j);
-    total += part;
+// Which lanes of a vector stand for classes of the row: all of them, or at its end the first few of one register.
+template <int K>
+struct Whole {
+  template <class S>
+  L2T_INLINE Vec<Arithmetic<S>, K> load(const S* from) const {
+    using V = Vec<Arithmetic<S>, K>;
+    if constexpr (K == 1)
+      return V{{widen(load_bits(from), S())}};
+    else
+      return V{{widen(load_bits(from), S()), widen(load_bits(from + V::lanes_of_one), S())}};
   }
-  return static_cast<T>(total);
+  template <class S>
+  L2T_INLINE void store(S* to, Vec<Arithmetic<S>, K> x) const {
+    store_bits(to, narrow(x.of.first, S()));
+    if constexpr (K == 2) store_bits(to + x.lanes_of_one, narrow(x.of.second, S()));
+  }
+  template <class S>
+  L2T_INLINE void stream(S* to, Vec<Arithmetic<S>, K> x) const {
+    stream_bits(to, narrow(x.of.first, S()));
+    if constexpr (K == 2) stream_bits(to + x.lanes_of_one, narrow(x.of.second, S()));
+  }
+  // From and to scratch rows, which end with a register.
+  template <class T>
+  Vec<T, K> load_all(const T* from) const {
+    return load(from);
+  }
+  template <class T>
+  void store_all(T* to, Vec<T, K> x) const {
+    store(to, x);
+  }
+  template <class V, class T>
+  V only(const V& x, T) const {
+    return x;
+  }
+};
+
+struct Part {
+  int count;
+
+  template <class S>
+  Vec<Arithmetic<S>> load(const S* from) const {
+    return Vec<Arithmetic<S>>({widen(load_bits(from, count), S())});
+  }
+  template <class S>
+  void store(S* to, Vec<Arithmetic<S>> x) const {
+    store_bits(to, narrow(x.of.first, S()), count);
+  }
+  template <class S>
+  void stream(S* to, Vec<Arithmetic<S>> x) const {
+    store(to, x);
+  }
+  template <class T>
+  Vec<T> load_all(const T* from) const {
+    return Whole<1>().load(from);
+  }
+  template <class T>
+  void store_all(T* to, Vec<T> x) const {
+    Whole<1>().store(to, x);
+  }
+  template <class T>
+  Vec<T> only(Vec<T> x, T others) const {
+    Vec<T> lane;
+    for (int at = 0; at < Vec<T>::lanes; ++at) lane.of.first[at] = static_cast<T>(at);
+    return select(lane < Vec<T>(static_cast<T>(count)), x, Vec<T>(others));
+  }
+};
+
+// A sum over classes, to which every vector of a row adds. Lanes apart and in two steps, so that the rounding error
+// hardly grows with the row; a row gives the same bits wherever it lies.
+template <class T>
+struct Sum {
+  Vec<T, 2> recent = T(0), earlier = T(0);
+
+  L2T_INLINE void add(Vec<T, 2> x) { recent = recent + x; }
+  L2T_INLINE void add(Vec<T> x) { recent.of.first = (Vec<T>({recent.of.first}) + x).of.first; }
+  L2T_INLINE void add(Vec<T, 2> x, Vec<T, 2> y) { recent = fma(x, y, recent); }
+  L2T_INLINE void add(Vec<T> x, Vec<T> y) { recent.of.first = fma(x, y, Vec<T>({recent.of.first})).of.first; }
+  void settle() {
+    earlier = earlier + recent;
+    recent = T(0);
+  }
+  T value() const { return sum_of_lanes(earlier + recent); }
+};
+
+// f(j, which): the classes from j on, for the vectors of a row; `sums` are what f adds to.
+template <class T, class F, class... Sums>
+void each(int64_t c, F f, Sums&... sums) {
+  constexpr int64_t lanes = Vec<T>::lanes, block = 32 * lanes;
+  int64_t j = 0;
+  for (; j + block <= c; (sums.settle(), ...))
+    for (const int64_t end = j + block; j < end; j += 2 * lanes) f(j, Whole<2>());
+  for (; j + 2 * lanes <= c; j += 2 * lanes) f(j, Whole<2>());
+  if (j + lanes <= c) {
+    f(j, Whole<1>());
+    j += lanes;
+  }
+  if (j < c) f(j, Part{static_cast<int>(c - j)});
 }
 
-template <class T>
-T sum(int64_t c, const T* x) {
-  return sum<T>(c, [=](int64_t j) { return x[j]; });
-}
-
-template <class T>
-T dot(int64_t c, const T* x, const T* y) {
-  return sum<T>(c, [=](int64_t j) { return x[j] * y[j]; });
-}
-
-template <class T>
-void add_scaled(int64_t c, T factor, const T* x, T* out) {
-  each(c, [=](int64_t j) { out[j] += factor * x[j]; });
+// out[j] = f(j, which), past the cache if wanted.
+template <class T, class S, class F>
+void write(int64_t c, S* out, bool stream, F f) {
+  if (!stream) return each<T>(c, [&](int64_t j, auto which) { which.store(out + j, f(j, which)); });
+  // Such stores are to addresses that are multiples of their size.
+  constexpr int64_t size = sizeof(S);
+  const int64_t beyond = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % sizeof(Raw<S>)) / size;
+  const int64_t before = beyond > 0 ? min(c, Vec<T>::lanes - beyond) : 0;
+  if (before > 0) {
+    const Part first{static_cast<int>(before)};
+    first.store(out, f(0, first));
+  }
+  each<T>(c - before, [&](int64_t j, auto which) { which.stream(out + before + j, f(before + j, which)); });
+  streamed();
 }
 
 // NaN may or may not be seen here; it comes through in the sum of exponentials.
 template <class T, class S>
 T max_of(int64_t c, const S* z) {
-  T max = -T(INFINITY);
-#pragma omp simd reduction(max : max)
-  for (int64_t j = 0; j < c; ++j) max = widen(z[j]) > max ? widen(z[j]) : max;
-  return max;
+  constexpr int64_t two = 2 * Vec<T>::lanes;
+  Vec<T, 2> even = -T(INFINITY), odd = even;  // four maxima, so that none waits for the last
+  int64_t j = 0;
+  for (; j + 2 * two <= c; j += 2 * two) {
+    even = larger(Whole<2>().load(z + j), even);
+    odd = larger(Whole<2>().load(z + j + two), odd);
+  }
+  even = larger(even, odd);
+  Vec<T> largest = larger(Vec<T>({even.of.first}), Vec<T>({even.of.second}));
+  for (; j + Vec<T>::lanes <= c; j += Vec<T>::lanes) largest = larger(Whole<1>().load(z + j), largest);
+  if (j < c) {
+    const Part last{static_cast<int>(c - j)};
+    largest = larger(last.only(last.load(z + j), -T(INFINITY)), largest);
+  }
+  return largest_lane(largest);
+}
+
+template <class T>
+T sum(int64_t c, const T* x) {
+  Sum<T> total;
+  each<T>(c, [&](int64_t j, auto which) { total.add(which.load(x + j)); }, total);
+  return total.value();
+}
+
+template <class T>
+T dot(int64_t c, const T* x, const T* y) {
+  Sum<T> total;
+  each<T>(c, [&](int64_t j, auto which) { total.add(which.load(x + j), which.load(y + j)); }, total);
+  return total.value();
+}
+
+template <class T>
+void fill(int64_t c, T value, T* out) {
+  for (int64_t j = 0; j < c; ++j) out[j] = value;
+}
+
+// out[j] += f(j, which)
+template <class T, class F>
+void add_to(int64_t c, T* out, F f) {
+  each<T>(c, [&](int64_t j, auto which) { which.store(out + j, which.load(out + j) + f(j, which)); });
+}
+
+template <class T>
+void add_scaled(int64_t c, T factor, const T* x, T* out) {
+  each<T>(c, [&](int64_t j, auto which) {
+    const auto y = which.load(x + j);
+    which.store(out + j, fma(decltype(y)(factor), y, which.load(out + j)));
+  });
 }
 
 }  // namespace L2T_ISA

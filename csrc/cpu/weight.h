@@ -34,9 +34,7 @@ class Columns {
 
   // out += V U[k]; left = U[k].
   void add_product(int64_t k, const T* left, T* out) const {
-    const T* right = column(k, 0);
-    const int64_t rank = rank_, c = c_;
-    each(c, [=](int64_t j) { out[j] += low_rank_entry(left, right + j, rank, c); });
+    for (int64_t s = 0; s < rank_; ++s) add_scaled(c_, left[s], column(k, s), out);
   }
 
  private:
@@ -61,7 +59,7 @@ class Weight {
   // The row a of table row k, in place or multiplied out into `room`. Only where W is dense.
   const T* row(int64_t k, T* room) const {
     if (!low_rank) return in_weight + k * c;
-    each(c, [=](int64_t j) { room[j] = 0; });
+    fill(c, T(0), room);
     columns.add_product(k, in_left + k * rank, room);
     room[k % c] += diagonal(k);
     return room;
@@ -93,7 +91,7 @@ class WeightDirection {
   const T* row(int64_t k, T* room) const {
     const int64_t c = w_.c, rank = w_.rank;
     if (!w_.low_rank) return v.weight + k * c;
-    each(c, [=](int64_t j) { room[j] = 0; });
+    fill(c, T(0), room);
     if (v.left != nullptr) w_.columns.add_product(k, v.left + k * rank, room);
     if (v.right != nullptr) columns.add_product(k, w_.in_left + k * rank, room);
     room[k % c] += diagonal(k);
@@ -182,19 +180,24 @@ class CoefficientGradients {
   // e = the gradient to the row a of table row k, classes [begin, begin + width); f = the one of `grad`,
   // where asked for.
   void row(int64_t k, int64_t begin, int64_t width, T* e, T* f) const {
-    each(width, [=](int64_t j) { e[j] = 0; });
-    if (f != nullptr) each(width, [=](int64_t j) { f[j] = 0; });
+    fill(width, T(0), e);
+    if (f != nullptr) fill(width, T(0), f);
     by_class_.each_row(k, [&](int64_t i) {
       const Head<T> head = heads_[i];
       const S *z = call_.logits(i) + begin, *v_z = v_logits(i);
       if (v_z != nullptr) {
         v_z += begin;
-        each(width, [=](int64_t j) { e[j] += d_a(head, head.stats.log_p(widen(z[j])), widen(v_z[j])); });
+        add_to<T>(width, e, [&](int64_t j, auto which) {
+          return d_a(head, head.stats.log_p(which.load(z + j)), which.load(v_z + j));
+        });
       } else {
-        each(width, [=](int64_t j) { e[j] += d_a(head, head.stats.log_p(widen(z[j]))); });
+        add_to<T>(width, e,
+                  [&](int64_t j, auto which) { return d_a(head, head.stats.log_p(which.load(z + j))); });
       }
       if (f != nullptr)
-        each(width, [=](int64_t j) { f[j] += first_d_a(head, head.stats.log_p(widen(z[j]))); });
+        add_to<T>(width, f, [&](int64_t j, auto which) {
+          return first_d_a(head, head.stats.log_p(which.load(z + j)));
+        });
     });
   }
 
@@ -219,7 +222,7 @@ class CoefficientGradients {
     const int64_t c = call_.c, rank = w_.rank, width = min(kColumns, c - begin);
     const bool crossed = direction_.v.left != nullptr;
     T *d_right = room, *e = d_right + rank * width, *f = e + width;  // [r, width], [width], [width]
-    each(rank * width, [=](int64_t j) { d_right[j] = 0; });
+    fill(rank * width, T(0), d_right);
     by_class_.each_occurring(group * c, (group + 1) * c, [&](int64_t k) {
       row(k, begin, width, e, crossed ? f : nullptr);
       for (int64_t s = 0; s < rank; ++s) {

@@ -20,17 +20,16 @@ struct Phi {
 
 template <class T>
 L2T_FN Phi<T> phi(l2t_link link, T u) {
-  if (link == L2T_IDENTITY) return {u, 1, 0};
+  if (link == L2T_IDENTITY) return {u, T(1), T(0)};
   const T t = exp(-abs(u));
-  const T d = 1 / (1 + t);             // sigmoid(|u|); t d = sigmoid(-|u|)
-  const T slope = t * d * d;           // sigmoid'(u)
-  const T above = u >= 0 ? d : t * d;  // sigmoid(u)
-  const T below = u >= 0 ? t * d : d;  // sigmoid(-u)
+  const T d = 1 / (1 + t);    // sigmoid(|u|); t d = sigmoid(-|u|)
+  const T slope = t * d * d;  // sigmoid'(u)
+  const auto right = u >= T(0);
   if (link == L2T_SIGMOID) {
     const T tilt = expm1(-abs(u)) * d;  // -tanh(|u| / 2)
-    return {above, slope, slope * (u >= 0 ? tilt : -tilt)};
+    return {select(right, d, t * d), slope, slope * select(right, tilt, -tilt)};
   }
-  return {(u < 0 ? u : T(0)) - log1p(t), below, -slope};
+  return {select(right, T(0), u) - log1p(t), select(right, t * d, d), -slope};
 }
 
 }  // namespace L2T_ISA

@@ -34,12 +34,18 @@ template <class T>
 struct Stats {
   T max, log_sum, u;
 
-  L2T_FN T log_p(T z) const { return (z - max) - log_sum; }
-  L2T_FN T p(T z) const { return exp(log_p(z)); }
+  template <class V>
+  L2T_FN V log_p(V z) const {
+    return (z - max) - log_sum;
+  }
+  template <class V>
+  L2T_FN V p(V z) const {
+    return exp(log_p(z));
+  }
 };
 
-template <class T>
-L2T_FN T sum_exp_term(T z, T max) {
+template <class T, class V>
+L2T_FN V sum_exp_term(V z, T max) {
   return exp(z - max);
 }
 
@@ -52,6 +58,12 @@ L2T_FN Stats<T> stats_before_u(T max, T sum_exp) {
 template <class T>
 L2T_FN T a_log_p_term(T a, T log_p) {
   return times(a, log_p);
+}
+
+// The same u from sum a_j (z_j - max): one read of z is enough for all sums of `value`.
+template <class T>
+L2T_FN T u_of_sums(T a_z, T R, T log_sum, T beta) {
+  return fma(-R, log_sum, a_z) + beta;
 }
 
 template <class T>
@@ -75,14 +87,15 @@ L2T_FN Head<T> grad_head(l2t_link link, const Stats<T>& stats, T kappa, T go) {
   return {stats, -go * kappa * f.first, -times(go, f.value), 0, 0, 0};
 }
 
-template <class T>
-L2T_FN T d_z(const Head<T>& head, T p, T a, T R) {
+// One row, and one class of it or several (V).
+template <class T, class V>
+L2T_FN V d_z(const Head<T>& head, V p, V a, T R) {
   return head.slope * (a - R * p);
 }
 
-template <class T>
-L2T_FN T d_a(const Head<T>& head, T log_p) {
-  return times(head.slope, log_p);
+template <class T, class V>
+L2T_FN V d_a(const Head<T>& head, V log_p) {
+  return times(V(head.slope), log_p);
 }
 
 // ---- vjp and jvp of grad: one symmetric Hessian; a jvp also moves go, a vjp also returns to it ----
@@ -110,20 +123,20 @@ L2T_FN Head<T> second_head(l2t_link link, const Stats<T>& stats, T kappa, T go, 
   return head;
 }
 
-template <class T>
-L2T_FN T d_z(const Head<T>& head, T p, T a, T R, T v_z, T v_a, T sum_va) {
+template <class T, class V>
+L2T_FN V d_z(const Head<T>& head, V p, V a, T R, V v_z, V v_a, T sum_va) {
   return head.slope * (a - R * p) + head.pull * ((v_a - sum_va * p) - R * p * (v_z - head.pv));
 }
 
-template <class T>
-L2T_FN T d_a(const Head<T>& head, T log_p, T v_z) {
-  return times(head.slope, log_p) + head.pull * (v_z - head.pv);
+template <class T, class V>
+L2T_FN V d_a(const Head<T>& head, V log_p, V v_z) {
+  return times(V(head.slope), log_p) + head.pull * (v_z - head.pv);
 }
 
 // The gradient to a that `grad` itself gives: what the cross terms of a low-rank weight multiply (weight.h).
-template <class T>
-L2T_FN T first_d_a(const Head<T>& head, T log_p) {
-  return times(head.pull, log_p);
+template <class T, class V>
+L2T_FN V first_d_a(const Head<T>& head, V log_p) {
+  return times(V(head.pull), log_p);
 }
 
 }  // namespace L2T_ISA

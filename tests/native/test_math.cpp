@@ -1,4 +1,5 @@
-// csrc/math against what does not share its formulas: exp against the C library in ULP, the links and the row
+// csrc/math against what does not share its formulas: exp and log against the C library in ULP, half precision
+// against its definition, the links and the row
 // against central differences, in long double, of the loss as docs/math.md section 1 defines it.
 //
 // Not here: structures of W, rows in memory, threads (test_ops.cpp, test_pool.cpp).
@@ -12,66 +13,123 @@
 
 namespace {
 
-// ---- exp ----
+// ---- exp, expm1, log, log1p ----
 
 template <class T, class Wide>
 double ulps(T got, Wide truth) {
+  if (truth == 0) return got == 0 ? 0 : INFINITY;
   const int exponent = std::max(std::ilogb(truth), std::numeric_limits<T>::min_exponent - 1);
   const Wide ulp = std::ldexp(Wide(1), exponent - std::numeric_limits<T>::digits + 1);
   return static_cast<double>(std::fabs(Wide(got) - truth) / ulp);
 }
 
-void exp_is_within_one_ulp() {
-  // Every 499th float between the ends, of either sign: two million points of all magnitudes, denormal
-  // results included.
+// The worst error over every 101st float of [low, high], which are of one sign: all magnitudes, and denormal
+// results.
+template <class F, class Truth>
+double worst_in_float(float low, float high, const F& f, const Truth& truth) {
   double worst = 0;
-  for (uint32_t sign : {0u, 0x80000000u}) {
-    for (uint32_t magnitude = 0; magnitude < 0x42cf0000u; magnitude += 499) {
-      const uint32_t bits = sign | magnitude;
-      float x;
-      std::memcpy(&x, &bits, sizeof x);
-      if (x > 88.72f) break;
-      const double error = ulps(l2t::exp(x), std::exp(static_cast<double>(x)));
-      if (!(error <= worst)) worst = error;
-    }
-  }
-  check("exp, float, ULP", worst, 1.0);
-
-  std::mt19937_64 generator(1);
-  std::uniform_real_distribution<double> anywhere(-745, 709.7), near_zero(-1, 1);
-  worst = 0;
-  for (int i = 0; i < 1000000; ++i) {
-    const double x = i % 2 ? anywhere(generator) : near_zero(generator);
-    const double error = ulps(l2t::exp(x), std::exp(static_cast<long double>(x)));
+  const float from = std::fabs(low) < std::fabs(high) ? low : high, to = from == low ? high : low;
+  for (uint32_t bits = l2t::same_bits<uint32_t>(from); bits <= l2t::same_bits<uint32_t>(to); bits += 101) {
+    const float x = l2t::same_bits<float>(bits);
+    const double error = ulps(f(x), truth(static_cast<double>(x)));
     if (!(error <= worst)) worst = error;
   }
-  check("exp, double, ULP", worst, 1.0);
+  return worst;
 }
 
-template <class T>
-void exp_at_the_ends(const char* name) {
-  const T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
-  const bool right = l2t::exp(T(0)) == 1 && l2t::exp(-inf) == 0 && l2t::exp(inf) == inf &&
-                     std::isnan(l2t::exp(nan)) && l2t::exp(T(-800)) == 0 && l2t::exp(T(800)) == inf;
-  check(std::string("exp at 0, infinities, NaN, ") + name, right ? 0 : 1, 0);
-}
-
-// A sum must not depend on which of its terms the compiler computes in vectors.
-template <class T>
-void exp_in_a_vector_loop_has_the_bits_of_a_lone_one(const char* name) {
-  std::vector<T> x(1003), in_loop(x.size());
-  for (auto& value : x) value = static_cast<T>(20 * normal());
-  T *in = x.data(), *out = in_loop.data();
-  const int64_t count = static_cast<int64_t>(x.size());
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) out[i] = l2t::exp(in[i]);
-  int different = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    volatile T lone = in[i];
-    const T y = l2t::exp(static_cast<T>(lone));
-    different += std::memcmp(&y, &out[i], sizeof y) != 0;
+template <class F, class Truth>
+double worst_in_double(double low, double high, const F& f, const Truth& truth) {
+  std::mt19937_64 generator(1);
+  std::uniform_real_distribution<double> anywhere(low, high), small(-60, 0);
+  double worst = 0;
+  for (int i = 0; i < 500000; ++i) {
+    double x = anywhere(generator);
+    if (i % 2) x = std::fmin(std::fmax(low, std::copysign(std::exp2(small(generator)), x)), high);
+    const double error = ulps(f(x), truth(static_cast<long double>(x)));
+    if (!(error <= worst)) worst = error;
   }
-  check(std::string("exp, bits in a vector loop, ") + name, different, 0);
+  return worst;
+}
+
+void functions_are_within_one_ulp() {
+  const auto exp = [](auto x) { return l2t::exp(x); };
+  const auto expm1 = [](auto x) { return l2t::expm1(x); };
+  const auto log = [](auto x) { return l2t::log(x); };
+  const auto log1p = [](auto x) { return l2t::log1p(x); };
+  const auto true_exp = [](auto x) { return std::exp(x); };
+  const auto true_expm1 = [](auto x) { return std::expm1(x); };
+  const auto true_log = [](auto x) { return std::log(x); };
+  const auto true_log1p = [](auto x) { return std::log1p(x); };
+  check("exp, float, ULP below 0", worst_in_float(-150, -0.0f, exp, true_exp), 1);
+  check("exp, float, ULP above 0", worst_in_float(0, 40, exp, true_exp), 1);
+  check("expm1, float, ULP", worst_in_float(-150, -1e-37f, expm1, true_expm1), 1);
+  check("log, float, ULP", worst_in_float(0x1p-126f, 3e38f, log, true_log), 1);
+  check("log1p, float, ULP", worst_in_float(0, 1, log1p, true_log1p), 1);
+  check("exp, double, ULP", worst_in_double(-745, 40, exp, true_exp), 1.1);
+  check("expm1, double, ULP", worst_in_double(-745, 0, expm1, true_expm1), 1.1);
+  check("log, double, ULP below 2", worst_in_double(1e-300, 2, log, true_log), 1);
+  check("log, double, ULP", worst_in_double(1e-300, 1e300, log, true_log), 1);
+  check("log1p, double, ULP", worst_in_double(0, 1, log1p, true_log1p), 1);
+}
+
+template <class T>
+void functions_at_the_ends(const char* name) {
+  const T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+  const bool right = l2t::exp(T(0)) == 1 && l2t::exp(-inf) == 0 && std::isnan(l2t::exp(nan)) &&
+                     l2t::exp(T(-800)) == 0 && l2t::expm1(-inf) == -1 && l2t::expm1(T(0)) == 0 &&
+                     std::isnan(l2t::expm1(nan)) && l2t::log(T(1)) == 0 && l2t::log(inf) == inf &&
+                     std::isnan(l2t::log(nan)) && l2t::log1p(T(0)) == 0 && std::isnan(l2t::log1p(nan));
+  check(std::string("exp, expm1, log, log1p at 0, infinities, NaN, ") + name, right ? 0 : 1, 0);
+}
+
+// ---- half precision ----
+
+// By its definition: sign, exponent and fraction of 1 + e + f bits.
+double half_by_definition(uint32_t bits, int exponent_bits, int fraction_bits) {
+  const int bias = (1 << (exponent_bits - 1)) - 1,
+            exponent = bits >> fraction_bits & ((1 << exponent_bits) - 1);
+  const double fraction = bits & ((1 << fraction_bits) - 1), sign = bits >> 15 ? -1 : 1;
+  if (exponent == (1 << exponent_bits) - 1) return fraction != 0 ? NAN : sign * INFINITY;
+  const double significand = (exponent > 0 ? 1 : 0) + std::ldexp(fraction, -fraction_bits);
+  return sign * std::ldexp(significand, std::max(exponent, 1) - bias);
+}
+
+template <class S>
+void half_precision_is_rounded_to_the_nearest(const char* name, int exponent_bits, int fraction_bits) {
+  int wrong = 0;
+  const auto narrowed = [](float x) {
+    S half;
+    l2t::narrow(x, half);
+    return half.bits;
+  };
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const double exact = half_by_definition(bits, exponent_bits, fraction_bits);
+    const float wide = l2t::widen(S{static_cast<uint16_t>(bits)});
+    wrong += std::isnan(exact)
+                 ? !std::isnan(wide) || !std::isnan(l2t::widen(S{narrowed(wide)}))
+                 : wide != exact || std::signbit(wide) != std::signbit(exact) || narrowed(wide) != bits;
+    // Between this number and the next: down below the middle, up above it, to the even one at it.
+    const uint32_t next = bits + 1;
+    const double above = half_by_definition(next & 0xffff, exponent_bits, fraction_bits);
+    if (!std::isfinite(exact) || (bits & 0x7fff) == 0x7fff || !std::isfinite(above)) continue;
+    const float middle = static_cast<float>((exact + above) / 2);
+    const uint32_t even = bits % 2 == 0 ? bits : next;
+    wrong += narrowed(middle) != even;
+    wrong += narrowed(std::nextafter(middle, static_cast<float>(exact))) != bits;
+    wrong += narrowed(std::nextafter(middle, static_cast<float>(above))) != next;
+  }
+  check(std::string("half precision, ") + name, wrong, 0);
+}
+
+void half_precision_overflows_to_infinity() {
+  l2t::float16 half;
+  int wrong = 0;
+  for (auto [x, bits] :
+       {std::pair(65519.0f, 0x7bff), {65520.0f, 0x7c00}, {-1e30f, 0xfc00}, {-INFINITY, 0xfc00}}) {
+    l2t::narrow(x, half);
+    wrong += half.bits != bits;
+  }
+  check("half precision, overflow", wrong, 0);
 }
 
 void times_drops_only_infinities_without_weight() {
@@ -237,11 +295,12 @@ void rows_have_their_derivatives() {
 }  // namespace
 
 int main() {
-  exp_is_within_one_ulp();
-  exp_at_the_ends<float>("float");
-  exp_at_the_ends<double>("double");
-  exp_in_a_vector_loop_has_the_bits_of_a_lone_one<float>("float");
-  exp_in_a_vector_loop_has_the_bits_of_a_lone_one<double>("double");
+  functions_are_within_one_ulp();
+  functions_at_the_ends<float>("float");
+  functions_at_the_ends<double>("double");
+  half_precision_is_rounded_to_the_nearest<l2t::bfloat16>("bfloat16", 8, 7);
+  half_precision_is_rounded_to_the_nearest<l2t::float16>("float16", 5, 10);
+  half_precision_overflows_to_infinity();
   times_drops_only_infinities_without_weight();
   links_have_their_derivatives();
   links_do_not_cancel_in_float();

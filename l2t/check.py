@@ -793,7 +793,23 @@ def unroll_second_derivative(error: RuntimeError) -> None:
             "l2t.unroll: every operation of loss must have a second derivative, got one that has none "
             f"({said.splitlines()[0].rstrip('. ')}). Write it in operations that have one; call attention inside "
             "torch.nn.attention.sdpa_kernel(SDPBackend.MATH) and an RNN on a GPU inside "
-            "torch.backends.cudnn.flags(enabled=False), and compile neither model nor loss."
+            "torch.backends.cudnn.flags(enabled=False), and compile neither model nor loss. Or take "
+            "curvature='central', which asks for first derivatives only."
+        ) from error
+
+
+class ForwardModeError(Exception):
+    """An operation of a step has no derivative in forward mode."""
+
+
+def unroll_forward_mode(error: RuntimeError) -> None:
+    """Says which operation has no derivative in forward mode; leaves other errors alone."""
+    said = str(error)
+    if re.search(r"forward AD|forward mode AD|forward-mode|jvp", said, re.IGNORECASE):
+        raise ForwardModeError(
+            "l2t.unroll: with curvature='forward' every operation of a step must have a derivative in forward mode, "
+            f"got one that has none ({said.splitlines()[0].rstrip('. ')}). The run goes on with curvature='recompute'; "
+            "name that, or curvature='central', to be rid of this warning."
         ) from error
 
 

@@ -183,8 +183,9 @@ class Step:
     """One step of a run: the state before it, what it was taken with, and what it gave.
 
     ``roots`` are there where the step's graph is kept, ``batch`` and ``randomness`` where it is to be run
-    again instead; ``momentum`` and ``grads`` where a hypergradient reads them. ``reached`` lists the weights
-    that the loss reaches, None for all of them.
+    again instead; ``momentum`` and ``grads`` where a hypergradient reads them; ``grads`` and ``d_others``,
+    the gradient of the loss to leaves beside the weights, where a curvature does. ``reached`` lists the
+    weights that the loss reaches, None for all of them.
     """
 
     index: int
@@ -197,6 +198,7 @@ class Step:
     loss: Tensor | None = None  # 0-dim, detached
     roots: Roots | None = None
     grads: Grads | None = None
+    d_others: list[tuple[Tensor, Tensor]] | None = None
     reached: list[int] | None = None
 
 

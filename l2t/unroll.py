@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
 from typing import Any, cast
@@ -21,7 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from l2t import check
-from l2t.curvature import CURVATURES, Curvature, accumulate, gradient
+from l2t.curvature import (
+    CURVATURES,
+    Replay,
+    Wanted,
+    accumulate,
+    coarsest,
+    gradient,
+    measured_error,
+)
 from l2t.optim import SGD, Hyper, Point, Tensors
 from l2t.schedule import Action, Schedule, Segments, fit
 from l2t.tape import Adjoint, Grads, Randomness, Roots, State, Step, Student, Taken, modes
@@ -37,13 +46,22 @@ class Report:
         seconds_forward: seconds of this process for the run, the measure included.
         seconds_backward: seconds for the walk back; None before it.
         steps_again: how many steps the walk back has taken again, by its schedule.
+        curvature: the name of the way to second derivatives; where ``"forward"`` had to fall back, the way
+            that it fell back to.
+        curvature_error: the relative error of the products of an inexact curvature, against the exact ones at
+            the last step; 0 for an exact curvature, None before the walk back, and where it cannot be told.
+        curvature_error_reason: why ``curvature_error`` cannot be told; None where it can.
     """
 
-    def __init__(self, losses: list[Tensor], measure: Tensor, seconds_forward: float) -> None:
+    def __init__(self, losses: list[Tensor], measure: Tensor, seconds_forward: float, curvature: str) -> None:
         self.steps = len(losses)
         self.seconds_forward = seconds_forward
         self.seconds_backward: float | None = None
         self.steps_again = 0
+        self.curvature = curvature
+        self.curvature_error: float | None = None
+        self.curvature_error_reason: str | None = None
+        self._measured = False
         self._losses = losses
         self._measure = measure
         self._norms: list[list[Tensor]] = []  # in the order of the walk back
@@ -82,7 +100,7 @@ class Report:
         back = "none" if self.seconds_backward is None else f"{self.seconds_backward:.3g} s"
         return (
             f"Report(steps={self.steps}, forward={self.seconds_forward:.3g} s, backward={back}, "
-            f"nonfinite={self.nonfinite})"
+            f"nonfinite={self.nonfinite}, curvature={self.curvature})"
         )
 
 
@@ -125,10 +143,12 @@ class Run:
         loss: Callable[..., Tensor],
         optimizer: SGD,
         meta: list[Tensor] | None,
-        curvature: Curvature,
+        curvature: str,
     ) -> None:
         self._student, self._loss, self._optimizer = student, loss, optimizer
-        self._meta, self._curvature = meta, curvature
+        self._meta, self._curvature, self._curvature_name = meta, CURVATURES[curvature], curvature
+        self._products = self._curvature
+        self._replay = Replay(self._again, coarsest(student.parameters))
         self._modes = modes()
         self._settings = optimizer.settings()
         self._course: list[Taken] = []  # what a step is taken again by
@@ -176,7 +196,7 @@ class Run:
         self.measure = value.detach()
         self.weights = {name: x.detach() for name, x in zip(student.names, state.weights, strict=True)}
         self.buffers = dict(zip(student.buffer_names, state.buffers, strict=True))
-        self.report = Report(losses, self.measure, perf_counter() - start)
+        self.report = Report(losses, self.measure, perf_counter() - start, self._curvature_name)
 
     def _chosen(
         self, schedule: Schedule | str, memory: int | None, data: Sequence[Any], state: State
@@ -199,7 +219,8 @@ class Run:
         """What a taped step keeps alive, from the first step: for a graph, what a second one of it adds."""
         own = _bytes([*state.weights, *state.buffers])
         if not self._curvature.keeps_graph:
-            return own
+            gradient_too = self._curvature.keeps_gradient(bool(self._settings(0).wanted))
+            return own + _bytes(state.weights) * gradient_too
         student, seen = self._student, []
         randomness = Randomness.now(student.cuda_devices)
         kept = []
@@ -246,7 +267,7 @@ class Run:
         check.unroll_loss(value, t)
         # The graph is built in steps that are taken to be forgotten, too: without it some of PyTorch's
         # derivatives come from other kernels, with other bits.
-        g = gradient(value, w)
+        g, d_others = self._curvature.gradient(value, w, self._meta)
         b = student.present_buffers()
         student.release()
         w, m, reached = _update(self._optimizer, w, m, g, hyper)
@@ -260,9 +281,9 @@ class Run:
             step.reached, step.loss = reached, taken.loss
             if self._curvature.keeps_graph:
                 step.roots = Roots.of(g)
-                step.grads = g if hyper.wanted else None
             else:
-                step.batch, step.randomness = batch, taken.randomness
+                step.batch, step.randomness, step.d_others = batch, taken.randomness, d_others
+            step.grads = g if self._curvature.keeps_gradient(bool(hyper.wanted)) else None
         return State(w, m, b)
 
     def backward(self, gradient: Tensor | None = None) -> None:
@@ -346,13 +367,32 @@ class Run:
         a = optimizer.transpose_in(v_w, v_m, hyper)
         if hyper.wanted:
             if step.grads is None:
-                step.grads = self._replay(step)
+                step.grads = gradient(self._again(step, step.weights), step.weights)
             w, m = _pick(step.weights, reached), _pick(step.momentum, reached)
             grads = [g for g in step.grads if g is not None]
             for name, d in optimizer.hypergradients(Point(w, m, grads, hyper), v_w, a).items():
                 v_settings.append((hyper.wanted[name], d.to(hyper.wanted[name])))
         optimizer.transpose_out(v_w, v_m, a, hyper)
-        self._curvature.product(step, self._replay, a, self._inputs(step.weights, step.index))  # v_w += H a
+        self._curve(step, a)  # v_w += H a
+
+    def _curve(self, step: Step, a: Tensors) -> None:
+        """Adds H a and ∂_Φ⟨g, a⟩, and measures an inexact curvature at the first step that comes."""
+        report, wanted = self.report, Wanted(True, self._beside(step.index))
+        if not report._measured:
+            report._measured = True
+            if self._curvature.exact:
+                report.curvature_error = 0.0
+            else:
+                found = measured_error(self._curvature, step, self._replay, a, wanted)
+                report.curvature_error, report.curvature_error_reason = found
+        try:
+            self._products.product(step, self._replay, a, wanted)
+        except check.ForwardModeError as error:
+            # Steps are taken as before, so that those taken again are the same.
+            report.curvature = "recompute"
+            self._products = CURVATURES[report.curvature]
+            warnings.warn(str(error), stacklevel=5)
+            self._products.product(step, self._replay, a, wanted)
 
     def _finish(self, v_w: Adjoint, v_settings: list[tuple[Tensor, Tensor]]) -> None:
         """Hands the gradients of settings and initial weights to the leaves behind them."""
@@ -362,26 +402,32 @@ class Run:
         if ends:
             accumulate([x for x, _ in ends], [v for _, v in ends], self._meta or [])
 
-    def _replay(self, step: Step) -> Grads:
-        """The gradient of a step, run again with its batch and random numbers. The student is bound to it."""
+    def _again(self, step: Step, weights: Tensors) -> Tensor:
+        """The loss of a step, run again with its batch and random numbers. The student stays bound."""
         assert step.randomness is not None
         step.randomness.restore(self._student.cuda_devices)
-        lent = [w.grad for w in step.weights]
+        self._student.bind(weights, step.buffers)
+        lent = [w.grad for w in weights]
         with torch.enable_grad(), self._modes():
             value = self._loss(self._student.module, step.batch, step.index)
+        if weights is step.weights:
             check.unroll_replayed(value, step.loss, step.index)
-            grads = gradient(value, step.weights)
-        for w, part in zip(step.weights, lent, strict=True):
+        for w, part in zip(weights, lent, strict=True):
             w.grad = part  # the loss may have called model.zero_grad()
-        return grads
+        return value
 
     def _inputs(self, weights: Tensors, index: int) -> Tensors:
         """The leaves whose ``.grad`` the reverse of a step fills; none for every leaf that it reaches."""
+        beside = self._beside(index)
+        return [] if beside is None else [*weights, *beside]
+
+    def _beside(self, index: int) -> Tensors | None:
+        """These leaves without the weights of the step themselves; None for every leaf that it reaches."""
         if self._meta is None:
-            return []
+            return None
         # The weights of the step before are there only so that _lend can tell a graph that leads into it.
         before = self._tape.get(index - 1)
-        return [*weights, *(before.weights if before else ()), *self._meta]
+        return [*(before.weights if before else ()), *self._meta]
 
 
 def _lend(weights: Tensors, adjoint: Adjoint, index: int) -> None:
@@ -457,18 +503,24 @@ def unroll(
     Args:
         student: any ``nn.Module`` with a parameter that requires a gradient.
         batches: an iterable (list, DataLoader, generator), one batch a step; a batch is what ``loss`` takes.
-        loss: ``loss(model, batch, step)``, the 0-dim loss of a step, differentiable twice. It reaches earlier
-            steps through the model's weights alone: what else it carries from step to step is detached.
+        loss: ``loss(model, batch, step)``, the 0-dim loss of a step, differentiable twice, or once where
+            ``curvature`` is a difference. It reaches earlier steps through the model's weights alone: what
+            else it carries from step to step is detached.
         measure: ``measure(model)`` at the final weights, 0-dim or of shape (S,), differentiable.
         optimizer: the student's optimiser, from :mod:`l2t.optim`. Default ``SGD(lr=0.1, momentum=0.9)``.
         meta: the tensors whose ``.grad`` is wanted: leaves that require a gradient and sit anywhere in loss,
             measure, optimizer or batches. A parameter of the student among them means its initial value.
             Default: every leaf that is reached, the student's own parameters apart.
-        curvature: ``"reverse"`` keeps each step's weights and graph, so memory grows with its activations;
-            ``"recompute"`` keeps a step's weights and batch and runs it again in the walk back, the same step
-            bit for bit (PyTorch's default random numbers and buffers included), for one more run's time and
-            the same gradient to the bit. ``loss`` must then depend on model, batch and step alone.
-
+        curvature: where the second derivatives of ``loss`` come from. Exact are: ``"reverse"``, which keeps
+            each step's weights and graph, so memory grows with its activations; ``"recompute"``, which keeps
+            a step's weights and batch and runs it again in the walk back, the same step bit for bit
+            (PyTorch's default random numbers and buffers included), for one more run's time and the same
+            gradient to the bit, and needs a ``loss`` that depends on model, batch and step alone;
+            ``"forward"``, which remembers the same and runs the step again in forward mode, where every
+            operation has one (else a warning names it and the run goes on with ``"recompute"``). Inexact are
+            differences, which need first derivatives only (fused attention, cuDNN RNNs, compiled models):
+            ``"central"`` takes two more gradients a step, ``"one-sided"`` one, and keeps those of the run
+            itself, that to the meta tensors included. ``run.report.curvature_error`` says how good they were.
         schedule: what is remembered of the run; the gradient has the same bits whatever it is. ``"all"``:
             every step. ``"every"``: the state before every √T-th step, from which the steps between are
             taken again: O(√T) memory for less than one more run. ``"binomial"``: as many states as
@@ -520,7 +572,7 @@ def unroll(
     check.known("unroll", "curvature", curvature, CURVATURES)
     check.unroll_schedule(schedule, SCHEDULES)
     budget = check.unroll_memory(memory)
-    run = Run(Student(student), loss, optimizer, chosen, CURVATURES[curvature])
+    run = Run(Student(student), loss, optimizer, chosen, curvature)
     try:
         with torch.enable_grad():
             run._forward(batches, measure, schedule, budget)

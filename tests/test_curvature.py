@@ -1,0 +1,298 @@
+"""Ways to H a and ∂_Φ⟨g, a⟩ beyond those of second order: forward mode, differences, and what they ask for.
+
+The exact ones are also run by the agreement tests of tests/test_unroll.py. The oracle here is the same:
+plain autograd through the whole run.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import test_unroll as unrolled
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+import l2t
+from l2t.curvature import CURVATURES
+from l2t.optim import SGD
+
+DIFFERENCES = [name for name, curvature in CURVATURES.items() if not curvature.exact]
+# Errors of a teacher gradient through four steps: the unit's power of the difference, and some room.
+ROOM = {
+    ("central", torch.float64): 5e-9,
+    ("central", torch.float32): 5e-3,
+    ("one-sided", torch.float64): 1e-5,
+    ("one-sided", torch.float32): 1e-1,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("curvature", DIFFERENCES)
+@pytest.mark.parametrize("student", list(unrolled.STUDENTS))
+def test_a_difference_agrees_as_far_as_its_unit_allows(
+    student: str, curvature: str, dtype: torch.dtype
+) -> None:
+    course = unrolled.make_course(student, dtype)
+    measure, _ = course.oracle()
+    run = course.unroll(curvature, course.leaves())
+    run.backward()
+    room = ROOM[curvature, dtype]
+    for kind, leaves in course.metas.items():
+        expected = list(torch.autograd.grad(measure, leaves, retain_graph=True))
+        assert unrolled.relative(unrolled.gradients(leaves), expected) <= room, kind
+    assert 0 < run.report.curvature_error <= room
+    assert run.report.curvature_error_reason is None
+
+
+@pytest.mark.parametrize("curvature", ["forward", *DIFFERENCES])
+def test_the_gradient_has_the_same_bits_under_every_schedule(curvature: str) -> None:
+    course = unrolled.make_course("cnn", torch.float32)
+    found = []
+    for plan in ({"schedule": "all"}, *unrolled.PLANS.values()):
+        for x in course.leaves():
+            x.grad = None
+        run = course.unroll(curvature, course.leaves(), **plan)
+        run.backward()
+        found.append([run.measure, *run.buffers.values(), *unrolled.gradients(course.leaves())])
+    for other in found[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("curvature", DIFFERENCES)
+def test_leaves_are_found_without_being_named(curvature: str) -> None:
+    found = []
+    for name in (True, False):
+        course = unrolled.make_course("mlp", torch.float64)
+        leaves = [x for kind, xs in course.metas.items() if kind != "initial weights" for x in xs]
+        course.unroll(curvature, leaves if name else None).backward()
+        found.append(unrolled.gradients(leaves))
+        assert all(p.grad is None for p in course.student.parameters())
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+class Cube(torch.autograd.Function):
+    """x³ of which only the first derivative is known."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x.square() * v
+
+
+def polynomial(cube: Callable[[Tensor], Tensor], **options: Any) -> tuple[Tensor, l2t.Run]:
+    """A student with a cube in it: the gradient to a factor of its loss, and the run."""
+    torch.manual_seed(0)
+    student, x = nn.Linear(3, 2).double(), torch.randn(6, 3, dtype=torch.float64)
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    run = l2t.unroll(
+        student,
+        range(4),
+        lambda model, batch, step: scale * cube(model(x)).square().mean(),
+        lambda model: model(x).square().mean(),
+        optimizer=SGD(lr=0.05, momentum=0.5),
+        **options,
+    )
+    run.backward()
+    return scale.grad, run
+
+
+@pytest.mark.parametrize(("curvature", "room"), [("central", 1e-8), ("one-sided", 1e-5)])
+def test_a_difference_asks_for_no_second_derivative(curvature: str, room: float) -> None:
+    expected, _ = polynomial(lambda x: x**3)
+    found, run = polynomial(Cube.apply, curvature=curvature)
+    torch.testing.assert_close(found, expected, rtol=room, atol=0)
+    assert run.report.curvature_error is None
+    assert "once_differentiable" in run.report.curvature_error_reason
+    for exact in ("reverse", "recompute"):
+        with pytest.raises(
+            RuntimeError, match=r"take curvature='central', which asks for first derivatives only"
+        ):
+            polynomial(Cube.apply, curvature=exact)
+
+
+@pytest.mark.parametrize("curvature", DIFFERENCES)
+def test_attention_with_its_fast_kernel_needs_no_other(curvature: str) -> None:
+    """pytorch#116350: the fused kernels of scaled_dot_product_attention are differentiable once."""
+    torch.manual_seed(0)
+    x, target = torch.randn(6, 8), torch.randint(3, (6,))
+    fast, safe = unrolled.Attention(), unrolled.MathAttention()
+    safe.load_state_dict(fast.state_dict())
+    found = []
+    for student, way in ((safe, "reverse"), (fast, curvature)):
+        weight = torch.eye(3).requires_grad_()
+        l2t.unroll(
+            student,
+            [x] * 3,
+            lambda model, batch, step: l2t.dynamic_loss(model(batch), target, weight),  # noqa: B023
+            lambda model: F.cross_entropy(model(x), target),
+            curvature=way,
+        ).backward()
+        found.append([weight.grad])
+    assert unrolled.relative(found[1], found[0]) < {"central": 1e-3, "one-sided": 3e-2}[curvature]
+
+
+@pytest.mark.parametrize("curvature", DIFFERENCES)
+def test_a_compiled_student_can_be_differentiated(curvature: str) -> None:
+    """pytorch#91469: what torch.compile returns has no second derivative."""
+    torch.manual_seed(0)
+    student, x, target = (
+        unrolled.mlp().double(),
+        torch.randn(6, 8, dtype=torch.float64),
+        torch.randint(3, (6,)),
+    )
+    found = []
+    for model, way in ((student, "reverse"), (torch.compile(student, backend="aot_eager"), curvature)):
+        weight = torch.eye(3, dtype=torch.float64).requires_grad_()
+        run = l2t.unroll(
+            model,
+            [x] * 3,
+            lambda model, batch, step: l2t.dynamic_loss(model(batch), target, weight),  # noqa: B023
+            lambda model: F.cross_entropy(model(x), target),
+            curvature=way,
+        )
+        run.backward()
+        found.append([weight.grad])
+    assert unrolled.relative(found[1], found[0]) < 1e-5
+    assert run.report.curvature_error is None
+    assert "double backward" in run.report.curvature_error_reason
+
+
+class Opaque(torch.autograd.Function):
+    """x³ with two derivatives backwards and none forwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x.square() * v
+
+
+def test_forward_mode_falls_back_by_name() -> None:
+    expected, exact = polynomial(Opaque.apply)
+    for plan in ({}, {"schedule": "every"}):
+        with pytest.warns(
+            UserWarning, match=r"must have a derivative in forward mode, got one that has none"
+        ) as said:
+            found, run = polynomial(Opaque.apply, curvature="forward", **plan)
+        assert len(said) == 1
+        assert "Opaque" in str(said[0].message) or "jvp" in str(said[0].message)
+        assert said[0].filename == __file__
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+        assert run.report.curvature == "recompute"
+    assert exact.report.curvature == "reverse"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        _, run = polynomial(lambda x: x**3, curvature="forward")
+    assert (run.report.curvature, run.report.curvature_error) == ("forward", 0.0)
+
+
+def test_other_errors_of_a_loss_are_its_own_in_forward_mode() -> None:
+    def loss(model: nn.Module, batch: int, step: int) -> Tensor:
+        calls.append(step)
+        if len(calls) > 3:
+            raise RuntimeError("of the loss itself")
+        return model(torch.ones(1, 2)).square().sum()
+
+    calls: list[int] = []
+    run = l2t.unroll(
+        nn.Linear(2, 1), range(3), loss, lambda model: model(torch.ones(1, 2)).sum(), curvature="forward"
+    )
+    with pytest.raises(RuntimeError, match="of the loss itself"):
+        run.backward()
+
+
+def test_what_is_computed_without_gradient_is_a_constant_in_forward_mode() -> None:
+    torch.manual_seed(0)
+    student, x = unrolled.mlp().double(), torch.randn(6, 8, dtype=torch.float64)
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+
+    def loss(model: nn.Module, batch: int, step: int) -> Tensor:
+        out = model(x)
+        with torch.no_grad():
+            size = model(x).square().mean()
+        with torch.set_grad_enabled(False):
+            size = size + model(x).mean()
+        return scale * (out.square() * size).mean() + (out.detach() * out).mean()
+
+    found = []
+    for curvature in unrolled.EXACT:
+        scale.grad = None
+        run = l2t.unroll(student, range(3), loss, lambda model: model(x).square().mean(), curvature=curvature)
+        run.backward()
+        found.append(scale.grad)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("curvature", ["recompute", "forward", "central", "one-sided"])
+def test_a_loss_that_draws_other_numbers_is_told_by_every_curvature_that_runs_it_again(
+    curvature: str,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    run = l2t.unroll(
+        nn.Linear(2, 1),
+        range(3),
+        lambda model, batch, step: model(torch.randn(4, 2, generator=generator)).square().mean(),
+        lambda model: model(torch.ones(1, 2)).sum(),
+        curvature=curvature,
+    )
+    with pytest.raises(RuntimeError, match="loss must be the same when a step is run again"):
+        run.backward()
+
+
+@pytest.mark.parametrize("curvature", ["forward", *DIFFERENCES])
+def test_weights_that_a_step_does_not_reach_and_a_step_that_gives_no_direction(curvature: str) -> None:
+    found = []
+    for way in ("reverse", curvature):
+        torch.manual_seed(0)
+        student = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2)]).double()
+        x = torch.randn(5, 3, dtype=torch.float64)
+        scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+        l2t.unroll(
+            student,
+            range(4),
+            lambda model, batch, step: scale * model[step % 2](x).square().mean(),  # noqa: B023
+            # The second layer is not measured: the adjoint of its steps is zero.
+            lambda model: model[0](x).square().mean(),  # noqa: B023
+            optimizer=SGD(lr=0.1),
+            curvature=way,
+        ).backward()
+        found.append(scale.grad)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("curvature", DIFFERENCES)
+def test_the_step_of_a_difference_knows_the_dtype_of_autocast(curvature: str) -> None:
+    torch.manual_seed(0)
+    student, x, target = unrolled.mlp(), torch.randn(6, 8), torch.randint(3, (6,))
+    found = []
+    for way in ("reverse", curvature):
+        scale = torch.tensor(1.5, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            run = l2t.unroll(
+                student,
+                [x] * 3,
+                lambda model, batch, step: scale * F.cross_entropy(model(batch), target),  # noqa: B023
+                lambda model: F.cross_entropy(model(x), target),
+                optimizer=SGD(lr=0.1),
+                curvature=way,
+            )
+        run.backward()
+        found.append(float(scale.grad))
+    assert found[1] == pytest.approx(found[0], rel=0.1)
+    assert run.report.curvature_error < 0.5

@@ -696,6 +696,23 @@ def unroll_meta(meta: Iterable[Tensor] | None) -> list[Tensor] | None:
     return chosen
 
 
+def unroll_truncate(truncate: object, meta: Sequence[Tensor] | None, student: nn.Module) -> None:
+    """A walk back that ends before the start does not come to the initial weights."""
+    if truncate is None:
+        return
+    if isinstance(truncate, bool) or not isinstance(truncate, int) or truncate < 1:
+        raise ValueError(
+            f"l2t.unroll: truncate must be an integer of 1 or more, or None, got {truncate!r}. "
+            "Give the number of last steps to walk back over."
+        )
+    own = {id(p) for p in student.parameters()}
+    if any(id(x) in own for x in meta or ()):
+        raise ValueError(
+            f"l2t.unroll: meta must hold no parameter of student with truncate={truncate}, got one: the walk back does "
+            "not come to the initial weights. Leave it out, or take order='first' without truncate."
+        )
+
+
 def unroll_loss(value: object, step: int) -> None:
     """The loss is a scalar with a graph."""
     if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():

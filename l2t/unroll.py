@@ -51,14 +51,24 @@ class Report:
         curvature_error: the relative error of the products of an inexact curvature, against the exact ones at
             the last step; 0 for an exact curvature, None before the walk back, and where it cannot be told.
         curvature_error_reason: why ``curvature_error`` cannot be told; None where it can.
+        order: ``"exact"`` or ``"first"``, as asked for.
+        truncate: how many steps the walk back was limited to; None for no limit.
     """
 
-    def __init__(self, losses: list[Tensor], measure: Tensor, seconds_forward: float, curvature: str) -> None:
+    def __init__(
+        self,
+        losses: list[Tensor],
+        measure: Tensor,
+        seconds_forward: float,
+        curvature: str,
+        order: str,
+        truncate: int | None,
+    ) -> None:
         self.steps = len(losses)
         self.seconds_forward = seconds_forward
         self.seconds_backward: float | None = None
         self.steps_again = 0
-        self.curvature = curvature
+        self.curvature, self.order, self.truncate = curvature, order, truncate
         self.curvature_error: float | None = None
         self.curvature_error_reason: str | None = None
         self._measured = False
@@ -74,6 +84,8 @@ class Report:
     @property
     def adjoint_norms(self) -> list[float]:
         """‖∂J/∂w_t‖ for t = 0, ..., T: of the initial weights first. Empty before the walk back.
+
+        Of a truncated walk the last ones only, and with ``order="first"`` those of the walk, not of J.
 
         Orders of magnitude between its ends tell of a run that forgets (vanishing towards t = 0) or that is
         not stable (exploding). Taken in the weights' dtype: in float32 a norm beyond 1e19 reads inf.
@@ -92,15 +104,17 @@ class Report:
         if not bool(self._measure.isfinite().all()):
             return "measure", self.steps
         norms = self.adjoint_norms
+        first = self.steps + 1 - len(norms)
         return next(
-            (("adjoint", t) for t in reversed(range(len(norms))) if not math.isfinite(norms[t])), None
+            (("adjoint", first + t) for t in reversed(range(len(norms))) if not math.isfinite(norms[t])), None
         )
 
     def __repr__(self) -> str:
         back = "none" if self.seconds_backward is None else f"{self.seconds_backward:.3g} s"
         return (
             f"Report(steps={self.steps}, forward={self.seconds_forward:.3g} s, backward={back}, "
-            f"nonfinite={self.nonfinite}, curvature={self.curvature})"
+            f"nonfinite={self.nonfinite}, curvature={self.curvature}, order={self.order}, "
+            f"truncate={self.truncate})"
         )
 
 
@@ -144,10 +158,13 @@ class Run:
         optimizer: SGD,
         meta: list[Tensor] | None,
         curvature: str,
+        order: str,
+        truncate: int | None,
     ) -> None:
         self._student, self._loss, self._optimizer = student, loss, optimizer
         self._meta, self._curvature, self._curvature_name = meta, CURVATURES[curvature], curvature
         self._products = self._curvature
+        self._order, self._truncate, self._first = order, truncate, 0
         self._replay = Replay(self._again, coarsest(student.parameters))
         self._modes = modes()
         self._settings = optimizer.settings()
@@ -172,16 +189,25 @@ class Run:
         ):  # the number of steps need not be known
             for t, batch in enumerate(batches):
                 state = self._take(t, state, batch, tapes=True)
-            self._rest = ((Action.REVERSE, t) for t in reversed(range(len(self._course))))
+                if self._truncate is not None:
+                    self._tape.pop(t - self._truncate, None)
+            self._first = self._begin(len(self._course))
+            self._rest = ((Action.REVERSE, t) for t in reversed(range(self._first, len(self._course))))
         else:
             indexed = hasattr(batches, "__getitem__") and hasattr(batches, "__len__")
             data = cast("Sequence[Any]", batches) if indexed else list(batches)
-            plan = iter(self._chosen(schedule, memory, data, state).actions(len(data)))
+            first = self._first = self._begin(len(data))
+            chosen = self._chosen(schedule, memory, data, len(data) - first, state)
+            for t in range(first):
+                state = self._take(t, state, data[t], tapes=False)
+            if first:
+                self._states[first] = state
+            plan = ((action, first + t) for action, t in chosen.actions(len(data) - first))
             for action, t in plan:
                 if action is Action.STORE:
                     self._states[t] = state
                 elif action is Action.REVERSE:
-                    plan = itertools.chain([(action, t)], plan)
+                    plan = itertools.chain([(action, t)], plan)  # type: ignore[assignment]
                     break
                 else:
                     state = self._take(t, state, data[t], tapes=action is Action.TAPE, data=data)
@@ -196,15 +222,20 @@ class Run:
         self.measure = value.detach()
         self.weights = {name: x.detach() for name, x in zip(student.names, state.weights, strict=True)}
         self.buffers = dict(zip(student.buffer_names, state.buffers, strict=True))
-        self.report = Report(losses, self.measure, perf_counter() - start, self._curvature_name)
+        self.report = Report(
+            losses, self.measure, perf_counter() - start, self._curvature_name, self._order, self._truncate
+        )
+
+    def _begin(self, steps: int) -> int:
+        """The first step that the walk back comes to."""
+        return 0 if self._truncate is None else max(steps - self._truncate, 0)
 
     def _chosen(
-        self, schedule: Schedule | str, memory: int | None, data: Sequence[Any], state: State
+        self, schedule: Schedule | str, memory: int | None, data: Sequence[Any], steps: int, state: State
     ) -> Schedule:
-        """The schedule of that name for these steps and this memory."""
+        """The schedule of that name for so many steps and this memory."""
         if not isinstance(schedule, str):
             return schedule
-        steps = len(data)
         if schedule == "every":
             return Segments(max(math.isqrt(steps), 1))
         state_bytes = _bytes([*state.weights, *(state.momentum or ()), *state.buffers])
@@ -259,7 +290,7 @@ class Run:
             taken.randomness.restore(student.cuda_devices)
         else:
             hyper = self._settings(t)
-            if data is not None or not self._curvature.keeps_graph:
+            if data is not None or (tapes and not self._curvature.keeps_graph):
                 randomness = Randomness.now(student.cuda_devices, self._course[-1:])
         step = Step(t, hyper, w, b, m if hyper.wanted else None) if tapes else None
         student.bind(w, b)
@@ -377,7 +408,7 @@ class Run:
 
     def _curve(self, step: Step, a: Tensors) -> None:
         """Adds H a and ∂_Φ⟨g, a⟩, and measures an inexact curvature at the first step that comes."""
-        report, wanted = self.report, Wanted(True, self._beside(step.index))
+        report, wanted = self.report, Wanted(self._order == "exact", self._beside(step.index))
         if not report._measured:
             report._measured = True
             if self._curvature.exact:
@@ -397,7 +428,7 @@ class Run:
     def _finish(self, v_w: Adjoint, v_settings: list[tuple[Tensor, Tensor]]) -> None:
         """Hands the gradients of settings and initial weights to the leaves behind them."""
         ends = v_settings
-        if self._meta is not None:
+        if self._meta is not None and not self._first:
             ends = [*ends, *zip(self._student.parameters, v_w.parts, strict=True)]
         if ends:
             accumulate([x for x, _ in ends], [v for _, v in ends], self._meta or [])
@@ -472,6 +503,7 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
+ORDERS = ("exact", "first")
 SCHEDULES = ("auto", "all", "every", "binomial")
 DEFAULT_OPTIMIZER = SGD(lr=0.1, momentum=0.9)
 
@@ -485,14 +517,17 @@ def unroll(
     optimizer: SGD = DEFAULT_OPTIMIZER,
     meta: Iterable[Tensor] | None = None,
     curvature: str = "reverse",
+    order: str = "exact",
+    truncate: int | None = None,
     schedule: str | Schedule = "auto",
     memory: int | str | None = None,
 ) -> Run:
     """Trains a student over batches so that what it ends in can be differentiated to what shaped it.
 
     ``run.backward()`` then adds the gradient of the final measure, through every step of the training, to
-    ``.grad`` of the meta tensors, and any ``torch.optim`` optimiser can step on these. The gradient is exact:
-    that of automatic differentiation through the whole run, whose graph is never built.
+    ``.grad`` of the meta tensors, and any ``torch.optim`` optimiser can step on these. The gradient is exact
+    unless asked to be otherwise: that of automatic differentiation through the whole run, whose graph is
+    never built.
 
     ``loss`` and ``measure`` are called with the student module itself, in whose places the weights of the
     step stand for the time of the call, so hooks, submodules and tied parameters work. The student's own
@@ -521,6 +556,11 @@ def unroll(
             differences, which need first derivatives only (fused attention, cuDNN RNNs, compiled models):
             ``"central"`` takes two more gradients a step, ``"one-sided"`` one, and keeps those of the run
             itself, that to the meta tensors included. ``run.report.curvature_error`` says how good they were.
+        order: ``"exact"``, or ``"first"``: a step's gradient counts as independent of the student's weights,
+            so H a is left out of the walk back (with plain SGD: the identity in place of a step's Jacobian).
+            What the gradient owes to the meta tensors is kept, and all that the optimiser does.
+        truncate: walk back over the last so many steps only. Earlier ones give the meta tensors nothing.
+            None: all.
         schedule: what is remembered of the run; the gradient has the same bits whatever it is. ``"all"``:
             every step. ``"every"``: the state before every √T-th step, from which the steps between are
             taken again: O(√T) memory for less than one more run. ``"binomial"``: as many states as
@@ -572,7 +612,9 @@ def unroll(
     check.known("unroll", "curvature", curvature, CURVATURES)
     check.unroll_schedule(schedule, SCHEDULES)
     budget = check.unroll_memory(memory)
-    run = Run(Student(student), loss, optimizer, chosen, curvature)
+    check.known("unroll", "order", order, ORDERS)
+    check.unroll_truncate(truncate, chosen, student)
+    run = Run(Student(student), loss, optimizer, chosen, curvature, order, truncate)
     try:
         with torch.enable_grad():
             run._forward(batches, measure, schedule, budget)

@@ -296,3 +296,76 @@ def test_the_step_of_a_difference_knows_the_dtype_of_autocast(curvature: str) ->
         found.append(float(scale.grad))
     assert found[1] == pytest.approx(found[0], rel=0.1)
     assert run.report.curvature_error < 0.5
+
+
+# ---- what is left out where that is asked for
+
+
+@pytest.mark.parametrize("curvature", list(CURVATURES))
+@pytest.mark.parametrize("plan", [{}, {"schedule": "every"}], ids=["all", "every"])
+@pytest.mark.parametrize(("order", "truncate"), [("first", None), ("exact", 2), ("first", 3), ("exact", 9)])
+def test_first_order_and_truncation_are_those_of_a_cut_graph(
+    order: str, truncate: int | None, plan: dict[str, Any], curvature: str
+) -> None:
+    """higher#63, #102, #128, betty#3: a first-order switch that does what it says."""
+    course = unrolled.make_course("mlp", torch.float64)
+    measure, _ = course.oracle(order == "first", truncate or unrolled.STEPS)
+    kinds = {k: xs for k, xs in course.metas.items() if truncate is None or k != "initial weights"}
+    leaves = [x for xs in kinds.values() for x in xs]
+    run = course.unroll(curvature, leaves, order=order, truncate=truncate, **plan)
+    run.backward()
+    room = 1e-12 if CURVATURES[curvature].exact else ROOM[curvature, torch.float64]
+    for kind, xs in kinds.items():
+        expected = torch.autograd.grad(measure, xs, retain_graph=True, allow_unused=True)
+        expected = [torch.zeros_like(x) if d is None else d for x, d in zip(xs, expected, strict=True)]
+        assert unrolled.relative(unrolled.gradients(xs), expected) <= room, kind
+    assert (run.report.order, run.report.truncate) == (order, truncate)
+    assert f"order={order}, truncate={truncate}" in repr(run.report)
+    assert len(run.report.adjoint_norms) == min(truncate or unrolled.STEPS, unrolled.STEPS) + 1
+
+
+@pytest.mark.parametrize("curvature", list(CURVATURES))
+def test_first_order_finds_the_leaves_by_itself(curvature: str) -> None:
+    course = unrolled.make_course("mlp", torch.float64, use=("loss coefficients", "data"))
+    measure, _ = course.oracle(first=True)
+    course.unroll(curvature, order="first").backward()
+    expected = list(torch.autograd.grad(measure, course.leaves()))
+    room = 1e-12 if CURVATURES[curvature].exact else ROOM[curvature, torch.float64]
+    assert unrolled.relative(unrolled.gradients(course.leaves()), expected) <= room
+
+
+def test_only_the_last_steps_are_remembered_of_a_truncated_run() -> None:
+    for curvature in CURVATURES:
+        for plan in ({}, {"schedule": "all"}, {"schedule": "every"}):
+            run = unrolled.make_course("mlp", torch.float64).unroll(curvature, truncate=1, **plan)
+            assert list(run._tape) == [unrolled.STEPS - 1]
+            assert run.report.steps == unrolled.STEPS
+            run.backward()
+            assert run.report.steps_again == 0
+
+
+def test_a_value_that_is_not_finite_is_named_by_its_step_in_a_truncated_run() -> None:
+    student = nn.Linear(1, 1, bias=False).double()
+    nn.init.zeros_(student.weight)
+    run = l2t.unroll(
+        student,
+        range(5),
+        # At w = 0 losses and gradients are zero, and only the adjoint sees a curvature.
+        lambda model, batch, step: (1e200 if step == 3 else 1.0) * model.weight.square().sum(),
+        lambda model: model.weight.sum(),
+        optimizer=SGD(lr=lambda step: 1e200 if step == 3 else 0.1),
+        truncate=3,
+    )
+    run.backward()
+    assert run.report.nonfinite == ("adjoint", 3)
+
+
+def test_truncation_is_checked() -> None:
+    course = unrolled.make_course("mlp", torch.float64)
+    for wrong in (0, -1, 1.5, True, "2"):
+        with pytest.raises(ValueError, match=r"truncate must be an integer of 1 or more, or None, got"):
+            course.unroll(truncate=wrong)
+    with pytest.raises(ValueError, match=r"meta must hold no parameter of student with truncate=2, got one"):
+        course.unroll(meta=course.leaves(), truncate=2)
+    with pytest.raises(ValueError, match=r"the order must be one of exact, first, got 'second'"):
+        course.unroll(order="second")

@@ -245,8 +245,12 @@ class Course:
             **plan,
         )
 
-    def oracle(self) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        """The measure with the graph of the whole run, and the weights before every step and at the end."""
+    def oracle(self, first: bool = False, truncate: int = STEPS) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """The measure with the graph of the whole run, and the weights before every step and at the end.
+
+        With ``first`` gradients are taken at weights of their own, to which no graph leads; truncated, all
+        graphs begin at that step.
+        """
         torch.manual_seed(5)
         weights = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
         momentum = {name: torch.zeros_like(p) for name, p in weights.items()}
@@ -254,20 +258,25 @@ class Course:
         trajectory = [weights]
 
         def model(x: Tensor) -> Tensor:
-            return torch.func.functional_call(self.student, {**weights, **buffers}, (x,))
+            return torch.func.functional_call(self.student, {**at, **buffers}, (x,))
 
         for step, batch in enumerate(self.batches()):
+            if step == STEPS - truncate > 0:
+                weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
+                momentum = {name: m.detach() for name, m in momentum.items()}
+            at = {name: w.detach().requires_grad_() for name, w in weights.items()} if first else weights
             # Forward may write into buffers; what autograd has saved of the last step must not change with
             # them.
             buffers = {name: b.clone() for name, b in buffers.items()}
             value = self.loss(model, batch, step)
-            grads = torch.autograd.grad(value, list(weights.values()), create_graph=True)
+            grads = torch.autograd.grad(value, list(at.values()), create_graph=True)
             for (name, w), g in zip(list(weights.items()), grads, strict=True):
                 d = g + self.decay_by_step[step] * w
                 momentum[name] = self.momentum * momentum[name] + d
                 direction = d + self.momentum * momentum[name] if self.nesterov else momentum[name]
                 weights = weights | {name: w - self.lr(step) * direction}
             trajectory.append(weights)
+        at = weights
         buffers = {name: b.clone() for name, b in buffers.items()}
         return self.measure(model), trajectory
 

@@ -8,11 +8,12 @@
 // those in the order of the parts. No atomics on numbers: the bits are the same in every run.
 //
 //     bytes moved: N C S (twice along a direction that moves the logits) + K C T for the full d_W, and a partial
-//     sum of 2 C T for every part of 16 or more rows; the sort moves about 30 N + 16 K
+//     sum of 2 C T for every part of 16 or more rows; the sort moves some numbers a row and class
 //
 // With `atomics` rows are taken as they come and each part adds to the gradient what it has of a class: no sort and
-// no second walk, three kernels instead of nine, for calls so small that launches are their time. Of many rows in
-// few classes it makes a queue at few addresses. Neither was measured against the other (no GPU at hand).
+// no second walk, two or three kernels instead of six or more, for calls so small that launches are their time. Of
+// many rows in few classes it makes a queue at few addresses. Neither was measured against the other (no GPU was at
+// hand).
 #include "classes.h"
 
 #include "walk.h"

@@ -245,20 +245,20 @@ class Loss(_Op):
         bias: Tensor | None,
         scale: Tensor | None,
     ) -> Tensor:
-        inplace, with_grad, constants = settings
+        _, with_grad, constants = settings
         loss, stats, d_logits = ops.loss(
             with_grad, constants[3], logits, target, weight, left, right, bias, scale, *constants
         )
-        ctx.settings = inplace, constants
+        ctx.settings = settings
         ctx.d_logits = d_logits
         ctx.save_for_backward(logits, target, weight, left, right, bias, scale, stats)
         return loss
 
     @staticmethod
     def backward(ctx: Any, v_loss: Any) -> Any:
-        d_logits, ctx.d_logits = ctx.d_logits, None  # handed on once: a second backward makes its own
+        d_logits, ctx.d_logits = ctx.d_logits, None  # handed on once
         _, wants_logits, _, *tables = ctx.needs_input_grad
-        inplace, constants = ctx.settings
+        inplace, with_grad, constants = ctx.settings
         inplace = inplace and wants_logits
         if not ops.unwatched() or not ops.readable(v_loss):
             return _beyond(ctx, inplace, constants, v_loss)
@@ -268,19 +268,21 @@ class Loss(_Op):
             wanted = (wants_logits, *tables)
             grads = LossGrad.call((constants, wanted), *saved, stats, v_loss.contiguous())
             return None, grads[0], None, *grads[1:]
-        if d_logits is not None:
+        if with_grad:
+            if d_logits is None:  # by the same pass, for the same bits
+                *_, d_logits = ops.loss(True, constants[3], *ctx.saved_tensors[:-1], *constants)
             ops.scale(d_logits, v_loss)
             if True not in tables:
                 return None, d_logits, None, None, None, None, None, None
         *saved, stats = ctx.saved_tensors
         logits = saved[0]
-        room = ops.room(logits, saved[2:], (wants_logits and d_logits is None and not inplace, *tables))
+        room = ops.room(logits, saved[2:], (wants_logits and not with_grad and not inplace, *tables))
         if inplace:
             room[0] = logits.detach()
         ops.run("grad", *saved, *constants, stats, v_loss.contiguous(), *room)
         if inplace:
             torch.autograd.graph.increment_version(logits)
-        return None, room[0] if d_logits is None else d_logits, None, *room[1:]
+        return None, d_logits if with_grad else room[0], None, *room[1:]
 
 
 def _beyond(ctx: Any, inplace: bool, constants: tuple[Any, ...], v_loss: Tensor) -> Any:

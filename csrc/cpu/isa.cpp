@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "../status.h"
+#include "pages.h"
 
 #if defined(__x86_64__) && !defined(L2T_BASELINE_ONLY)
 #  define L2T_X86_64 1
@@ -85,11 +86,18 @@ l2t_status check_all(const l2t_rows& rows, const l2t_tensors& inputs, const void
   return L2T_OK;
 }
 
+void advise_output(const l2t_rows& rows, const l2t_tensors& inputs, void* d_logits) {
+  const int64_t size = rows.dtype == L2T_FLOAT64 ? 8 : rows.dtype == L2T_FLOAT32 ? 4 : 2;
+  if (d_logits != inputs.logits) advise_large_pages(d_logits, rows.n * rows.c * size);
+}
+
 l2t_status second_order(const l2t_rows* rows, const l2t_tensors* inputs, const void* stats,
                         const l2t_tensors* direction, const l2t_outputs* outputs) {
   if (stray_factors(*rows, *direction) || stray_factors(*rows, *outputs)) return L2T_STRAY_FACTORS;
   const l2t_status status = check_all(*rows, *inputs, stats, stats);
-  return status != L2T_OK ? status : kernels().second_order(*rows, *inputs, stats, *direction, *outputs);
+  if (status != L2T_OK) return status;
+  advise_output(*rows, *inputs, outputs->logits);
+  return kernels().second_order(*rows, *inputs, stats, *direction, *outputs);
 }
 
 }  // namespace
@@ -112,14 +120,18 @@ int l2t_cpu_use_instruction_set(const char* name) { return l2t::instruction_sets
 l2t_status l2t_cpu_value(const l2t_rows* rows, const l2t_tensors* inputs, void* loss, void* stats,
                          void* d_logits) {
   const l2t_status status = l2t::check_all(*rows, *inputs, loss, stats);
-  return status != L2T_OK ? status : l2t::kernels().value(*rows, *inputs, loss, stats, d_logits);
+  if (status != L2T_OK) return status;
+  l2t::advise_output(*rows, *inputs, d_logits);
+  return l2t::kernels().value(*rows, *inputs, loss, stats, d_logits);
 }
 
 l2t_status l2t_cpu_grad(const l2t_rows* rows, const l2t_tensors* inputs, const void* stats,
                         const l2t_outputs* outputs) {
   if (l2t::stray_factors(*rows, *outputs)) return L2T_STRAY_FACTORS;
   const l2t_status status = l2t::check_all(*rows, *inputs, stats, stats);
-  return status != L2T_OK ? status : l2t::kernels().grad(*rows, *inputs, stats, *outputs);
+  if (status != L2T_OK) return status;
+  l2t::advise_output(*rows, *inputs, outputs->logits);
+  return l2t::kernels().grad(*rows, *inputs, stats, *outputs);
 }
 
 l2t_status l2t_cpu_grad_vjp(const l2t_rows* rows, const l2t_tensors* inputs, const void* stats,

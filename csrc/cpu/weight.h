@@ -34,7 +34,12 @@ class Columns {
 
   // out += V U[k]; left = U[k].
   void add_product(int64_t k, const T* left, T* out) const {
-    for (int64_t s = 0; s < rank_; ++s) add_scaled(c_, left[s], column(k, s), out);
+    const T* right = column(k, 0);
+    each<T>(c_, [&](int64_t j, auto which) {
+      auto sum = which.load(out + j);
+      for (int64_t s = 0; s < rank_; ++s) sum = plus_product(sum, left[s], which.load(right + s * c_ + j));
+      which.store(out + j, sum);
+    });
   }
 
  private:

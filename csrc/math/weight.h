@@ -16,7 +16,7 @@
 //
 //     to U[y]: V^T e + x_V^T f             to V: e U[y]^T + f x_U[y]^T
 //
-// Here is the product along the rank; the sums over classes are the device's row walks.
+// Here is one step of a product along the rank; the sums over classes are the device's row walks.
 #ifndef L2T_MATH_WEIGHT_H
 #define L2T_MATH_WEIGHT_H
 
@@ -25,13 +25,10 @@
 namespace l2t {
 inline namespace L2T_ISA {
 
-// Entry j of V U[y]: left = U[y], right = V[j]; consecutive numbers of V[j] lie `stride` apart, so that V may
-// be stored transposed and a loop over j reads it along its rows.
-template <class T>
-L2T_FN T low_rank_entry(const T* left, const T* right, int64_t rank, int64_t stride) {
-  T sum = 0;
-  for (int64_t s = 0; s < rank; ++s) sum += left[s] * right[s * stride];
-  return sum;
+// Adds to entries of a what one column of V gives: left is the column's number in U[y].
+template <class T, class V>
+L2T_FN V plus_product(V a, T left, V right) {
+  return fma(V(left), right, a);
 }
 
 }  // namespace L2T_ISA

@@ -89,6 +89,16 @@ class Call {
     tensors.scale = tensor(kPart, arithmetic_, {classes_});
   }
 
+  static void set_error(l2t_status status) {
+    if (status == L2T_OUT_OF_MEMORY) {
+      PyErr_SetString(PyExc_MemoryError, l2t::sentence(status));
+    } else if (status == L2T_CUDA_FAILED) {
+      PyErr_Format(PyExc_RuntimeError, "%s %s.", l2t::sentence(status), l2t_cuda_error());
+    } else {
+      PyErr_SetString(PyExc_ValueError, l2t::sentence(status));
+    }
+  }
+
   // op(on the CPU) or op(on CUDA), without the GIL; the result of a Python function.
   template <class Cpu, class Cuda>
   PyObject* run(const Cpu& on_cpu, const Cuda& on_cuda) {
@@ -119,16 +129,6 @@ class Call {
   void refuse(const char* name) {
     if (!refused_) PyErr_Format(PyExc_ValueError, l2t::kMisfit, name);
     refused_ = true;
-  }
-
-  static void set_error(l2t_status status) {
-    if (status == L2T_OUT_OF_MEMORY) {
-      PyErr_SetString(PyExc_MemoryError, l2t::sentence(status));
-    } else if (status == L2T_CUDA_FAILED) {
-      PyErr_Format(PyExc_RuntimeError, "%s %s.", l2t::sentence(status), l2t_cuda_error());
-    } else {
-      PyErr_SetString(PyExc_ValueError, l2t::sentence(status));
-    }
   }
 
   // False where there is no tensor: absent, or refused.
@@ -266,6 +266,35 @@ PyObject* grad_jvp(PyObject*, PyObject* const* args, Py_ssize_t count) {
       [&] { return l2t_cuda_grad_jvp(rows, &call.inputs, stats, &t, &out, call.workspace, call.stream); });
 }
 
+// d_logits [N, C] and v_loss [L], on CUDA
+PyObject* cuda_scale(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  dlpack::Tensor d_logits, v_loss;
+  if (count != 2)
+    return PyErr_Format(PyExc_TypeError, "l2t._native.cuda_scale takes 2 arguments, got %zd.", count);
+  if (exchange == nullptr || exchange->tensor_from_object(args[0], &d_logits) != 0 ||
+      exchange->tensor_from_object(args[1], &v_loss) != 0)
+    return nullptr;
+  l2t_rows rows{};
+  rows.dtype = -1;
+  for (int dtype = 0; dtype < 4; ++dtype)
+    if (same(d_logits.dtype, kTypes[dtype])) rows.dtype = dtype;
+  const bool fits = rows.dtype >= 0 && d_logits.dims == 2 && v_loss.dims <= 1 &&
+                    same(v_loss.dtype, kTypes[rows.dtype == L2T_FLOAT64 ? L2T_FLOAT64 : L2T_FLOAT32]) &&
+                    d_logits.device.type == dlpack::kCUDA && v_loss.device.type == dlpack::kCUDA &&
+                    d_logits.device.id == v_loss.device.id;
+  if (!fits) return PyErr_Format(PyExc_ValueError, l2t::kMisfit, "v_loss");
+  rows.n = d_logits.shape[0];
+  rows.c = d_logits.shape[1];
+  rows.losses = v_loss.dims == 0 ? 1 : v_loss.shape[0];
+  void* stream = nullptr;
+  if (exchange->current_stream(d_logits.device.type, d_logits.device.id, &stream) != 0) return nullptr;
+  const l2t_status status = l2t_cuda_scale(&rows, static_cast<char*>(v_loss.data) + v_loss.byte_offset,
+                                           static_cast<char*>(d_logits.data) + d_logits.byte_offset, stream);
+  if (status == L2T_OK) Py_RETURN_NONE;
+  Call::set_error(status);
+  return nullptr;
+}
+
 // target [N], table_rows, ignore_index
 PyObject* check_target(PyObject*, PyObject* const* args, Py_ssize_t count) {
   dlpack::Tensor target;
@@ -342,8 +371,13 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   m.def("cuda_workspace", &cuda_workspace);
   m.def("cuda_devices", &l2t_cuda_devices);
   static PyMethodDef methods[] = {
-      method("check_target", &check_target), method("value", &value),       method("grad", &grad),
-      method("grad_vjp", &grad_vjp),         method("grad_jvp", &grad_jvp), {nullptr, nullptr, 0, nullptr},
+      method("check_target", &check_target),
+      method("cuda_scale", &cuda_scale),
+      method("value", &value),
+      method("grad", &grad),
+      method("grad_vjp", &grad_vjp),
+      method("grad_jvp", &grad_jvp),
+      {nullptr, nullptr, 0, nullptr},
   };
   if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
 }

@@ -21,6 +21,8 @@ l2t_status l2t_cuda_grad_jvp(const l2t_rows*, const l2t_tensors*, const void*, c
   return L2T_CUDA_FAILED;
 }
 
+l2t_status l2t_cuda_scale(const l2t_rows*, const void*, void*, void*) { return L2T_CUDA_FAILED; }
+
 int l2t_cuda_devices(void) { return 0; }
 
 const char* l2t_cuda_error(void) { return "this build has no CUDA kernels; build where nvcc is"; }

@@ -67,6 +67,9 @@ def cuda_workspace(n: int, c: int, groups: int, rank: int, losses: int, wide: bo
 def check_target(target: Tensor, table_rows: int, ignore_index: int, /) -> int:
     """The first row whose target is neither ``ignore_index`` nor in [0, table_rows), or -1; on the CPU."""
 
+def cuda_scale(d_logits: Tensor, v_loss: Tensor, /) -> None:
+    """d_logits (N, C) of each row times the cotangent of its loss (L,) or (), in place, untouched where that is 1."""
+
 def value(
     threads: int,
     atomics: bool,

@@ -158,7 +158,8 @@ def loss(with_grad: bool, reduction: int, logits: Tensor, *rest: Any) -> tuple[T
 def scale(d_logits: Tensor, v_loss: Tensor) -> None:
     """d_logits times the cotangent of its loss, which most often is 1."""
     if d_logits.is_cuda:  # where to look at the cotangent would be to wait for it
-        d_logits.mul_(v_loss)
+        with torch.cuda.device(d_logits.device):
+            _native.cuda_scale(d_logits, v_loss.contiguous())
     elif (factor := v_loss.item()) != 1:
         d_logits.mul_(factor)
 

@@ -564,7 +564,7 @@ def test_the_stub_has_every_function_and_argument():
     assert len(numbers) == 3
     public = {name for name in dir(_native) if not name.startswith("_")}
     assert public == functions.keys() | numbers
-    for name in ("check_target", "value", "grad", "grad_vjp", "grad_jvp"):
+    for name in ("check_target", "cuda_scale", "value", "grad", "grad_vjp", "grad_jvp"):
         expected = len(functions[name].posonlyargs)
         with pytest.raises(TypeError, match=rf"takes {expected} arguments, got 1"):
             getattr(_native, name)(0)
@@ -697,6 +697,11 @@ def test_only_tensors_are_read():
             _native.value(*arguments, wide(9), wide(9, 3), None)
     with pytest.raises(RuntimeError):
         torch.func.vmap(lambda x: _native.check_target(x, 5, -100))(torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_scaling_on_cuda_refuses_what_is_elsewhere():
+    with pytest.raises(ValueError, match=f"v_loss {MISFIT}"):
+        _native.cuda_scale(wide(3, 4), wide(3))
 
 
 def test_settings_must_be_whole_numbers():

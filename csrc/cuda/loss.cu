@@ -94,6 +94,21 @@ l2t_status reduce(const From& from, const To& to, int64_t losses, int64_t of_a_l
   return reduce(RowNumbers<double>{room[0]}, to, losses, warps, {room[1], room[0]}, stream);
 }
 
+// ---- the gradient that value has made, times the cotangents of the losses ----
+
+constexpr int kScaledByAThread = 8;
+
+template <class T, class S>
+__global__ void scale_rows(const T* v_loss, S* d_logits, int64_t count, int64_t of_a_loss) {
+  const int64_t begin = int64_t(blockIdx.x) * kThreads * kScaledByAThread + threadIdx.x;
+  for (int e = 0; e < kScaledByAThread; ++e) {
+    const int64_t at = begin + int64_t(e) * kThreads;
+    if (at >= count) return;
+    const T factor = v_loss[at / of_a_loss];
+    if (factor != 1) narrow(factor * widen(d_logits[at]), d_logits[at]);
+  }
+}
+
 // ---- the steps of a call ----
 
 template <class T>
@@ -263,6 +278,22 @@ l2t_status l2t_cuda_grad_jvp(const l2t_rows* rows, const l2t_tensors* inputs, co
                              const l2t_tensors* tangents, const l2t_outputs* outputs, void* workspace,
                              void* stream) {
   return l2t_cuda_grad_vjp(rows, inputs, stats, tangents, outputs, workspace, stream);
+}
+
+l2t_status l2t_cuda_scale(const l2t_rows* rows, const void* v_loss, void* d_logits, void* stream) {
+  if (rows->dtype < L2T_FLOAT32 || rows->dtype > L2T_FLOAT16) return L2T_BAD_DTYPE;
+  if (rows->n < 0 || rows->c < 1) return L2T_BAD_SIZE;
+  const int64_t count = rows->n * rows->c;
+  if (count == 0) return L2T_OK;
+  if (rows->losses < 1 || rows->n % rows->losses != 0) return L2T_BAD_LOSSES;
+  if (v_loss == nullptr || d_logits == nullptr) return L2T_MISSING_ROWS;
+  return l2t::dispatch(rows->dtype, [&](auto number, auto stored) {
+    using T = decltype(number);
+    using S = decltype(stored);
+    return l2t::launch(l2t::scale_rows<T, S>, l2t::blocks_for(count, l2t::kThreads * l2t::kScaledByAThread),
+                       l2t::kThreads, 0, stream, static_cast<const T*>(v_loss), static_cast<S*>(d_logits),
+                       count, count / rows->losses);
+  });
 }
 
 int l2t_cuda_devices(void) {

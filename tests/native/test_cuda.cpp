@@ -219,6 +219,18 @@ struct Ops {
     d_of_value.logits = d_logits;
     expect("d_logits of value", d_of_value, &Probe::grad_of_ones, LOGITS, LOGITS);
 
+    // ... times the cotangents of the losses, as grad has it
+    std::vector<S> scaled = d_logits;
+    const T* v_loss = static_cast<const T*>(tensors().v_loss);
+    status |= l2t_cuda_scale(&rows, v_loss, scaled.data(), nullptr);
+    Memory<T, S> d_scaled = d;
+    d_scaled.logits = scaled;
+    expect("d_logits of value, scaled", d_scaled, &Probe::grad, LOGITS, LOGITS);
+    const std::vector<T> ones(problem.losses, T(1));
+    scaled = d_logits;
+    status |= l2t_cuda_scale(&rows, ones.data(), scaled.data(), nullptr);
+    same("d_logits of value, times 1", scaled, d_logits);
+
     // ... over the logits
     l2t_tensors in_place = tensors();
     in_place.logits = again.data();

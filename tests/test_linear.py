@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import json
+import sys
 import warnings
+from pathlib import Path
 
 import oracle
 import pytest
@@ -807,3 +811,36 @@ def test_gradients_that_are_not_there_are_refused():
     for wanted in ([True] * 8, [True] * 7):
         with pytest.raises(ValueError, match="wanted must be a bool for each result"):
             torch.ops.l2t.linear_grad(*where, stats, torch.ones(3), wanted)
+
+
+# ---- benchmarks/linear.py ----
+
+
+@pytest.fixture
+def benchmark_of_linear(monkeypatch):
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "linear.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_linear", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    small = "linear.py --rows 300 --width 4 --classes 500 --chunk-rows 10 --rounds 2".split()
+    monkeypatch.setattr(sys, "argv", small)
+    return module
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_the_benchmark_runs_and_sees_the_memory(benchmark_of_linear, order, tmp_path):
+    sys.argv += ["--order", order, "--json", str(tmp_path / "rows.json")]
+    benchmark_of_linear.main()
+    peak = {
+        (row["contender"], row["weight"]): row["peak_mb"] * 1e6
+        for row in json.loads((tmp_path / "rows.json").read_text())["rows"]
+    }
+    whole = 300 * 500 * 4
+    assert all(peak["linear", w] < whole / 2 < whole <= peak["two-step", w] for w in ("diagonal", "low-rank"))
+
+
+def test_the_benchmark_times_nothing_that_is_wrong(benchmark_of_linear, monkeypatch):
+    right = benchmark_of_linear.CONTENDERS["linear"]
+    monkeypatch.setitem(benchmark_of_linear.CONTENDERS, "linear", lambda *x: right(*x) * 1.001)
+    with pytest.raises(SystemExit, match="linear diagonal is wrong by"):
+        benchmark_of_linear.main()

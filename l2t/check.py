@@ -663,7 +663,7 @@ def unroll_optimizer(optimizer: object, known_type: type) -> None:
         got = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
         raise TypeError(
             f"l2t.unroll: optimizer must be one of l2t.optim, got {got}. "
-            "Use l2t.optim.SGD(lr=..., momentum=..., weight_decay=...)."
+            "Use l2t.optim.SGD(lr=..., momentum=..., weight_decay=...), or another one there."
         )
 
 
@@ -835,7 +835,7 @@ def unroll_forward_mode(error: RuntimeError) -> None:
 Setting = TypeVar("Setting")
 
 
-def optim_setting(name: str, value: Setting, step: int | None = None) -> Setting:
+def optim_setting(owner: str, name: str, value: Setting, step: int | None = None) -> Setting:
     """Returns a setting of an optimiser that is a number or a 0-dim tensor."""
     at = "" if step is None else f" from its function at step {step}"
     if isinstance(value, Tensor):
@@ -844,23 +844,53 @@ def optim_setting(name: str, value: Setting, step: int | None = None) -> Setting
         good = isinstance(value, int | float) and not isinstance(value, bool)
     if not good:
         raise TypeError(
-            f"l2t.optim.SGD: {name} must be a number, a 0-dim floating-point tensor or a function of the step, "
-            f"got {_described(value)}{at}. Give one value for all parameters."
+            f"l2t.optim.{owner}: {name} must be a number, a 0-dim floating-point tensor or a function of the "
+            f"step, got {_described(value)}{at}. Give one value for all parameters."
         )
     if isinstance(value, int | float) and not 0 <= value < float("inf"):
         raise ValueError(
-            f"l2t.optim.SGD: {name} must be finite and not negative, got {value}{at}. "
+            f"l2t.optim.{owner}: {name} must be finite and not negative, got {value}{at}. "
             "Only a tensor may hold any value."
         )
     return value
 
 
-def optim_nesterov(nesterov: bool, has_momentum: bool) -> None:
-    """Nesterov's momentum needs a momentum."""
+def optim_share(owner: str, name: str, value: float) -> float:
+    """Returns the share of a running average; outside [0, 1) its bias correction has no meaning."""
+    if not 0 <= value < 1:
+        raise ValueError(
+            f"l2t.optim.{owner}: {name} must be in [0, 1), got {value}. "
+            "It is how much of a running average is kept, 0.9 say; write a learned one as a sigmoid."
+        )
+    return value
+
+
+def optim_pair(owner: str, name: str, value: Sequence[Setting]) -> Sequence[Setting]:
+    """Returns a pair of settings."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(
+            f"l2t.optim.{owner}: {name} must be a pair of settings, got {_described(value)}. "
+            "Give two numbers, 0-dim tensors or functions of the step."
+        )
+    return value
+
+
+def optim_nesterov(nesterov: bool, has_momentum: bool, has_dampening: bool) -> None:
+    """Nesterov's momentum needs a momentum, and none of it dampened."""
     if nesterov and not has_momentum:
         raise ValueError(
             "l2t.optim.SGD: momentum must be positive with nesterov=True, got 0. Give one, 0.9 say."
         )
+    if nesterov and has_dampening:
+        raise ValueError(
+            "l2t.optim.SGD: dampening must be the number 0 with nesterov=True, got another. Leave one of them out."
+        )
+
+
+def optim_amsgrad(owner: str, amsgrad: bool) -> None:
+    """The largest second moment so far is not kept."""
+    if amsgrad:
+        raise ValueError(f"l2t.optim.{owner}: amsgrad must be False, got {amsgrad}. Leave it out.")
 
 
 # ---- students, teach -------------------------------------------------------------------------------------------------

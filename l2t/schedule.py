@@ -187,7 +187,7 @@ def fit(steps: int, state_bytes: int, step_bytes: int, memory: int) -> Plan:
 
     Args:
         steps: T.
-        state_bytes: of a state between steps: weights, momentum, buffers.
+        state_bytes: of a state between steps: weights, optimiser state, buffers.
         step_bytes: of a taped step: its weights and what its graph keeps.
         memory: bytes for both together.
 

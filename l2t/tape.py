@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from l2t import check
-from l2t.optim import Hyper, Tensors
+from l2t.optim import Hyper, Slot, Tensors
 
 __all__ = ["Adjoint", "Grads", "Randomness", "Roots", "State", "Step", "Student", "Taken", "modes"]
 
@@ -154,7 +154,7 @@ class State(NamedTuple):
     """A run between two steps."""
 
     weights: Tensors  # leaves that require a gradient
-    momentum: Tensors | None
+    slots: Sequence[Slot]  # what the optimiser keeps of each weight
     buffers: list[Tensor]
 
     def again(self) -> State:
@@ -183,16 +183,16 @@ class Step:
     """One step of a run: the state before it, what it was taken with, and what it gave.
 
     ``roots`` are there where the step's graph is kept, ``batch`` and ``randomness`` where it is to be run
-    again instead; ``momentum`` and ``grads`` where a hypergradient reads them; ``grads`` and ``d_others``,
-    the gradient of the loss to leaves beside the weights, where a curvature does. ``reached`` lists the
-    weights that the loss reaches, None for all of them.
+    again instead; ``slots`` and ``grads`` where the transpose of the update or a hypergradient reads them;
+    ``grads`` and ``d_others``, the gradient of the loss to leaves beside the weights, where a curvature does.
+    ``reached`` lists the weights that the loss reaches, None for all of them.
     """
 
     index: int
     hyper: Hyper
     weights: Tensors  # leaves that require a gradient
     buffers: list[Tensor]
-    momentum: Tensors | None
+    slots: Sequence[Slot]
     batch: object = None
     randomness: Randomness | None = None
     loss: Tensor | None = None  # 0-dim, detached

@@ -1,8 +1,8 @@
 """unroll(): a student's whole training run, and the exact gradient of what it ends in to all that shaped it.
 
 Docs: section 5 of docs/math.md. The run is taken as any training loop takes it; ``run.backward()`` walks back
-over its steps with the adjoint (v_w, v_m) of weights and momentum, by the formulas of that section in their
-order.
+over its steps with the adjoint (v_w, v_s) of weights and optimiser state, by the formulas of that section in
+their order.
 
 The parts: l2t/optim.py (an update and its transpose), l2t/curvature.py (derivatives of a step's gradient),
 l2t/tape.py (what is remembered of a step, the student at given weights), l2t/schedule.py (which steps are
@@ -16,7 +16,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,13 @@ from l2t.curvature import (
     gradient,
     measured_error,
 )
-from l2t.optim import SGD, Hyper, Point, Tensors
+from l2t.optim import SGD, Hyper, Optimizer, Point, Slot, Tensors
 from l2t.schedule import Action, Schedule, Segments, fit
 from l2t.tape import Adjoint, Grads, Randomness, Roots, State, Step, Student, Taken, modes
 
 __all__ = ["Report", "Run", "unroll"]
+
+Entry = TypeVar("Entry")
 
 
 class Report:
@@ -155,13 +157,14 @@ class Run:
         self,
         student: Student,
         loss: Callable[..., Tensor],
-        optimizer: SGD,
+        optimizer: Optimizer,
         meta: list[Tensor] | None,
         curvature: str,
         order: str,
         truncate: int | None,
     ) -> None:
-        self._student, self._loss, self._optimizer = student, loss, optimizer
+        self._student, self._loss = student, loss
+        self._optimizer = optimizer = optimizer.bound(student.names, student.parameters)
         self._meta, self._curvature, self._curvature_name = meta, CURVATURES[curvature], curvature
         self._products = self._curvature
         self._order, self._truncate, self._first = order, truncate, 0
@@ -238,7 +241,7 @@ class Run:
             return schedule
         if schedule == "every":
             return Segments(max(math.isqrt(steps), 1))
-        state_bytes = _bytes([*state.weights, *(state.momentum or ()), *state.buffers])
+        state_bytes = _bytes([*state.weights, *_tensors(state.slots), *state.buffers])
         step_bytes = self._step_bytes(data[0], state) if steps else 0
         memory = check.unroll_memory_given(schedule, memory)
         if schedule == "auto":
@@ -248,10 +251,11 @@ class Run:
 
     def _step_bytes(self, batch: object, state: State) -> int:
         """What a taped step keeps alive, from the first step: for a graph, what a second one of it adds."""
-        own = _bytes([*state.weights, *state.buffers])
+        reads = self._optimizer.reads or bool(self._settings(0).wanted)
+        own = _bytes([*state.weights, *state.buffers, *(_tensors(state.slots) if reads else ())])
+        own += _bytes(state.weights) * self._curvature.keeps_gradient(reads)
         if not self._curvature.keeps_graph:
-            gradient_too = self._curvature.keeps_gradient(bool(self._settings(0).wanted))
-            return own + _bytes(state.weights) * gradient_too
+            return own
         student, seen = self._student, []
         randomness = Randomness.now(student.cuda_devices)
         kept = []
@@ -280,7 +284,7 @@ class Run:
         self, t: int, state: State, batch: object, *, tapes: bool, data: Sequence[object] | None = None
     ) -> State:
         """Takes step t, for the first time or again, and returns the state after it."""
-        w, m, b = state
+        w, slots, b = state
         student, again = self._student, t < len(self._course)
         randomness = None
         if again:
@@ -292,7 +296,8 @@ class Run:
             hyper = self._settings(t)
             if data is not None or (tapes and not self._curvature.keeps_graph):
                 randomness = Randomness.now(student.cuda_devices, self._course[-1:])
-        step = Step(t, hyper, w, b, m if hyper.wanted else None) if tapes else None
+        reads = self._optimizer.reads or bool(hyper.wanted)
+        step = Step(t, hyper, w, b, slots if reads else ()) if tapes else None
         student.bind(w, b)
         value = self._loss(student.module, batch, t)
         check.unroll_loss(value, t)
@@ -301,7 +306,7 @@ class Run:
         g, d_others = self._curvature.gradient(value, w, self._meta)
         b = student.present_buffers()
         student.release()
-        w, m, reached = _update(self._optimizer, w, m, g, hyper)
+        w, slots, reached = _update(self._optimizer, w, slots, g, hyper)
         if again:
             check.unroll_replayed(value, taken.loss, t)
         else:
@@ -314,8 +319,8 @@ class Run:
                 step.roots = Roots.of(g)
             else:
                 step.batch, step.randomness, step.d_others = batch, taken.randomness, d_others
-            step.grads = g if self._curvature.keeps_gradient(bool(hyper.wanted)) else None
-        return State(w, m, b)
+            step.grads = g if self._curvature.keeps_gradient(reads) else None
+        return State(w, slots, b)
 
     def backward(self, gradient: Tensor | None = None) -> None:
         """Walks back over the run and adds d measure / d meta to ``.grad`` of the meta tensors.
@@ -361,17 +366,18 @@ class Run:
         (value, state), self._end = self._end, None
         steps, norms = self.report.steps, self.report._norms
         w, b = state.weights, state.buffers
-        v_w, v_m = Adjoint(w), [torch.zeros_like(x) for x in w]
+        v_w = Adjoint(w)
+        v_slots = [tuple(torch.zeros_like(x) for x in _tensors([slot])) for slot in state.slots]
         v_settings: list[tuple[Tensor, Tensor]] = []
 
         _lend(w, v_w, steps)
         self._student.bind(w, b)
-        accumulate([value], [v], self._inputs(w, steps))  # v_w = ∇M(w_T), v_m = 0
+        accumulate([value], [v], self._inputs(w, steps))  # v_w = ∇M(w_T), v_s = 0
         del value, w
         norms.append(v_w.norm())
         for action, t in self._rest:
             if action is Action.REVERSE:
-                self._reverse(self._tape.pop(t), v_w, v_m, v_settings)
+                self._reverse(self._tape.pop(t), v_w, v_slots, v_settings)
                 norms.append(v_w.norm())
             elif action is Action.STORE:
                 self._states[t] = state
@@ -386,24 +392,28 @@ class Run:
         self._finish(v_w, v_settings)
 
     def _reverse(
-        self, step: Step, adjoint: Adjoint, v_m: Tensors, v_settings: list[tuple[Tensor, Tensor]]
+        self,
+        step: Step,
+        adjoint: Adjoint,
+        v_slots: Sequence[Slot],
+        v_settings: list[tuple[Tensor, Tensor]],
     ) -> None:
-        """Takes the adjoint (v_w, v_m) back over a step."""
+        """Takes the adjoint (v_w, v_s) back over a step."""
         optimizer, hyper, reached = self._optimizer, step.hyper, step.reached
         if reached == []:
             return
         self._student.bind(step.weights, step.buffers)
         _lend(step.weights, adjoint, step.index)
-        v_w, v_m = _pick(adjoint.parts, reached), _pick(v_m, reached)
-        a = optimizer.transpose_in(v_w, v_m, hyper)
-        if hyper.wanted:
+        point = Point((), (), (), hyper, _places(step.weights, reached))
+        if optimizer.reads or hyper.wanted:
             if step.grads is None:
                 step.grads = gradient(self._again(step, step.weights), step.weights)
-            w, m = _pick(step.weights, reached), _pick(step.momentum, reached)
             grads = [g for g in step.grads if g is not None]
-            for name, d in optimizer.hypergradients(Point(w, m, grads, hyper), v_w, a).items():
-                v_settings.append((hyper.wanted[name], d.to(hyper.wanted[name])))
-        optimizer.transpose_out(v_w, v_m, a, hyper)
+            w, slots = _pick(step.weights, reached), _pick(step.slots, reached)
+            point = point._replace(weights=w, slots=slots, grads=grads)
+        v_w, v_slots = _pick(adjoint.parts, reached), _pick(v_slots, reached)
+        a, found = optimizer.transpose(point, v_w, v_slots)
+        v_settings += [(x, d.to(x)) for x, d in found]
         self._curve(step, a)  # v_w += H a
 
     def _curve(self, step: Step, a: Tensors) -> None:
@@ -470,33 +480,43 @@ def _lend(weights: Tensors, adjoint: Adjoint, index: int) -> None:
 
 
 def _update(
-    optimizer: SGD, w: Tensors, m: Tensors | None, g: Grads, hyper: Hyper
-) -> tuple[Tensors, Tensors | None, list[int] | None]:
-    """The weights after a step, as leaves; the momentum; and which weights the loss reaches, None for all."""
+    optimizer: Optimizer, w: Tensors, slots: Sequence[Slot], g: Grads, hyper: Hyper
+) -> tuple[Tensors, Sequence[Slot], list[int] | None]:
+    """Weights after a step, as leaves; slots; and which weights the loss reaches, None for all."""
     grads = [x for x in g if x is not None]
     reached = None if len(grads) == len(g) else [i for i, x in enumerate(g) if x is not None]
     with torch.no_grad():
-        new_w, new_m = _pick(w, reached), _pick(m, reached)
+        new_w, new_slots = _pick(w, reached), _pick(slots, reached)
         if grads:
-            new_w, new_m = optimizer.update(Point(new_w, new_m, grads, hyper))
+            point = Point(new_w, new_slots, grads, hyper, _places(w, reached))
+            new_w, new_slots = optimizer.update(point)
         if reached is not None:
             # The others stay as they are, but as leaves of their own: a leaf belongs to one step.
             new_w = _put(new_w, reached, [x.detach() for x in w])
-            new_m = m if m is None or new_m is None else _put(new_m, reached, m)
+            new_slots = _put(new_slots, reached, slots)
     for x in new_w:
         x.requires_grad_()
-    return new_w, new_m, reached
+    return new_w, new_slots, reached
+
+
+def _places(weights: Tensors, reached: list[int] | None) -> Sequence[int]:
+    """The places of the weights that a step reaches among all."""
+    return range(len(weights)) if reached is None else reached
 
 
 def _pick(xs: Any, indices: list[int] | None) -> Any:
-    """The tensors at these indices; all of them, or None, where there is nothing to pick."""
-    return xs if xs is None or indices is None else [xs[i] for i in indices]
+    """The entries at these indices; all of them where there is nothing to pick."""
+    return xs if indices is None else [xs[i] for i in indices]
 
 
-def _put(xs: Tensors, indices: list[int], others: Tensors) -> Tensors:
-    """These tensors at these indices among others."""
+def _put(xs: Sequence[Entry], indices: list[int], others: Sequence[Entry]) -> list[Entry]:
+    """These entries at these indices among others."""
     by_index = dict(zip(indices, xs, strict=True))
     return [by_index.get(i, x) for i, x in enumerate(others)]
+
+
+def _tensors(slots: Sequence[Slot]) -> list[Tensor]:
+    return [x for slot in slots for x in slot if isinstance(x, Tensor)]
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
@@ -514,7 +534,7 @@ def unroll(
     loss: Callable[[nn.Module, Any, int], Tensor],
     measure: Callable[[nn.Module], Tensor],
     *,
-    optimizer: SGD = DEFAULT_OPTIMIZER,
+    optimizer: Optimizer = DEFAULT_OPTIMIZER,
     meta: Iterable[Tensor] | None = None,
     curvature: str = "reverse",
     order: str = "exact",
@@ -607,7 +627,7 @@ def unroll(
     check.unroll_student(student)
     check.unroll_functions(loss, measure)
     check.unroll_batches(batches)
-    check.unroll_optimizer(optimizer, SGD)
+    check.unroll_optimizer(optimizer, Optimizer)
     chosen = check.unroll_meta(meta)
     check.known("unroll", "curvature", curvature, CURVATURES)
     check.unroll_schedule(schedule, SCHEDULES)

@@ -493,9 +493,12 @@ def _in_group(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     """
     batch = target.shape[0]
     moved = target + torch.arange(0, batch * classes, classes, device=target.device).unsqueeze(1)
-    ordinary = readable(target) and not target.is_cuda and not 0 <= ignore_index < classes
-    if ordinary and _native.check_target(target.reshape(-1), classes, 0) < 0:
-        return moved
+    if readable(target) and not target.is_cuda and not 0 <= ignore_index < classes:
+        try:
+            if _native.check_target(target.reshape(-1), classes, 0) < 0:
+                return moved
+        except RuntimeError:  # a level of torch.func around the tensor: its memory is not there to be read
+            pass
     moved = torch.where(target < classes, moved, target + (batch - 1) * classes)
     return torch.where((target < 0) | ((target == ignore_index) & (target < classes)), target, moved)
 

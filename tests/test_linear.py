@@ -822,7 +822,19 @@ def benchmark_of_linear(monkeypatch):
     spec = importlib.util.spec_from_file_location("benchmark_of_linear", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    small = "linear.py --rows 300 --width 4 --classes 500 --chunk-rows 10 --rounds 2".split()
+    small = [
+        "linear.py",
+        "--rows",
+        "300",
+        "--width",
+        "4",
+        "--classes",
+        "500",
+        "--chunk-rows",
+        "10",
+        "--rounds",
+        "2",
+    ]
     monkeypatch.setattr(sys, "argv", small)
     return module
 

@@ -580,7 +580,7 @@ def test_a_run_of_other_arguments_is_not_resumed(tmp_path, what, arguments):
         ({"teacher_lr": math.nan}, "teacher_lr must be a number in (0, inf), got nan"),
         ({"decay": "cosine"}, "decay must be one of linear, constant, got 'cosine'"),
         ({"measure": "accuracy"}, "measure must be one of cross-entropy, expected-error, smooth-error, got"),
-        ({"curvature": "exact"}, "curvature must be one of reverse, recompute, got 'exact'"),
+        ({"curvature": "exact"}, "forward, central, one-sided, got 'exact'"),
         ({"betas": (0.9,)}, "betas must be a sequence of 2 positive numbers, got (0.9,)"),
         ({"probe_lrs": ()}, "probe_lrs must be a sequence of positive numbers, got ()"),
         ({"trial_rates": (1.0, -1.0)}, "trial_rates must be a sequence of positive numbers, got (1.0, -1.0)"),

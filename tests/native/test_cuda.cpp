@@ -364,6 +364,21 @@ void a_mean_of_nothing_is_nan() {
   check(ops.name, !(std::isnan(ops.loss[0]) && std::isfinite(ops.loss[1]) && zero && finite), 0);
 }
 
+// A stack of more losses than rows: the sort has one chunk, of several blocks.
+void a_chunk_of_several_blocks() {
+  const Problem problem(L2T_SIGMOID, L2T_DIAGONAL, 600, 2, 1, false, 640);
+  const Truth truth(problem);
+  Ops<float, float> ops(problem, truth, L2T_FLOAT32, "a chunk of several blocks");
+  ops.value(ops.tensors(), nullptr);
+  Memory<float, float> d = ops.unwritten();
+  l2t_outputs bias{};
+  bias.bias = d.record<l2t_outputs>().bias;
+  const l2t_tensors in = ops.tensors();
+  ops.status |= l2t_cuda_grad(&ops.rows, &in, ops.stats.data(), &bias, ops.workspace().get(), nullptr);
+  ops.expect("grad of the bias", d, &Probe::grad, BIAS, BIAS);
+  check(ops.name + ", status", ops.status, 0);
+}
+
 // A class of logit -inf and no weight is a class that is not there.
 void a_class_without_probability_is_none(size_t c) {
   Problem problem(L2T_LOG_SIGMOID, L2T_DIAGONAL, 3, c, 3, false, 1);
@@ -461,6 +476,7 @@ int main(int count, char** arguments) {
       if (!few) a_target_out_of_range_is_nan_alone<float, l2t::float16>(structure, c, L2T_FLOAT16);
     }
   a_mean_of_nothing_is_nan();
+  a_chunk_of_several_blocks();
   for (size_t c : {3, 11, 301}) a_class_without_probability_is_none(c);
   a_wrong_call_is_refused();
   return failures != 0;

@@ -830,6 +830,62 @@ def unroll_forward_mode(error: RuntimeError) -> None:
         ) from error
 
 
+# ---- preflight -------------------------------------------------------------------------------------------------------
+
+
+def preflight_nothing() -> str:
+    """A step without findings."""
+    return "Every part can be differentiated twice and in forward mode, and repeats its numbers."
+
+
+def preflight_advice(curvature: str | None) -> str:
+    """The curvature to use."""
+    if curvature is None:
+        return "No curvature is left: a step must have a second derivative or repeat its numbers."
+    if curvature == "reverse":
+        return "Take curvature='reverse' (or any other)."
+    return f"As it is, take curvature={curvature!r}."
+
+
+def preflight_differs(what: str) -> str:
+    """A part that gives other numbers the second time."""
+    return f"two runs from the same random state gave different {what}"
+
+
+def preflight_wrong(error: float) -> str:
+    """A derivative that is not that of the first one."""
+    return f"it is off by {error:.2g} of its size, against differences of the first derivative"
+
+
+def preflight_mend(lacks: str, said: str) -> str:
+    """The switch that helps, told by what PyTorch said."""
+    if lacks == "determinism":
+        return (
+            "Let it draw from PyTorch's default random numbers alone and set torch.use_deterministic_algorithms(True); "
+            "or take curvature='reverse' with schedule='all', which run no step again."
+        )
+    if "attention" in said:
+        return "Call it inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
+    if "cudnn" in said.lower():
+        return "Call it inside torch.backends.cudnn.flags(enabled=False)."
+    if "mkldnn" in said:
+        return "Call it inside torch.backends.mkldnn.flags(enabled=False)."
+    if "aot_autograd" in said or "torch.compile" in said:
+        return "Leave it uncompiled."
+    if lacks == "forward mode":
+        return "Give its autograd Function a jvp, or do without curvature='forward'."
+    return "Write it in operations that have one, or take curvature='central', which needs none."
+
+
+def preflight_suits(suits: bool, curvature: str, found: object) -> None:
+    """A run that can be walked back."""
+    if not suits:
+        raise RuntimeError(
+            f"l2t.unroll: a step must be fit for curvature={curvature!r}, got one that is not. Mend what follows, or take "
+            f"another curvature.\n{found}"
+        )
+
+
 # ---- optim -----------------------------------------------------------------------------------------------------------
 
 Setting = TypeVar("Setting")

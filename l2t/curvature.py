@@ -32,6 +32,7 @@ __all__ = [
     "Central",
     "Curvature",
     "Forward",
+    "NoGradIsConstant",
     "OneSided",
     "Recompute",
     "Replay",
@@ -39,8 +40,12 @@ __all__ = [
     "Wanted",
     "accumulate",
     "coarsest",
+    "first_gradient",
     "gradient",
+    "leaves",
     "measured_error",
+    "norm",
+    "products",
 ]
 
 # What torch.autograd.grad and torch.autograd.backward call in the end. They check shape and dtype of every
@@ -112,6 +117,25 @@ def accumulate(
     except RuntimeError as error:
         check.unroll_second_derivative(error)
         raise
+
+
+def products(roots: Roots, a: Sequence[Tensor], inputs: Sequence[Tensor]) -> Grads:
+    """The derivatives of ⟨g, a⟩ to the inputs, for the roots of g; None for one that it does not reach."""
+    if roots.moving is not None:
+        a = [a[i] for i in roots.moving]
+    if not roots.edges:
+        return (None,) * len(inputs)
+    retain_graph = create_graph = accumulate_grad = False
+    allow_unreachable = True
+    return _run_backward(
+        tuple(roots.edges),
+        tuple(a),
+        retain_graph,
+        create_graph,
+        tuple(inputs),
+        allow_unreachable,
+        accumulate_grad,
+    )
 
 
 def leaves(roots: Sequence[Tensor | GradientEdge]) -> list[Tensor]:
@@ -265,7 +289,7 @@ class Forward(_FirstOrder):
                     weights[i] = forward_ad.make_dual(weights[i], t)
                 for w in weights:
                     w.requires_grad_()
-                with torch.enable_grad(), _NoGradIsConstant():
+                with torch.enable_grad(), NoGradIsConstant():
                     value = replay.loss(step, weights)
                 check.unroll_replayed(forward_ad.unpack_dual(value).primal, step.loss, step.index)
                 others = wanted.beside(weights, [value])
@@ -278,7 +302,7 @@ class Forward(_FirstOrder):
         _add([*(step.weights if wanted.hessian else ()), *others], tangents)
 
 
-class _NoGradIsConstant(TorchFunctionMode):
+class NoGradIsConstant(TorchFunctionMode):
     """Makes torch.no_grad hold for tangents, too: what a loss computes in it is a constant of the step."""
 
     def __torch_function__(
@@ -305,10 +329,10 @@ class _Difference(_FirstOrder):
     def product(self, step: Step, replay: Replay, a: Tensors, wanted: Wanted) -> None:
         """As :class:`Curvature` says, from gradients at two places."""
         reached = _reached(step)
-        norm = _norm(a)
-        length = replay.unit**self.power * (1 + _norm([step.weights[i] for i in reached]))
+        size = norm(a)
+        length = replay.unit**self.power * (1 + norm([step.weights[i] for i in reached]))
         # A zero a gives no direction; what is not finite is left to the report to name.
-        epsilon = length / torch.where(norm > 0, norm, 1)
+        epsilon = length / torch.where(size > 0, size, 1)
         if len({x.device for x in a}) > 1:
             epsilon = epsilon.cpu()
         shift = torch._foreach_mul(a, epsilon)
@@ -398,11 +422,11 @@ def _reached(step: Step) -> Sequence[int]:
     return range(len(step.weights)) if step.reached is None else step.reached
 
 
-def _norm(xs: Tensors) -> Tensor:
+def norm(xs: Sequence[Tensor]) -> Tensor:
     """The norm over all tensors of a list, in float64 on the first one's device."""
-    parts = [x.to(xs[0].device, torch.float64) for x in torch._foreach_norm(xs)]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(parts))
-    return norm
+    parts = [x.to(xs[0].device, torch.float64) for x in torch._foreach_norm(tuple(xs))]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(parts))
+    return total
 
 
 def _add(targets: Sequence[Tensor], products: Sequence[Tensor | None]) -> None:

@@ -32,6 +32,7 @@ from l2t.curvature import (
     measured_error,
 )
 from l2t.optim import SGD, Hyper, Optimizer, Point, Slot, Tensors
+from l2t.preflight import preflight as look
 from l2t.schedule import Action, Schedule, Segments, fit
 from l2t.tape import Adjoint, Grads, Randomness, Roots, State, Step, Student, Taken, modes
 
@@ -523,6 +524,22 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
+def _looked_at(
+    student: nn.Module, batches: Iterable[Any], loss: Callable[..., Tensor], curvature: str
+) -> Iterable[Any]:
+    """The batches, after a look at the step of the first one."""
+    if hasattr(batches, "__getitem__") and hasattr(batches, "__len__"):
+        first = list(itertools.islice(batches, 1))
+    else:
+        rest = iter(batches)
+        first = list(itertools.islice(rest, 1))
+        batches = itertools.chain(first, rest)
+    for batch in first:
+        found = look(student, batch, loss)
+        check.preflight_suits(found.suits(curvature), curvature, found)
+    return batches
+
+
 ORDERS = ("exact", "first")
 SCHEDULES = ("auto", "all", "every", "binomial")
 DEFAULT_OPTIMIZER = SGD(lr=0.1, momentum=0.9)
@@ -541,6 +558,7 @@ def unroll(
     truncate: int | None = None,
     schedule: str | Schedule = "auto",
     memory: int | str | None = None,
+    preflight: bool = False,
 ) -> Run:
     """Trains a student over batches so that what it ends in can be differentiated to what shaped it.
 
@@ -591,6 +609,8 @@ def unroll(
         memory: bytes for what is remembered, a number or such as ``"64MB"``: beside what a single training
             step and the adjoint need. With ``"auto"`` and ``"binomial"`` the first step is tried twice
             before the run, to see what it keeps.
+        preflight: look at the first step with :func:`l2t.preflight` before the run, and raise what it found
+            where ``curvature`` does not suit. It costs some ten steps and more for a student of many modules.
 
     Returns:
         A :class:`Run` with ``measure``, ``weights``, ``buffers``, ``report`` and ``backward()``. A value that
@@ -599,7 +619,7 @@ def unroll(
 
     Raises:
         TypeError, ValueError: an argument, or what loss or measure returns, is not as above.
-        RuntimeError: inside ``torch.inference_mode``.
+        RuntimeError: inside ``torch.inference_mode``; what ``preflight`` found.
 
     Source: section 5 of docs/math.md; Maclaurin et al., "Gradient-based hyperparameter optimization through
     reversible learning" (ICML 2015); Franceschi et al., "Forward and reverse gradient-based hyperparameter
@@ -634,6 +654,8 @@ def unroll(
     budget = check.unroll_memory(memory)
     check.known("unroll", "order", order, ORDERS)
     check.unroll_truncate(truncate, chosen, student)
+    if preflight:
+        batches = _looked_at(student, batches, loss, curvature)
     run = Run(Student(student), loss, optimizer, chosen, curvature, order, truncate)
     try:
         with torch.enable_grad():

@@ -19,7 +19,7 @@ LAYERS = (
     ("what people run", {"tasks", "cli", "report", "figures", "doctor", "compare", "baselines"}),
     (
         "the walk through time",
-        {"teach", "students", "teacher", "unroll", "tape", "schedule", "curvature", "optim"},
+        {"teach", "students", "teacher", "unroll", "tape", "schedule", "curvature", "preflight", "optim"},
     ),
     ("the loss", {"loss", "functional", "linear", "weight", "autograd", "ops", "reference"}),
     ("below all", {"check", "files", "_native"}),

@@ -1,0 +1,392 @@
+"""preflight(): one step of a run, looked at module by module before the run is taken.
+
+Docs: section 5 of docs/math.md. What has no second derivative, none in forward mode or a wrong one is found
+by trial: each part is differentiated twice and in forward mode, and the numbers are held against differences
+of its first gradient. So a loss that drops its second derivative in silence is found as well as one that
+raises, and no list of operations is kept. Two runs from the same random state tell what is not deterministic.
+
+Not here: what is differentiated in a run (l2t/curvature.py), and the sentences (l2t/check.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from l2t import check
+from l2t.curvature import NoGradIsConstant, coarsest, first_gradient, gradient, norm, products
+from l2t.tape import Randomness, Roots, Student
+
+__all__ = ["Finding", "Preflight", "preflight"]
+
+Function = Callable[[list[Tensor]], Tensor]
+
+
+class Finding(NamedTuple):
+    """What a part of a step lacks.
+
+    Attributes:
+        where: the module's name, ``"student"`` for the whole of it, or ``"loss"``.
+        lacks: ``"second derivative"``, ``"forward mode"`` or ``"determinism"``.
+        said: what was seen.
+        mend: what to do about it.
+    """
+
+    where: str
+    lacks: str
+    said: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: no {self.lacks} ({self.said}). {self.mend}"
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What :func:`preflight` found. Prints as a line a finding.
+
+    Attributes:
+        findings: each :class:`Finding`, of the innermost module that shows it.
+        curvature: the ``curvature`` to give to :func:`l2t.unroll`; None where a step is not deterministic and
+            has no second derivative, so that no way is left.
+
+    Example:
+        >>> import torch, l2t
+        >>> student = torch.nn.Linear(3, 1)
+        >>> found = l2t.preflight(student, torch.ones(2, 3), lambda model, x, step: model(x).square().mean())
+        >>> found.findings, found.curvature, found.suits("forward")
+        ((), 'reverse', True)
+    """
+
+    findings: tuple[Finding, ...]
+    curvature: str | None
+
+    def lacks(self, what: str) -> bool:
+        """Whether any part lacks this."""
+        return any(finding.lacks == what for finding in self.findings)
+
+    def suits(self, curvature: str) -> bool:
+        """Whether a run with this curvature can be walked back."""
+        if curvature in {"reverse", "recompute"} and self.lacks("second derivative"):
+            return False
+        if curvature == "forward" and self.lacks("forward mode"):
+            return False
+        return curvature == "reverse" or not self.lacks("determinism")
+
+    def __str__(self) -> str:
+        lines = [str(finding) for finding in self.findings] or [check.preflight_nothing()]
+        return "\n".join([*lines, check.preflight_advice(self.curvature)])
+
+
+def preflight(student: nn.Module, batch: Any, loss: Callable[[nn.Module, Any, int], Tensor]) -> Preflight:
+    """Tries a step of a run and names, module by module, what cannot be differentiated or repeated.
+
+    It takes some ten first gradients of the step and as many of each of its modules alone, so it is not done
+    at each :func:`l2t.unroll` unless that is told ``preflight=True``. Parameters, buffers, ``.grad`` and the
+    random state are as before when it returns.
+
+    Args:
+        student: the module, as for :func:`l2t.unroll`.
+        batch: a batch, as ``loss`` takes it.
+        loss: ``loss(model, batch, step)``, called with step 0.
+
+    Returns:
+        A :class:`Preflight`. Second derivatives are held against differences in the student's own dtype:
+        what is wrong by less than a fifth in a module is not seen, nor is what the batch does not touch.
+
+    Raises:
+        TypeError, ValueError: an argument, or what loss returns, is not as for :func:`l2t.unroll`.
+
+    Source: the numeric check is that of ``torch.autograd.gradgradcheck`` along a random direction, with the
+    noise of the difference told by a second one of twice the length.
+
+    Example:
+        >>> import torch, l2t
+        >>> student = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> def loss(model, batch, step):
+        ...     return torch.nn.functional.cross_entropy(model(batch), torch.tensor([0, 1]))
+        >>> print(l2t.preflight(student, torch.ones(2, 3), loss))
+        Every part can be differentiated twice and in forward mode, and repeats its numbers.
+        Take curvature='reverse' (or any other).
+    """
+    check.unroll_not_inference()
+    check.unroll_student(student)
+    check.unroll_functions(loss, lambda: None)
+    devices = Student(student).cuda_devices
+    start = Randomness.now(devices)
+    try:
+        with torch.enable_grad():
+            return _look(student, batch, loss, lambda: start.restore(devices))
+    finally:
+        start.restore(devices)
+
+
+def _look(
+    student: nn.Module, batch: Any, loss: Callable[..., Tensor], rewind: Callable[[], None]
+) -> Preflight:
+    def run() -> Tensor:
+        value = loss(student, batch, 0)
+        check.unroll_loss(value, 0)
+        return value
+
+    names = dict(_eager(student, "student"))
+    step = _Part(student, rewind, run)
+    calls, findings = _twice(names, step)
+    trials = {names[part]: part for part in calls}
+    failed: dict[str, _Trial] = {}
+    for name, part in trials.items():
+        failed[name] = _Part(part, rewind, *calls[part].function(part)).trial()
+    if student in calls:
+        failed["loss"] = _of_outputs(student, calls[student], rewind, run).trial()
+    whole = step.trial()
+    for i, lacks in enumerate(("second derivative", "forward mode")):
+        named = {name for name, trial in failed.items() if trial[i] is not None}
+        inner = [name for name in named if not any(_within(other, name) for other in named)]
+        told = [(name, failed[name][i]) for name in failed if name in inner]
+        if not told and whole[i] is not None:
+            told = [("student with loss", whole[i])]
+        for name, said in told:
+            assert said is not None
+            findings.append(Finding(name, lacks, said, check.preflight_mend(lacks, said)))
+    return Preflight(tuple(findings), _advice(findings))
+
+
+def _eager(part: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
+    """The modules whose calls can be seen, with their names: none of those inside what is compiled."""
+    if part._compiled_call_impl is not None:  # by part.compile()
+        return
+    yield part, name
+    if not hasattr(part, "_orig_mod"):  # by torch.compile(part)
+        for inner, child in part.named_children():
+            yield from _eager(child, inner if name == "student" else f"{name}.{inner}")
+
+
+def _within(inner: str, outer: str) -> bool:
+    """Whether a module of the first name lies inside one of the second."""
+    if outer == "student":
+        return inner not in {"student", "loss"}
+    return inner.startswith(outer + ".")
+
+
+def _advice(findings: Sequence[Finding]) -> str | None:
+    lacking = {finding.lacks for finding in findings}
+    if "second derivative" not in lacking:
+        return "reverse"
+    if "determinism" in lacking:
+        return None
+    return "central" if "forward mode" in lacking else "forward"
+
+
+# ---- two runs
+
+
+class _Call(NamedTuple):
+    """The first call of a module in a step, its tensors detached."""
+
+    args: Any
+    output: Any
+
+    def function(self, part: nn.Module) -> tuple[Callable[..., Any], list[Tensor]]:
+        """The call as a function of its floating-point tensors, and these."""
+        flat, spec = tree_flatten(self.args)
+        places = [i for i, x in enumerate(flat) if _is_float(x)]
+
+        def run(*tensors: Tensor) -> Any:
+            now = list(flat)
+            for i, x in zip(places, tensors, strict=True):
+                now[i] = x
+            args, kwargs = tree_unflatten(now, spec)
+            return part(*args, **kwargs)
+
+        return run, [flat[i] for i in places]
+
+
+def _is_float(x: object) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _copy(tree: Any) -> Any:
+    flat, spec = tree_flatten(tree)
+    return tree_unflatten([x.detach().clone() if isinstance(x, Tensor) else x for x in flat], spec)
+
+
+def _same(one: Any, other: Any) -> bool:
+    flat, again = tree_flatten(one)[0], tree_flatten(other)[0]
+    return len(flat) == len(again) and all(
+        torch.equal(torch.nan_to_num(x), torch.nan_to_num(y))
+        for x, y in zip(flat, again, strict=True)
+        if isinstance(x, Tensor) and isinstance(y, Tensor)
+    )
+
+
+def _twice(names: dict[nn.Module, str], step: _Part) -> tuple[dict[nn.Module, _Call], list[Finding]]:
+    """The calls of all modules in a step, and what differs when it is run again, innermost first."""
+    runs: list[dict[nn.Module, _Call]] = []
+    ends: list[list[Tensor]] = []
+    for _ in range(2):
+        inputs: dict[nn.Module, Any] = {}
+        calls: dict[nn.Module, _Call] = {}
+
+        def before(part: nn.Module, args: Any, kwargs: Any, inputs: Any = inputs) -> None:
+            inputs.setdefault(part, _copy((args, kwargs)))
+
+        def after(
+            part: nn.Module, args: Any, kwargs: Any, out: Any, at: Any = inputs, to: Any = calls
+        ) -> None:
+            if part not in to:
+                to[part] = _Call(at[part], _copy(out))
+
+        hooks = []
+        for part in names:
+            hooks.append(part.register_forward_pre_hook(before, with_kwargs=True))
+            hooks.append(part.register_forward_hook(after, with_kwargs=True))
+        try:
+            value, weights = step.value(step.at)
+            for hook in hooks:
+                hook.remove()
+            ends.append([value.detach(), *_filled(first_gradient(value, weights), weights)])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        runs.append(calls)
+    lacks, findings = "determinism", []
+    for part, call in runs[0].items():
+        if part not in runs[1] or not _same(call.output, runs[1][part].output):
+            said = check.preflight_differs("outputs")
+            findings.append(Finding(names[part], lacks, said, check.preflight_mend(lacks, said)))
+            break
+    if not findings and not _same(*ends):
+        where = "loss" if not _same(ends[0][0], ends[1][0]) else "student"
+        said = check.preflight_differs("values" if where == "loss" else "gradients")
+        findings.append(Finding(where, lacks, said, check.preflight_mend(lacks, said)))
+    return runs[0], findings
+
+
+# ---- a part, differentiated in every way
+
+_Trial = tuple[str | None, str | None]
+"""Why there is no right second derivative, and why there is none in forward mode; None where there is."""
+
+
+class _Part:
+    """A module, or the whole step, as a scalar function of tensors: inputs and parameters of the module."""
+
+    def __init__(
+        self,
+        part: nn.Module,
+        rewind: Callable[[], None],
+        run: Callable[..., Any],
+        inputs: Sequence[Tensor] = (),
+        parameters: bool = True,
+    ) -> None:
+        self._student, self._rewind, self._run = Student(part), rewind, run
+        self._inputs = len(inputs)
+        own = self._student.parameters if parameters else []
+        self._parameters = parameters
+        self.at = [x.detach() for x in [*inputs, *own]]
+
+    def value(self, at: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """A scalar at these tensors, and the leaves that stand for them."""
+        leaves = [x if forward_ad.unpack_dual(x).tangent is not None else x.detach() for x in at]
+        for x in leaves:
+            x.requires_grad_()
+        self._rewind()
+        weights: list[Tensor] = leaves[self._inputs :] if self._parameters else [*self._student.parameters]
+        self._student.bind(weights, self._student.buffers)
+        try:
+            with NoGradIsConstant() if forward_ad._current_level >= 0 else contextlib.nullcontext():
+                # An operation in place may not be the first that happens to a leaf.
+                out = self._run(*(x.clone() for x in leaves[: self._inputs]))
+        finally:
+            self._student.release()
+        outputs = [x for x in tree_flatten(out)[0] if _is_float(x)]
+        if len(outputs) == 1 and outputs[0].dim() == 0:
+            return outputs[0], leaves
+        total = torch.zeros((), dtype=torch.float32)
+        generator = torch.Generator().manual_seed(1)
+        for x in outputs:
+            weight = torch.randn(x.shape, generator=generator).to(x)
+            # Bent, so that what comes back to the module depends on what it gave.
+            total = total.to(x) + (weight * (x + x.square() / 2)).sum()
+        return total, leaves
+
+    def trial(self) -> _Trial:
+        """Differentiates twice and in forward mode, and compares with differences of the first gradient."""
+        value, leaves = self.value(self.at)
+        if not value.requires_grad or not leaves:
+            return None, None
+        generator = torch.Generator().manual_seed(2)
+        a = [torch.randn(x.shape, generator=generator).to(x) for x in self.at]
+        length = coarsest(self.at) ** (1 / 3) * (1 + float(norm(self.at))) / float(norm(a))
+        near, far = (self._difference(a, length * scale) for scale in (1, 2))
+        noise = float(norm([x - y for x, y in zip(near, far, strict=True)]))
+        return (
+            self._reason(self._second, a, near, noise),
+            self._reason(self._forward, a, near, noise),
+        )
+
+    def _difference(self, a: Sequence[Tensor], length: float) -> list[Tensor]:
+        ends = []
+        for sign in (1, -1):
+            value, leaves = self.value([x + sign * length * t for x, t in zip(self.at, a, strict=True)])
+            ends.append(_filled(first_gradient(value, leaves), leaves))
+        return [(x - y) / (2 * length) for x, y in zip(*ends, strict=True)]
+
+    def _second(self, a: Sequence[Tensor]) -> list[Tensor]:
+        value, leaves = self.value(self.at)
+        grads = gradient(value, leaves)
+        along = [t for g, t in zip(grads, a, strict=True) if g is not None]
+        return _filled(products(Roots.of(grads), along, leaves), leaves)
+
+    def _forward(self, a: Sequence[Tensor]) -> list[Tensor]:
+        with forward_ad.dual_level():
+            value, leaves = self.value([forward_ad.make_dual(x, t) for x, t in zip(self.at, a, strict=True)])
+            grads = first_gradient(value, leaves)
+            tangents = [None if g is None else forward_ad.unpack_dual(g).tangent for g in grads]
+        return _filled(tangents, leaves)
+
+    @staticmethod
+    def _reason(
+        way: Callable[[Sequence[Tensor]], list[Tensor]],
+        a: Sequence[Tensor],
+        difference: Sequence[Tensor],
+        noise: float,
+    ) -> str | None:
+        try:
+            found = way(a)
+        except RuntimeError as error:
+            return str(error).splitlines()[0].rstrip(". ")
+        off = float(norm([x - y for x, y in zip(found, difference, strict=True)]))
+        size = max(float(norm(found)), float(norm(difference)))
+        return check.preflight_wrong(off / size) if off > 0.2 * size and off > 4 * noise else None
+
+
+def _of_outputs(
+    student: nn.Module, call: _Call, rewind: Callable[[], None], run: Callable[[], Tensor]
+) -> _Part:
+    """The loss as a function of what the student gives, which is put in the place of what it would give."""
+    flat, spec = tree_flatten(call.output)
+    places = [i for i, x in enumerate(flat) if _is_float(x)]
+
+    def loss(*outputs: Tensor) -> Tensor:
+        now = list(flat)
+        for i, x in zip(places, outputs, strict=True):
+            now[i] = x
+        hook = student.register_forward_hook(lambda part, args, out: tree_unflatten(now, spec))
+        try:
+            return run()
+        finally:
+            hook.remove()
+
+    return _Part(student, rewind, loss, [flat[i] for i in places], parameters=False)
+
+
+def _filled(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(x) if d is None else d.detach() for d, x in zip(found, like, strict=True)]

@@ -1,0 +1,243 @@
+"""l2t.preflight: each thing that a step can lack is planted in a student, and found where it was planted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import test_unroll as unrolled
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+import l2t
+from l2t.preflight import Finding
+
+BATCH = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+
+
+def loss(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def look(student: nn.Module, loss: Callable[..., Tensor] = loss) -> l2t.Preflight:
+    dtype = next(student.parameters()).dtype
+    return l2t.preflight(student, (BATCH[0].to(dtype), BATCH[1]), loss)
+
+
+def function(second: str, forwards: bool) -> Callable[[Tensor], Tensor]:
+    """x³ by an autograd Function: its second derivative right, raising or dropped, with and without a jvp."""
+
+    def back(ctx: Any, v: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        if second == "dropped":
+            x = x.detach()
+        return 3 * x.square() * v
+
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            ctx.save_for_forward(x)
+            return x**3
+
+        backward = staticmethod(once_differentiable(back) if second == "raising" else back)
+
+    if forwards:
+
+        def jvp(ctx: Any, t: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors
+            return 3 * x.square() * t
+
+        Cube.jvp = staticmethod(jvp)
+    return Cube.apply
+
+
+class Inner(nn.Module):
+    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.f = f
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(x)
+
+
+def around(f: Callable[[Tensor], Tensor]) -> nn.Module:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(8, 5), Inner(f), nn.Linear(5, 3))
+    return nn.Sequential(nn.Dropout(0.2), block, nn.BatchNorm1d(3)).double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("student", ["mlp", "cnn", "tied", "normaliser", "attention", "parametrised"])
+def test_nothing_is_found_where_nothing_is_lacking(student: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    found = look(unrolled.STUDENTS[student]().to(dtype))
+    assert found.findings == ()
+    assert found.curvature == "reverse"
+    assert all(found.suits(curvature) for curvature in ("reverse", "recompute", "forward", "central"))
+    assert "Every part can be differentiated twice and in forward mode, and repeats its numbers." in str(
+        found
+    )
+    assert "Take curvature='reverse' (or any other)." in str(found)
+
+
+def test_the_fused_loss_has_all_it_needs() -> None:
+    weight = torch.eye(3).requires_grad_()
+    assert (
+        look(
+            unrolled.mlp(), lambda model, batch, step: l2t.dynamic_loss(model(batch[0]), batch[1], weight)
+        ).findings
+        == ()
+    )
+    assert weight.grad is None
+
+
+@pytest.mark.parametrize("forwards", [True, False])
+@pytest.mark.parametrize("second", ["right", "raising", "dropped"])
+def test_a_function_is_found_in_its_module(second: str, forwards: bool) -> None:
+    found = look(around(function(second, forwards)))
+    # What drops its second derivative backwards keeps its tangents only if its backward is told of them.
+    lacking = [finding.lacks for finding in found.findings]
+    assert {finding.where for finding in found.findings} <= {"1.1"}
+    assert ("second derivative" in lacking) == (second != "right")
+    assert ("forward mode" in lacking) == (not forwards or second == "dropped")
+    said = str(found)
+    if second == "raising":
+        assert "take curvature='central', which needs none" in said
+    if second == "dropped":
+        assert "of its size, against differences of the first derivative" in said
+        assert "As it is, take curvature='central'." in said
+    if not forwards and second == "right":
+        assert "Give its autograd Function a jvp, or do without curvature='forward'." in said
+        assert found.curvature == "reverse"
+    if second == "raising" and forwards:
+        assert found.curvature == "forward"
+    assert found.suits("central")
+    assert found.suits("reverse") == found.suits("recompute") == (second == "right")
+
+
+def test_a_fused_loss_that_drops_its_second_derivative_is_found() -> None:
+    """Liger-Kernel#968: a loss that makes its gradient in forward returns a first derivative alone."""
+
+    class Fused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+            ctx.save_for_backward((logits.softmax(1) - F.one_hot(target, 3)) / len(target))
+            return F.cross_entropy(logits, target)
+
+        @staticmethod
+        def backward(ctx: Any, v: Tensor) -> Any:
+            return ctx.saved_tensors[0] * v, None
+
+    found = look(unrolled.mlp(), lambda model, batch, step: Fused.apply(model(batch[0]), batch[1]))
+    assert [(x.where, x.lacks) for x in found.findings] == [
+        ("loss", "second derivative"),
+        ("loss", "forward mode"),
+    ]
+    assert found.curvature == "central"
+
+
+def test_attention_is_told_its_switch() -> None:
+    """pytorch#116350."""
+    found = look(unrolled.Attention())
+    assert {finding.where for finding in found.findings} == {"student"}
+    assert found.lacks("second derivative")
+    assert "Call it inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)." in str(found)
+    assert found.curvature == "central"
+
+
+def test_an_lstm_of_mkldnn_is_told_its_switch() -> None:
+    found = look(unrolled.Recurrent())
+    if torch.backends.mkldnn.is_available():
+        assert [(x.where, x.lacks) for x in found.findings] == [("cell", "forward mode")]
+        assert "Call it inside torch.backends.mkldnn.flags(enabled=False)." in str(found)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert look(unrolled.Recurrent()).findings == ()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_module_is_told_to_stay_uncompiled(in_place: bool) -> None:
+    """pytorch#91469."""
+    inner = Inner(torch.tanh)
+    if in_place:
+        inner.compile(backend="aot_eager")
+    else:
+        inner = torch.compile(inner, backend="aot_eager")
+    found = look(nn.Sequential(nn.Linear(8, 5), inner, nn.Linear(5, 3)))
+    assert found.lacks("second derivative")
+    assert "Leave it uncompiled." in str(found)
+    # What is compiled in place cannot be seen from outside, so the module around it is named.
+    assert {finding.where for finding in found.findings} == {"student" if in_place else "1"}
+
+
+def test_what_does_not_repeat_is_named() -> None:
+    found = look(around(lambda x: x * (1 + random.random())))
+    assert ("1.1", "determinism") in [(x.where, x.lacks) for x in found.findings]
+    assert "two runs from the same random state gave different outputs" in str(found)
+    assert "Let it draw from PyTorch's default random numbers alone" in str(found)
+    noisy = look(unrolled.mlp(), lambda *given: loss(*given) * (1 + random.random()))
+    assert ("loss", "determinism") in [(x.where, x.lacks) for x in noisy.findings]
+    assert not noisy.suits("recompute")
+    assert not noisy.suits("central")
+
+
+def test_no_way_is_left_for_a_step_that_neither_repeats_nor_bends() -> None:
+    cube = function("raising", forwards=False)
+    found = look(around(lambda x: cube(x) * (1 + 1e-10 * random.random())))
+    assert found.curvature is None
+    assert "No curvature is left" in str(found)
+    assert not found.suits("reverse")
+
+
+def test_all_is_as_before() -> None:
+    torch.manual_seed(3)
+    student = unrolled.cnn()
+    for p in student.parameters():
+        p.grad = torch.ones_like(p)
+    state = {name: x.clone() for name, x in student.state_dict().items()}
+    parameters = list(student.parameters())
+    expected = torch.get_rng_state()
+    look(student)
+    assert torch.equal(torch.get_rng_state(), expected)
+    assert all(torch.equal(x, state[name]) for name, x in student.state_dict().items())
+    assert all(x is y for x, y in zip(student.parameters(), parameters, strict=True))
+    assert all(bool((p.grad == 1).all()) for p in parameters)
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in student.modules())
+
+
+@pytest.mark.parametrize("kind", ["list", "generator"])
+def test_a_run_looks_before_it_starts_where_it_is_told_to(kind: str) -> None:
+    def run(student: nn.Module, curvature: str) -> l2t.Run:
+        return l2t.unroll(
+            student,
+            [BATCH] * 3 if kind == "list" else (BATCH for _ in range(3)),
+            loss,
+            lambda model: model(BATCH[0]).mean(),
+            curvature=curvature,
+            preflight=True,
+        )
+
+    with pytest.raises(
+        RuntimeError, match=r"a step must be fit for curvature='reverse', got one that is not"
+    ) as error:
+        run(unrolled.Attention(), "reverse")
+    assert "SDPBackend.MATH" in str(error.value)
+    assert run(unrolled.Attention(), "central").report.steps == 3
+    assert run(unrolled.mlp(), "reverse").report.steps == 3
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(TypeError, match=r"student must be an ordinary torch\.nn\.Module"):
+        l2t.preflight(lambda x: x, BATCH, loss)
+    with pytest.raises(TypeError, match="loss must be a function"):
+        l2t.preflight(unrolled.mlp(), BATCH, 3)
+    with pytest.raises(ValueError, match="loss must return a real 0-dim tensor"):
+        look(unrolled.mlp(), lambda model, batch, step: model(batch[0]))
+    assert (
+        str(Finding("layer", "second derivative", "said", "Mend."))
+        == "layer: no second derivative (said). Mend."
+    )

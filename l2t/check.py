@@ -815,6 +815,15 @@ def unroll_second_derivative(error: RuntimeError) -> None:
         ) from error
 
 
+def unroll_once_differentiable() -> RuntimeError:
+    """A function whose second derivative would be left out in silence."""
+    return RuntimeError(
+        "l2t.unroll: every operation of loss must have a second derivative, got an autograd Function whose backward is "
+        "marked @once_differentiable. Take curvature='central', which asks for first derivatives only, or write it in "
+        "operations that have one."
+    )
+
+
 class ForwardModeError(Exception):
     """An operation of a step has no derivative in forward mode."""
 

@@ -125,6 +125,7 @@ def products(roots: Roots, a: Sequence[Tensor], inputs: Sequence[Tensor]) -> Gra
         a = [a[i] for i in roots.moving]
     if not roots.edges:
         return (None,) * len(inputs)
+    differentiable(roots.edges)
     retain_graph = create_graph = accumulate_grad = False
     allow_unreachable = True
     return _run_backward(
@@ -138,20 +139,38 @@ def products(roots: Roots, a: Sequence[Tensor], inputs: Sequence[Tensor]) -> Gra
     )
 
 
-def leaves(roots: Sequence[Tensor | GradientEdge]) -> list[Tensor]:
-    """Every leaf that the graphs of these reach, in the order in which they are found."""
-    nodes = [x.node if isinstance(x, GradientEdge) else x.grad_fn for x in roots]
-    stack: list[Any] = [node for node in nodes if node is not None]
-    seen, found = set(stack), {id(x): x for x in roots if isinstance(x, Tensor) and x.grad_fn is None}
+def _nodes(roots: Sequence[Tensor | GradientEdge]) -> Iterator[Any]:
+    """Every node of the graphs of these, once."""
+    begin = [x.node if isinstance(x, GradientEdge) else x.grad_fn for x in roots]
+    stack: list[Any] = [node for node in begin if node is not None]
+    seen = set(stack)
     while stack:
         node = stack.pop()
-        if isinstance(node, torch._C._functions.AccumulateGrad):  # type: ignore[attr-defined]
-            found.setdefault(id(node.variable), node.variable)
+        yield node
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
                 stack.append(following)
+
+
+def leaves(roots: Sequence[Tensor | GradientEdge]) -> list[Tensor]:
+    """Every leaf that the graphs of these reach, in the order in which they are found."""
+    found = {id(x): x for x in roots if isinstance(x, Tensor) and x.grad_fn is None}
+    for node in _nodes(roots):
+        if isinstance(node, torch._C._functions.AccumulateGrad):  # type: ignore[attr-defined]
+            found.setdefault(id(node.variable), node.variable)
     return list(found.values())
+
+
+def differentiable(roots: Sequence[Tensor | GradientEdge]) -> None:
+    """Raises where a graph holds what ``once_differentiable`` has cut.
+
+    Its error hangs on a leaf of its own, so the engine does not come by where inputs are named, and leaves
+    the second derivative out in silence.
+    """
+    for node in _nodes(roots):
+        if node.name() == "torch::autograd::Error":
+            raise check.unroll_once_differentiable()
 
 
 class Wanted(NamedTuple):
@@ -177,6 +196,8 @@ class Replay(NamedTuple):
     """The step's loss at these weights, with the batch, the random numbers and the buffers of the step."""
     unit: float
     """The rounding unit of the coarsest arithmetic that the run is taken in."""
+    examines: bool = True
+    """Whether graphs are looked at for derivatives that are left out in silence: at one step of a run."""
 
 
 class Curvature(Protocol):
@@ -212,7 +233,7 @@ class _SecondOrder:
         return gradient(loss, weights), None
 
     @staticmethod
-    def _product(roots: Roots, a: Tensors, weights: Tensors, wanted: Wanted) -> None:
+    def _product(roots: Roots, a: Tensors, weights: Tensors, wanted: Wanted, examines: bool) -> None:
         if roots.moving is not None:
             a = [a[i] for i in roots.moving]
         if not roots.edges:
@@ -223,6 +244,8 @@ class _SecondOrder:
             inputs = wanted.beside(weights, roots.edges)
             if not inputs:  # which would mean every leaf
                 return
+        if examines:
+            differentiable(roots.edges)
         accumulate(roots.edges, a, inputs)
 
 
@@ -238,7 +261,7 @@ class Reverse(_SecondOrder):
     def product(self, step: Step, replay: Replay, a: Tensors, wanted: Wanted) -> None:
         """As :class:`Curvature` says, through the kept graph."""
         assert step.roots is not None
-        self._product(step.roots, a, step.weights, wanted)
+        self._product(step.roots, a, step.weights, wanted, replay.examines)
 
 
 class Recompute(_SecondOrder):
@@ -255,7 +278,7 @@ class Recompute(_SecondOrder):
         grads = step.grads
         if grads is None or not any(g is not None and g.requires_grad for g in grads):
             grads = gradient(replay.loss(step, step.weights), step.weights)
-        self._product(Roots.of(grads), a, step.weights, wanted)
+        self._product(Roots.of(grads), a, step.weights, wanted, replay.examines)
 
 
 class _FirstOrder:
@@ -479,7 +502,7 @@ def measured_error(
         found: list[list[list[Tensor]]] = []
         targets = [x for group in groups for x in group]
         with _scratch(targets):
-            _SecondOrder._product(roots, a, step.weights, Wanted(wanted.hessian, groups[-1]))
+            _SecondOrder._product(roots, a, step.weights, Wanted(wanted.hessian, groups[-1]), True)
             found.append([_grads(group) for group in groups])
         with _scratch(targets):
             curvature.product(step, replay, a, Wanted(wanted.hessian, groups[-1]))

@@ -435,6 +435,7 @@ class Run:
             self._products = CURVATURES[report.curvature]
             warnings.warn(str(error), stacklevel=5)
             self._products.product(step, self._replay, a, wanted)
+        self._replay = self._replay._replace(examines=False)
 
     def _finish(self, v_w: Adjoint, v_settings: list[tuple[Tensor, Tensor]]) -> None:
         """Hands the gradients of settings and initial weights to the leaves behind them."""

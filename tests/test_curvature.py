@@ -115,10 +115,31 @@ def test_a_difference_asks_for_no_second_derivative(curvature: str, room: float)
     assert run.report.curvature_error is None
     assert "once_differentiable" in run.report.curvature_error_reason
     for exact in ("reverse", "recompute"):
-        with pytest.raises(
-            RuntimeError, match=r"take curvature='central', which asks for first derivatives only"
-        ):
+        with pytest.raises(RuntimeError, match=r"curvature='central', which asks for first derivatives only"):
             polynomial(Cube.apply, curvature=exact)
+
+
+@pytest.mark.filterwarnings("ignore:l2t.unroll. with curvature='forward'")
+@pytest.mark.parametrize("plan", [{}, {"schedule": "every"}], ids=["all", "every"])
+@pytest.mark.parametrize("curvature", ["reverse", "recompute", "forward"])
+def test_a_second_derivative_is_not_left_out_in_silence(curvature: str, plan: dict[str, Any]) -> None:
+    """Where inputs are named, torch's engine passes by the error of once_differentiable."""
+    student = nn.Linear(3, 2).double()
+    x, scale = torch.ones(6, 3, dtype=torch.float64), torch.ones((), dtype=torch.float64, requires_grad=True)
+    for order in ("exact", "first"):
+        run = l2t.unroll(
+            student,
+            range(4),
+            lambda model, batch, step: scale * Cube.apply(model(x)).square().mean(),
+            lambda model: model(x).square().mean(),
+            meta=[scale],
+            curvature=curvature,
+            order=order,
+            **plan,
+        )
+        with pytest.raises(RuntimeError, match="got an autograd Function whose backward is marked"):
+            run.backward()
+        assert scale.grad is None
 
 
 @pytest.mark.parametrize("curvature", DIFFERENCES)

@@ -187,7 +187,7 @@ def test_what_does_not_repeat_is_named() -> None:
 
 def test_no_way_is_left_for_a_step_that_neither_repeats_nor_bends() -> None:
     cube = function("raising", forwards=False)
-    found = look(around(lambda x: cube(x) * (1 + 1e-10 * random.random())))
+    found = look(around(lambda x: cube(x) * (1 + random.random())))
     assert found.curvature is None
     assert "No curvature is left" in str(found)
     assert not found.suits("reverse")

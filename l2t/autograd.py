@@ -1,4 +1,4 @@
-"""Derivatives of the ops: one autograd Function an op, the backward of each is the next op.
+"""Derivatives of ops: one autograd Function an op, the backward of each is the next op.
 
     value --backward--> grad --backward--> grad_vjp --backward--> raises
       |                   |
@@ -10,7 +10,8 @@ The derivative of `value` along tangents t is a result of ``grad_vjp``: `grad` i
 Jacobian, linear in its cotangent v_loss, so the derivative of ⟨grad(v_loss), t⟩ to v_loss is the Jacobian
 times t. Being first order, that result can be differentiated once more (reverse over forward).
 
-The Functions are the ops' kernels at the dispatcher's autograd key. So there is one rule for eager mode,
+`Chain` makes the Functions, for the ops of ops.py and for those of linear.py, which stand in the same order.
+They are the ops' kernels at the dispatcher's autograd key. So there is one rule for eager mode,
 `torch.func`, `torch.compile` and make_fx, and their graphs hold ops alone. ``stats`` gets no derivative: each
 formula is the total one (docs/math.md, sections 2 to 4).
 
@@ -35,10 +36,6 @@ from torch.autograd import Function, forward_ad
 
 from l2t import check, ops
 
-# Positions among the arguments that all ops share: those that are differentiated, and how many there are.
-_INPUTS = (0, 2, 3, 4, 5, 6)  # logits, weight, left, right, bias, scale
-_COMMON = ops.COMMON
-
 
 def _tracked() -> bool:
     """Whether somebody may ask for a derivative of what is computed now."""
@@ -55,7 +52,7 @@ def _below(name: str, arguments: Sequence[Any]) -> Any:
     Results that are not wanted are empty or None.
     """
     functorch = torch._C._are_functorch_transforms_active()
-    if not functorch and ops.native(*arguments):
+    if not functorch and name in ops.KERNELS and ops.native(*arguments):
         try:
             return tuple(ops.KERNELS[name](*arguments))
         except RuntimeError:  # a tensor that has no memory of its own; any other error comes again below
@@ -79,7 +76,7 @@ def _op(name: str, *arguments: Any) -> Any:
     return _FUNCTIONS[name].call(*arguments)
 
 
-class _Op(Function):
+class Op(Function):
     """What the Functions share: an op, and an apply that binds no signature, which halves its cost."""
 
     op: ClassVar[str]
@@ -89,142 +86,168 @@ class _Op(Function):
         cls.call = super(Function, cls).apply  # type: ignore[misc]
 
 
-def _save(ctx: Any, arguments: Sequence[Any], *more: Any) -> None:
-    """Keeps the common arguments, and more tensors, for backward and jvp."""
-    ctx.constants = arguments[7:_COMMON]
-    saved = (*arguments[:7], *more)
-    ctx.save_for_backward(*saved)
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
-        ctx.save_for_forward(*saved)
-    ctx.set_materialize_grads(False)
-
-
-def _saved(ctx: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The common arguments, and the tensors saved beside them."""
-    saved = ctx.saved_tensors
-    return (*saved[:7], *ctx.constants), saved[7:]
-
-
-def _needs(ctx: Any) -> list[bool]:
-    needs = ctx.needs_input_grad
-    return [needs[i] for i in _INPUTS]
-
-
-def _only(wanted: Sequence[bool], results: Sequence[Any]) -> list[Tensor | None]:
+def only(wanted: Sequence[bool], results: Sequence[Any]) -> list[Tensor | None]:
     """Results of an op, None where they are not wanted."""
     return [x if want else None for x, want in zip(results, wanted, strict=True)]
 
 
-def _spread(d_inputs: Sequence[Any]) -> tuple[Any, ...]:
-    """Gradients to logits and tables at their places among the common arguments."""
-    d_logits, *d_tables = d_inputs
-    return (d_logits, None, *d_tables, None, None, None, None, None)
+class Chain:
+    """Four ops that share their first arguments and are each other's derivatives, as in the diagram above.
+
+    The ops are ``value``, ``grad``, ``grad_vjp`` and ``grad_jvp`` behind a prefix. Their first arguments are
+    so many tensors, the second of which is the target and all others are differentiated, and constants, up to
+    ``common`` in all. Those of `grad` and its own derivatives go on with stats and v_loss, and end with what
+    is wanted.
+    """
+
+    def __init__(self, prefix: str, tensors: int, common: int) -> None:
+        self.prefix, self.tensors, self.common = prefix, tensors, common
+        self.inputs = [i for i in range(tensors) if i != 1]
+        self.functions = _functions(self)
+
+    def save(self, ctx: Any, arguments: Sequence[Any], *more: Any) -> None:
+        """Keeps the common arguments, and more tensors, for backward and jvp."""
+        ctx.constants = arguments[self.tensors : self.common]
+        saved = (*arguments[: self.tensors], *more)
+        ctx.save_for_backward(*saved)
+        if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+            ctx.save_for_forward(*saved)
+        ctx.set_materialize_grads(False)
+
+    def saved(self, ctx: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The common arguments, and the tensors saved beside them."""
+        saved = ctx.saved_tensors
+        return (*saved[: self.tensors], *ctx.constants), saved[self.tensors :]
+
+    def needs(self, ctx: Any, before: int = 0) -> list[bool]:
+        """Whether each input wants a gradient, where so many other arguments come before the common ones."""
+        needs = ctx.needs_input_grad
+        return [needs[i + before] for i in self.inputs]
+
+    def spread(self, d_inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """Gradients to the inputs at their places among the common arguments."""
+        first, *others = d_inputs
+        return (first, None, *others, *[None] * (self.common - self.tensors))
+
+    def back_over_grad(self, ctx: Any, x: Sequence[Any], before: int = 0) -> tuple[Any, ...]:
+        """Cotangents of the results of `grad` back to its arguments, which come behind so many others."""
+        where, (stats, v_loss) = self.saved(ctx)
+        wanted = [ctx.needs_input_grad[before + self.common + 1], *self.needs(ctx, before)]
+        results = _op(f"{self.prefix}grad_vjp", *where, stats, v_loss, *only(ctx.wanted, x), wanted)
+        d_v_loss, *d_inputs = only(wanted, results)
+        return (*[None] * before, *self.spread(d_inputs), None, d_v_loss, None)
+
+    def register(self) -> None:
+        """Makes the Functions the ops' kernels at the dispatcher's autograd key."""
+        for cls in self.functions:
+            _FUNCTIONS[cls.op] = cls
+            ops.LIBRARY.impl(cls.op, _autograd_kernel(cls), "Autograd")
 
 
-class Value(_Op):
-    """``l2t::value``: (loss, stats, d_logits)."""
+def _functions(chain: Chain) -> tuple[type[Op], ...]:
+    """The four Functions of a chain."""
+    value, grad, grad_vjp, grad_jvp = (f"{chain.prefix}{name}" for name in ops.OPS)
 
-    op = "value"
+    class Value(Op):
+        """The losses, stats, and whatever else has no derivative."""
 
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        loss, stats, d_logits = _below("value", arguments)
-        ctx.mark_non_differentiable(stats, *([] if d_logits is None else [d_logits]))
-        _save(ctx, arguments, stats)
-        return loss, stats, d_logits
+        op = value
 
-    @staticmethod
-    def backward(ctx: Any, v_loss: Any, v_stats: Any, v_d_logits: Any) -> Any:
-        if v_loss is None:
-            return (None,) * (_COMMON + 1)
-        where, (stats,) = _saved(ctx)
-        wanted = _needs(ctx)
-        return (*_spread(_only(wanted, _op("grad", *where, stats, v_loss, wanted))), None)
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            loss, *others = results = _below(value, arguments)
+            ctx.mark_non_differentiable(*(x for x in others if x is not None))
+            ctx.losses, ctx.behind = loss.shape[0], [None] * (len(arguments) - chain.common)
+            chain.save(ctx, arguments, others[0])
+            return results
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        where, (stats,) = _saved(ctx)
-        t = (tangents[i] for i in _INPUTS)
-        count = ops.losses(where[0], *where[10:])
-        v_loss = stats.new_ones(count)
-        along, *_ = _op("grad_vjp", *where, stats, v_loss, *t, [True] + [False] * 6)
-        return along, None, None
+        @staticmethod
+        def backward(ctx: Any, v_loss: Any, *v_others: Any) -> Any:
+            if v_loss is None:
+                return (*[None] * chain.common, *ctx.behind)
+            where, (stats,) = chain.saved(ctx)
+            wanted = chain.needs(ctx)
+            d_inputs = only(wanted, _op(grad, *where, stats, v_loss, wanted))
+            return (*chain.spread(d_inputs), *ctx.behind)
 
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            where, (stats,) = chain.saved(ctx)
+            t = [tangents[i] for i in chain.inputs]
+            wanted = [True] + [False] * len(t)
+            along, *_ = _op(grad_vjp, *where, stats, stats.new_ones(ctx.losses), *t, wanted)
+            return (along, None, *ctx.behind)
 
-class Grad(_Op):
-    """``l2t::grad``: gradients of ⟨v_loss, loss⟩."""
+    class Grad(Op):
+        """Gradients of ⟨v_loss, loss⟩."""
 
-    op = "grad"
+        op = grad
 
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        *_, stats, v_loss, wanted = arguments
-        ctx.wanted = wanted
-        _save(ctx, arguments, stats, v_loss)
-        return _below("grad", arguments)
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            *_, stats, v_loss, wanted = arguments
+            ctx.wanted = wanted
+            chain.save(ctx, arguments, stats, v_loss)
+            return _below(grad, arguments)
 
-    @staticmethod
-    def backward(ctx: Any, *x: Any) -> Any:
-        where, (stats, v_loss) = _saved(ctx)
-        wanted = [ctx.needs_input_grad[_COMMON + 1], *_needs(ctx)]
-        results = _op("grad_vjp", *where, stats, v_loss, *_only(ctx.wanted, x), wanted)
-        d_v_loss, *d_inputs = _only(wanted, results)
-        return (*_spread(d_inputs), None, d_v_loss, None)
+        @staticmethod
+        def backward(ctx: Any, *x: Any) -> Any:
+            return chain.back_over_grad(ctx, x)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        where, (stats, v_loss) = _saved(ctx)
-        t = (tangents[_COMMON + 1], *(tangents[i] for i in _INPUTS))
-        return _op("grad_jvp", *where, stats, v_loss, *t, ctx.wanted)
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            where, (stats, v_loss) = chain.saved(ctx)
+            t = (tangents[chain.common + 1], *(tangents[i] for i in chain.inputs))
+            return _op(grad_jvp, *where, stats, v_loss, *t, ctx.wanted)
 
+    class GradVjp(Op):
+        """Cotangents x of `grad`'s results, back to its inputs."""
 
-class GradVjp(_Op):
-    """``l2t::grad_vjp``: cotangents x of `grad`'s results, back to its inputs."""
+        op = grad_vjp
 
-    op = "grad_vjp"
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            ctx.wanted = arguments[-1]
+            chain.save(ctx, arguments, *arguments[chain.common : -1])
+            return _below(grad_vjp, arguments)
 
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        ctx.wanted = arguments[-1]
-        _save(ctx, arguments, *arguments[_COMMON:-1])
-        return _below("grad_vjp", arguments)
+        @staticmethod
+        def backward(ctx: Any, v: Any, *higher: Any) -> Any:
+            if any(x is not None for x in higher):
+                raise check.third_derivative()
+            # d_v_loss is the Jacobian times x: what remains is a second derivative.
+            where, (stats, _, *x) = chain.saved(ctx)
+            wanted = [False, *chain.needs(ctx)]
+            _, *d_inputs = only(wanted, _op(grad_vjp, *where, stats, v, *x, wanted))
+            wanted = list(ctx.needs_input_grad[chain.common + 2 : -1])
+            d_x = only(wanted, _op(grad, *where, stats, v, wanted))
+            return (*chain.spread(d_inputs), None, None, *d_x, None)
 
-    @staticmethod
-    def backward(ctx: Any, v: Any, *higher: Any) -> Any:
-        if any(x is not None for x in higher):
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            raise check.third_derivative() if any(ctx.wanted[1:]) else check.forward_twice()
+
+    class GradJvp(Op):
+        """Tangents of `grad`'s results."""
+
+        op = grad_jvp
+
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            return _below(grad_jvp, arguments)
+
+        @staticmethod
+        def backward(ctx: Any, *v: Any) -> Any:
             raise check.third_derivative()
-        # d_v_loss is the Jacobian times x: what remains is a second derivative.
-        where, (stats, _, *x) = _saved(ctx)
-        wanted = _needs(ctx)
-        _, *d_inputs = _only([False, *wanted], _op("grad_vjp", *where, stats, v, *x, [False, *wanted]))
-        wanted = list(ctx.needs_input_grad[_COMMON + 2 : -1])
-        d_x = _only(wanted, _op("grad", *where, stats, v, wanted))
-        return (*_spread(d_inputs), None, None, *d_x, None)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise check.third_derivative() if any(ctx.wanted[1:]) else check.forward_twice()
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            raise check.third_derivative()
+
+    return Value, Grad, GradVjp, GradJvp
 
 
-class GradJvp(_Op):
-    """``l2t::grad_jvp``: tangents of `grad`'s results."""
-
-    op = "grad_jvp"
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        return _below("grad_jvp", arguments)
-
-    @staticmethod
-    def backward(ctx: Any, *v: Any) -> Any:
-        raise check.third_derivative()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise check.third_derivative()
-
-
-class Loss(_Op):
+class Loss(Op):
     """The loss as one node, for eager mode on ordinary tensors (`ops.unwatched`).
 
     Settings are whether backward may overwrite the logits, whether it will want the gradient to them, and the
@@ -291,12 +314,12 @@ def _beyond(ctx: Any, inplace: bool, constants: tuple[Any, ...], v_loss: Tensor)
     *saved, stats = ctx.saved_tensors
     _, wants_logits, _, *tables = ctx.needs_input_grad
     wanted = [wants_logits, *tables]
-    grads = _only(wanted, _op("grad", *saved, *constants, stats, v_loss.reshape(-1), wanted))
+    grads = only(wanted, _op("grad", *saved, *constants, stats, v_loss.reshape(-1), wanted))
     return None, grads[0], None, *grads[1:]
 
 
-class LossGrad(_Op):
-    """The gradients of `Loss`, to be differentiated: as `Grad`, of tensors that the core has read before."""
+class LossGrad(Op):
+    """The gradients of `Loss`, to be differentiated: as `grad`, of tensors that the core has read before."""
 
     op = "grad"
 
@@ -324,12 +347,12 @@ class LossGrad(_Op):
         else:
             wanted = [wants_v_loss, logits, *tables]
             results = _op("grad_vjp", *saved, *constants, stats, v_loss.reshape(-1), *x, wanted)
-            d_v_loss, *room = _only(wanted, results)
+            d_v_loss, *room = only(wanted, results)
             d_v_loss = None if d_v_loss is None else d_v_loss.reshape(v_loss.shape)
         return None, room[0], None, *room[1:], None, d_v_loss
 
 
-def _autograd_kernel(cls: type[_Op]) -> Callable[..., Any]:
+def _autograd_kernel(cls: type[Op]) -> Callable[..., Any]:
     def kernel(*arguments: Any) -> Any:
         if not _tracked():
             return ops.results(_below(cls.op, arguments), arguments[0])
@@ -341,7 +364,6 @@ def _autograd_kernel(cls: type[_Op]) -> Callable[..., Any]:
     return kernel
 
 
-_FUNCTIONS: dict[str, type[_Op]] = {cls.op: cls for cls in (Value, Grad, GradVjp, GradJvp)}
+_FUNCTIONS: dict[str, type[Op]] = {}
 
-for _name, _cls in _FUNCTIONS.items():
-    ops.LIBRARY.impl(_name, _autograd_kernel(_cls), "Autograd")
+Chain("", tensors=7, common=ops.COMMON).register()

@@ -9,9 +9,10 @@ by their gradient or by the next stretch. With z = h Aᵀ + c and g = ∂ℓ/∂
                    h gets w A + g x_A,  A gets wᵀ h + gᵀ x_h,  c gets Σ w
 
 So four ops ``l2t::linear_*`` stand over those of ops.py under the same names, each in stretches, with the
-same chain of derivatives (autograd.py). Eager mode has a node of its own besides, `_Reduced`, for a reduced
-loss: it makes the gradients in the same pass as the loss, with one product for the logits instead of two, and
-hands them on scaled; where the backward is to be differentiated they become the values of `_Grad`.
+same chain of derivatives (autograd.Chain). Eager mode has a node of its own besides, `_Reduced`, for a
+reduced loss: it makes the gradients in the same pass as the loss, with one product for the logits instead of
+two, and hands them on scaled; where the backward is to be differentiated they become the results of the op
+(`_Ready`).
 
 Sums over stretches are made in the arithmetic's dtype, float32 for half precision. On the CPU products of
 float16 are made in float32: the library's own take up to a hundred times as long there.
@@ -24,15 +25,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd import Function, forward_ad
 
 from l2t import check, functional, ops
+from l2t.autograd import Chain, Op, only
 from l2t.functional import LINKS, REDUCTIONS, checked_tables, dynamic_loss
 from l2t.weight import Weight
 
@@ -177,8 +177,10 @@ def _sum(where: tuple[Any, ...], factor: Tensor | None) -> Tensor:
 
 # ---- kernels: rows in stretches ----
 
-_INPUTS = (0, 2, 3, 4, 5, 6, 7, 8)  # hidden, head, head_bias, weight, left, right, bias, scale
-_TENSORS, _COMMON = 9, 12  # the arguments that all ops share begin with these tensors
+_CHAIN = Chain("linear_", tensors=9, common=12)
+# Of the arguments that all ops share, those that are differentiated: hidden, head, head_bias, weight, ...
+_INPUTS = _CHAIN.inputs
+_COMMON = _CHAIN.common
 
 
 def _has_kernel(logits: Tensor) -> bool:
@@ -477,174 +479,7 @@ def _second(
 # ---- derivatives ----
 
 
-def _tracked() -> bool:
-    """Whether somebody may ask for a derivative of what is computed now."""
-    return (
-        torch.is_grad_enabled()
-        or forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-    )
-
-
-def _below(name: str, arguments: Sequence[Any]) -> Any:
-    """The op without derivatives of its own, but for those of the levels of `torch.func` below this one."""
-    op = getattr(torch.ops.l2t, name).default
-    with torch._C._AutoDispatchBelowAutograd():
-        if not torch._C._are_functorch_transforms_active():
-            return op(*arguments)
-        # Within a Function derivatives are off, at every level.
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-            return op(*arguments)
-
-
-def _op(name: str, *arguments: Any) -> Any:
-    return getattr(torch.ops.l2t, name).default(*arguments)
-
-
-def _save(ctx: Any, arguments: Sequence[Any], *more: Any) -> None:
-    """Keeps the common arguments, and more tensors, for backward and jvp."""
-    ctx.constants = arguments[_TENSORS:_COMMON]
-    saved = (*arguments[:_TENSORS], *more)
-    ctx.save_for_backward(*saved)
-    ctx.save_for_forward(*saved)
-    ctx.set_materialize_grads(False)
-
-
-def _saved(ctx: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The common arguments, and the tensors saved beside them."""
-    saved = ctx.saved_tensors
-    return (*saved[:_TENSORS], *ctx.constants), saved[_TENSORS:]
-
-
-def _needs(ctx: Any, offset: int = 0) -> list[bool]:
-    return [ctx.needs_input_grad[i + offset] for i in _INPUTS]
-
-
-def _only(wanted: Sequence[bool], results: Sequence[Any]) -> list[Tensor | None]:
-    """Results of an op, None where they are not wanted."""
-    return [x if want else None for x, want in zip(results, wanted, strict=True)]
-
-
-def _spread(d_inputs: Sequence[Any]) -> tuple[Any, ...]:
-    """Gradients at their places among the common arguments."""
-    d_hidden, *others = d_inputs
-    return (d_hidden, None, *others, None, None, None)
-
-
-class _Op(Function):
-    """What the Functions share: an op, and an apply that binds no signature."""
-
-    op: ClassVar[str]
-    call: ClassVar[Callable[..., Any]]
-
-    def __init_subclass__(cls) -> None:
-        cls.call = super(Function, cls).apply  # type: ignore[misc]
-
-
-class _Value(_Op):
-    """``l2t::linear_value``: (losses, stats)."""
-
-    op = "linear_value"
-
-    @staticmethod
-    def forward(ctx: Any, *where: Any) -> Any:
-        losses, stats = _below("linear_value", where)
-        ctx.mark_non_differentiable(stats)
-        _save(ctx, where, stats)
-        return losses, stats
-
-    @staticmethod
-    def backward(ctx: Any, v_loss: Any, v_stats: Any) -> Any:
-        if v_loss is None:
-            return (None,) * _COMMON
-        where, (stats,) = _saved(ctx)
-        wanted = _needs(ctx)
-        return _spread(_only(wanted, _op("linear_grad", *where, stats, v_loss, wanted)))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        where, (stats,) = _saved(ctx)
-        t = (tangents[i] for i in _INPUTS)
-        ones = stats.new_ones(where[0].shape[0])
-        along, *_ = _op("linear_grad_vjp", *where, stats, ones, *t, [True] + [False] * 8)
-        return along, None
-
-
-class _Grad(_Op):
-    """``l2t::linear_grad``: gradients of ⟨v_loss, losses⟩."""
-
-    op = "linear_grad"
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        *_, stats, v_loss, wanted = arguments
-        ctx.wanted = wanted
-        _save(ctx, arguments, stats, v_loss)
-        return _below("linear_grad", arguments)
-
-    @staticmethod
-    def backward(ctx: Any, *x: Any) -> Any:
-        where, (stats, v_loss) = _saved(ctx)
-        wanted = [ctx.needs_input_grad[_COMMON + 1], *_needs(ctx)]
-        results = _op("linear_grad_vjp", *where, stats, v_loss, *_only(ctx.wanted, x), wanted)
-        d_v_loss, *d_inputs = _only(wanted, results)
-        return (*_spread(d_inputs), None, d_v_loss, None)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        where, (stats, v_loss) = _saved(ctx)
-        t = (tangents[_COMMON + 1], *(tangents[i] for i in _INPUTS))
-        return _op("linear_grad_jvp", *where, stats, v_loss, *t, ctx.wanted)
-
-
-class _GradVjp(_Op):
-    """``l2t::linear_grad_vjp``: cotangents x of the gradients, back to the inputs of ``l2t::linear_grad``."""
-
-    op = "linear_grad_vjp"
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        ctx.wanted = arguments[-1]
-        _save(ctx, arguments, *arguments[_COMMON:-1])
-        return _below("linear_grad_vjp", arguments)
-
-    @staticmethod
-    def backward(ctx: Any, v: Any, *higher: Any) -> Any:
-        if any(x is not None for x in higher):
-            raise check.third_derivative()
-        # d_v_loss is the Jacobian times x: what remains is a second derivative.
-        where, (stats, _, *x) = _saved(ctx)
-        wanted = _needs(ctx)
-        results = _op("linear_grad_vjp", *where, stats, v, *x, [False, *wanted])
-        _, *d_inputs = _only([False, *wanted], results)
-        wanted = list(ctx.needs_input_grad[_COMMON + 2 : -1])
-        d_x = _only(wanted, _op("linear_grad", *where, stats, v, wanted))
-        return (*_spread(d_inputs), None, None, *d_x, None)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise check.third_derivative() if any(ctx.wanted[1:]) else check.forward_twice()
-
-
-class _GradJvp(_Op):
-    """``l2t::linear_grad_jvp``: tangents of the gradients."""
-
-    op = "linear_grad_jvp"
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        return _below("linear_grad_jvp", arguments)
-
-    @staticmethod
-    def backward(ctx: Any, *v: Any) -> Any:
-        raise check.third_derivative()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise check.third_derivative()
-
-
-class _Reduced(_Op):
+class _Reduced(Op):
     """Σ factor · loss and its gradients in one pass, for eager mode on ordinary tensors (`ops.unwatched`)."""
 
     op = "linear_value"
@@ -652,7 +487,7 @@ class _Reduced(_Op):
     @staticmethod
     def forward(ctx: Any, constants: tuple[Any, ...], *tensors: Any) -> Any:
         *inputs, factor = tensors
-        total, stats, ctx.ready = _value_and_grad((*inputs, *constants), factor, _needs(ctx, 1))
+        total, stats, ctx.ready = _value_and_grad((*inputs, *constants), factor, _CHAIN.needs(ctx, 1))
         ctx.constants = constants
         ctx.save_for_backward(*inputs, factor, stats)
         return total
@@ -661,23 +496,23 @@ class _Reduced(_Op):
     def backward(ctx: Any, v_total: Any) -> Any:
         ready, ctx.ready = ctx.ready, None  # handed on once: a second backward makes its own
         *inputs, factor, stats = ctx.saved_tensors
-        where, wanted = (*inputs, *ctx.constants), _needs(ctx, 1)
+        where, wanted = (*inputs, *ctx.constants), _CHAIN.needs(ctx, 1)
         direct = ops.unwatched() and ops.readable(v_total)
         if direct:
             if ready is None:
                 *_, ready = _value_and_grad(where, factor, wanted)
             _scale(ready, v_total.detach())
-            ready = _only(wanted, _rounded(ready, inputs[0].dtype))
+            ready = only(wanted, _rounded(ready, inputs[0].dtype))
             if not torch.is_grad_enabled():
-                return (None, *_spread(ready)[:_TENSORS], None)
+                return (None, *_CHAIN.spread(ready)[: _CHAIN.tensors], None)
         v_loss = v_total.expand(stats.shape[0]) if factor is None else v_total * factor
         arguments = (*where, stats, v_loss, wanted)
-        results = _Ready.call(ready, *arguments) if direct else _op("linear_grad", *arguments)
-        return (None, *_spread(_only(wanted, results))[:_TENSORS], None)
+        results = _Ready.call(ready, *arguments) if direct else torch.ops.l2t.linear_grad.default(*arguments)
+        return (None, *_CHAIN.spread(only(wanted, results))[: _CHAIN.tensors], None)
 
 
-class _Ready(_Op):
-    """`_Grad` of which the results are there already."""
+class _Ready(Op):
+    """``l2t::linear_grad``, of which the results are there already."""
 
     op = "linear_grad"
 
@@ -685,17 +520,12 @@ class _Ready(_Op):
     def forward(ctx: Any, ready: Sequence[Tensor | None], *arguments: Any) -> Any:
         *_, stats, v_loss, wanted = arguments
         ctx.wanted = wanted
-        _save(ctx, arguments, stats, v_loss)
+        _CHAIN.save(ctx, arguments, stats, v_loss)
         return tuple(ready)
 
     @staticmethod
     def backward(ctx: Any, *x: Any) -> Any:
-        where, (stats, v_loss) = _saved(ctx)
-        needs = ctx.needs_input_grad[1:]
-        wanted = [needs[_COMMON + 1], *(needs[i] for i in _INPUTS)]
-        results = _op("linear_grad_vjp", *where, stats, v_loss, *_only(ctx.wanted, x), wanted)
-        d_v_loss, *d_inputs = _only(wanted, results)
-        return (None, *_spread(d_inputs), None, d_v_loss, None)
+        return _CHAIN.back_over_grad(ctx, x, before=1)
 
 
 def _scale(gradients: Sequence[Tensor | None], v_total: Tensor) -> None:
@@ -724,18 +554,6 @@ def _kernel(kernel: Callable[..., list[Tensor | None]]) -> Callable[..., tuple[T
     return run
 
 
-def _autograd_kernel(cls: type[_Op]) -> Callable[..., Any]:
-    def run(*arguments: Any) -> Any:
-        if not _tracked():
-            return _below(cls.op, arguments)
-        # Here the dispatcher has already singled out one level of torch.func.
-        functorch = torch._C._are_functorch_transforms_active()
-        with enable_single_level_autograd_function() if functorch else contextlib.nullcontext():
-            return cls.call(*arguments)
-
-    return run
-
-
 def _fake(name: str) -> Callable[..., Any]:
     def run(*arguments: Any) -> tuple[Tensor, ...]:
         hidden = arguments[0]
@@ -756,6 +574,7 @@ def _fake(name: str) -> Callable[..., Any]:
 
 def _vmap(name: str) -> Callable[..., Any]:
     """The elements of the batch one after another: each is a matter of large products."""
+    op = getattr(torch.ops.l2t, name).default
     batched_key = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
 
     def run(*arguments: Any) -> Any:
@@ -775,13 +594,13 @@ def _vmap(name: str) -> Callable[..., Any]:
 
         with torch._C._ExcludeDispatchKeyGuard(batched_key):
             if batch:
-                every = [_op(name, *element(b)) for b in range(batch)]
+                every = [op(*element(b)) for b in range(batch)]
                 stacked = [torch.stack(x) if want else x[0] for *x, want in zip(*every, wanted, strict=True)]
             else:
                 for i, dim in dims.items():
                     shape = call[i].shape
                     call[i] = call[i].new_zeros(shape[:dim] + shape[dim + 1 :])
-                results = _op(name, *call)
+                results = op(*call)
                 stacked = [x[None][:0] if want else x for x, want in zip(results, wanted, strict=True)]
             return tuple(
                 torch._C._functorch._add_batch_dim(x, 0, level) if want else x
@@ -808,12 +627,10 @@ _SCHEMAS = {
     "linear_grad_vjp": f"({_FIRST}, {_names('x')}, bool[] wanted) -> (Tensor d_v_loss, {_GRADIENTS})",
     "linear_grad_jvp": f"({_FIRST}, Tensor? t_v_loss, {_names('t')}, bool[] wanted) -> ({_GRADIENTS})",
 }
-_KERNELS = (_value, _grad, _grad_vjp, _grad_jvp)
 
-for _cls, _run in zip((_Value, _Grad, _GradVjp, _GradJvp), _KERNELS, strict=True):
-    _name = _cls.op
+for _name, _run in zip(_SCHEMAS, (_value, _grad, _grad_vjp, _grad_jvp), strict=True):
     ops.LIBRARY.define(_name + _SCHEMAS[_name], tags=(torch.Tag.pt2_compliant_tag,))
     ops.LIBRARY.impl(_name, _kernel(_run), "CompositeExplicitAutograd")
-    ops.LIBRARY.impl(_name, _autograd_kernel(_cls), "Autograd")
     ops.LIBRARY.impl(_name, _vmap(_name), "FuncTorchBatched")
     torch.library.register_fake(f"l2t::{_name}", _fake(_name), lib=ops.LIBRARY)
+_CHAIN.register()

@@ -216,6 +216,14 @@ def extension_missing(error: ImportError) -> ImportError:
     )
 
 
+def instruction_set(name: str, known: Sequence[str], used: str) -> str:
+    """An instruction set in the environment that this build or machine does not have."""
+    return (
+        f"l2t: L2T_INSTRUCTION_SET must be one of {', '.join(known)}, got {name!r}, so {used} is used. "
+        "Set it to one of these, or not at all."
+    )
+
+
 def no_kernel(device: str) -> str:
     """A device that the compiled core does not know."""
     return (
@@ -463,9 +471,14 @@ def linear_tensors(hidden: object, head: object, head_bias: object, target: obje
             torch.bfloat16,
             torch.float16,
         ):
+            mend = (
+                f"Pass its weight, {name}.weight"
+                if isinstance(x, nn.Module)
+                else f"Convert it with {name}.float()"
+            )
             raise TypeError(
                 f"l2t.dynamic_linear_loss: {name} must be a float32, float64, bfloat16 or float16 tensor, got "
-                f"{_described(x)}. Convert it with {name}.float()."
+                f"{_described(x)}. {mend}."
             )
     assert isinstance(hidden, torch.Tensor)
     assert isinstance(head, torch.Tensor)
@@ -536,21 +549,27 @@ def schedule_size(name: str, value: int, least: int) -> None:
 
 def unroll_schedule(schedule: object, names: Sequence[str]) -> None:
     """A name, or something that plans."""
-    if (
-        schedule not in names
-        if isinstance(schedule, str)
-        else not callable(getattr(schedule, "actions", None))
-    ):
+    plans = not isinstance(schedule, type) and callable(getattr(schedule, "actions", None))
+    if schedule not in names and not plans:
         raise ValueError(
             f"l2t.unroll: schedule must be one of {', '.join(names)} or an object of l2t.schedule, got {schedule!r}. "
             "Choose one of these."
         )
 
 
-def unroll_memory(memory: object) -> int | None:
-    """Returns a number of bytes, given as such or as "64MB"."""
+def unroll_memory(memory: object, schedule: object) -> int | None:
+    """Returns a number of bytes, given as such or as "64MB", for a schedule that lives in a memory."""
     if memory is None:
+        if schedule == "binomial":
+            raise ValueError(
+                f"l2t.unroll: memory must be given with schedule={schedule!r}, got None. Say for example memory='64MB'."
+            )
         return None
+    if schedule not in ("auto", "binomial"):
+        raise ValueError(
+            f"l2t.unroll: memory must be None with schedule={schedule!r}, which does not go by it, got {memory!r}. "
+            "Take schedule='auto'."
+        )
     found = re.fullmatch(r"\s*([0-9.]+)\s*([kMGT]?)(i?)B\s*", memory) if isinstance(memory, str) else None
     if found:
         number, prefix, binary = found.groups()
@@ -563,15 +582,6 @@ def unroll_memory(memory: object) -> int | None:
     raise ValueError(
         f"l2t.unroll: memory must be a number of bytes or a text such as '64MB' or '2GiB', got {memory!r}. Give one of these."
     )
-
-
-def unroll_memory_given(schedule: str, memory: int | None) -> int:
-    """A schedule that lives in a memory."""
-    if memory is None:
-        raise ValueError(
-            f"l2t.unroll: memory must be given with schedule={schedule!r}, got None. Say for example memory='64MB'."
-        )
-    return memory
 
 
 def schedule_memory(memory: int, step_bytes: int) -> None:

@@ -98,7 +98,7 @@ def dynamic_loss(
     if sample_weight is not None:
         check.loss_table("sample_weight", sample_weight, target.shape, logits)
 
-    shape, dtype = target.shape, _result_dtype(logits)
+    shape, dtype = target.shape, result_dtype(logits)
     if logits.dim() != 2:
         num_classes = logits.shape[min(logits.dim(), 2) - 1]
         logits = logits.movedim(min(logits.dim(), 2) - 1, -1).reshape(target.numel(), num_classes)
@@ -159,7 +159,7 @@ def _quickly(
         loss: Tensor = autograd.Loss.call(settings, *tensors)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None  # the conversion, or the sentence, is the long way's
-    return loss if loss.dtype is logits.dtype else loss.to(_result_dtype(logits))
+    return loss if loss.dtype is logits.dtype else loss.to(result_dtype(logits))
 
 
 def _losses(
@@ -190,11 +190,15 @@ def _losses(
     return loss
 
 
-def _result_dtype(logits: Tensor) -> torch.dtype:
+def autocast(device: str) -> bool:
+    """Whether operations on this type of device are under autocast."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def result_dtype(logits: Tensor) -> torch.dtype:
     """That of the logits, or float32 under autocast, as for cross-entropy."""
-    dtype, device = logits.dtype, logits.device.type
-    converted = ops.arithmetic(dtype) is not dtype and torch.amp.is_autocast_available(device)
-    return torch.float32 if converted and torch.is_autocast_enabled(device) else dtype
+    converted = ops.arithmetic(logits.dtype) is not logits.dtype and autocast(logits.device.type)
+    return torch.float32 if converted else logits.dtype
 
 
 def checked_tables(

@@ -31,9 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from l2t import check, functional, ops
+from l2t import check, ops
 from l2t.autograd import Chain, Op, only
-from l2t.functional import LINKS, REDUCTIONS, checked_tables, dynamic_loss
+from l2t.functional import LINKS, REDUCTIONS, autocast, checked_tables, dynamic_loss, result_dtype
 from l2t.weight import Weight
 
 __all__ = ["dynamic_linear_loss"]
@@ -136,7 +136,7 @@ def dynamic_linear_loss(
         )
         return loss.reshape(shape if reduction == "none" else ())
 
-    dtype, number = functional._result_dtype(stand_in), ops.arithmetic(hidden.dtype)
+    dtype, number = result_dtype(stand_in), ops.arithmetic(hidden.dtype)
     *tables, sample_weight = [None if x is None else x.to(number) for x in (*tables, sample_weight)]
     where = (hidden, target, head, head_bias, *tables, LINKS.index(link), ignore_index, chunk_rows or 0)
     counted = target != ignore_index
@@ -154,13 +154,9 @@ def dynamic_linear_loss(
 
 def _as_linear_takes_it(x: Tensor) -> Tensor:
     """A tensor as it goes into `torch.nn.functional.linear`: under autocast of the lower dtype."""
-    if x.dtype is torch.float64 or not _autocast(x.device.type):
+    if x.dtype is torch.float64 or not autocast(x.device.type):
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))
-
-
-def _autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _sum(where: tuple[Any, ...], factor: Tensor | None) -> Tensor:
@@ -181,18 +177,6 @@ _CHAIN = Chain("linear_", tensors=9, common=12)
 # Of the arguments that all ops share, those that are differentiated: hidden, head, head_bias, weight, ...
 _INPUTS = _CHAIN.inputs
 _COMMON = _CHAIN.common
-
-
-def _has_kernel(logits: Tensor) -> bool:
-    return logits.device.type == "cpu" or (ops.HAS_CUDA and logits.is_cuda)
-
-
-def _check_target(target: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Of all rows, before a stretch of them would be numbered from its own first row."""
-    outside = (target != ignore_index) & ((target < 0) | (target >= num_classes))
-    if bool(outside.any()):
-        row = int(outside.nonzero()[0])
-        raise check.target_range(int(target[row]), row, num_classes, 1, ignore_index)
 
 
 def _check_wanted(where: Sequence[Any], wanted: Sequence[bool]) -> None:
@@ -219,8 +203,8 @@ class _Call:
         self.target = target.contiguous()
         self.tables = [None if x is None else x.contiguous() for x in tables]
         self.constants = (link, ignore_index, 1, ops.NONE, 1)
-        if not target.is_cuda:
-            _check_target(target, self.c, ignore_index)
+        if not target.is_cuda:  # of all rows: a stretch of them would be numbered from its own first row
+            ops.check_target(target, self.c, 1, ignore_index)
         rows = chunk_rows or max(1, CHUNK_BYTES // max(1, self.c * self.wide.itemsize))
         count = max(1, math.ceil(self.n / rows))
         self.stretch = math.ceil(self.n / count)  # as many stretches, of equal size
@@ -269,7 +253,7 @@ class _Call:
     def core(self, name: str, rows: slice, logits: Tensor, inputs: Sequence[Any], outputs: list[Any]) -> None:
         """An op of the core on a stretch, which writes into outputs; into the logits too if they are one."""
         arguments = (logits, self.target[rows], *self.tables, *self.constants, *inputs)
-        if _has_kernel(logits):
+        if ops.has_kernel(logits):
             ops.run(name, *arguments, *outputs)
             return
         wanted = [x is not None for x in outputs]
@@ -543,7 +527,7 @@ def _scale(gradients: Sequence[Tensor | None], v_total: Tensor) -> None:
 def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Products are made as the arguments are: the public function has cast them."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if _autocast(device) else contextlib.nullcontext()
+    return torch.autocast(device, enabled=False) if autocast(device) else contextlib.nullcontext()
 
 
 def _kernel(kernel: Callable[..., list[Tensor | None]]) -> Callable[..., tuple[Tensor, ...]]:

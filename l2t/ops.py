@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -93,8 +94,8 @@ def losses(logits: Tensor, reduction: int, segments: int) -> int:
 
 # ---- csrc ----
 #
-# The core checks each tensor against the logits, at a tenth of what Python takes for it, and refuses what
-# does not fit with a ValueError. Only then is the sentence looked for, or the copy that does fit.
+# The core checks each tensor against the logits, in less time than Python would, and refuses what does not
+# fit with a ValueError. Only then is the sentence looked for, or the copy that does fit.
 
 _atomics = False
 
@@ -115,6 +116,10 @@ def allow_atomics(allow: bool = True) -> bool:
 
 
 _native.use_exchange_api(Tensor.__dlpack_c_exchange_api__)
+if (_forced := os.environ.get("L2T_INSTRUCTION_SET", _native.instruction_set())) != _native.instruction_set():
+    warnings.warn(
+        check.instruction_set(_forced, _native.instruction_sets(), _native.instruction_set()), stacklevel=2
+    )
 HAS_CUDA = bool(_native.build_info()["cuda_architectures"])
 
 
@@ -336,18 +341,22 @@ def ordinary(*arguments: Any) -> bool:
 
     It refuses wrappers and tensors without memory; a lazy negation it would not see.
     """
-    for x in arguments:  # noqa: SIM110 (half the time of all(...))
+    for x in arguments:  # noqa: SIM110 (all(...) is slower)
         if x is not None and (type(x) not in _ORDINARY or x.is_neg()):
             return False
     return True
+
+
+def has_kernel(x: Tensor) -> bool:
+    """Whether the core works on the device of this tensor."""
+    return x.is_cpu or (HAS_CUDA and x.is_cuda)
 
 
 def native(*arguments: Any) -> bool:
     """Whether the arguments of an op can be handed to the core, but for what DLPack may refuse."""
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return False
-    logits = arguments[0]
-    if not (logits.is_cpu or (HAS_CUDA and logits.is_cuda)):
+    if not has_kernel(arguments[0]):
         return False
     for x in arguments:  # noqa: SIM110
         if isinstance(x, Tensor) and (type(x) not in _ORDINARY or x.is_neg()):
@@ -377,6 +386,14 @@ def _warn_slow(device: str) -> None:
     warnings.warn(check.no_kernel(device), stacklevel=2)
 
 
+def check_target(target: Tensor, num_classes: int, groups: int, ignore_index: int) -> None:
+    """Raises the sentence for the first target that is out of range, on any device."""
+    outside = (target != ignore_index) & ((target < 0) | (target >= groups * num_classes))
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0])
+        raise check.target_range(int(target[row]), row, num_classes, groups, ignore_index)
+
+
 def _by_reference(name: str) -> Callable[..., Any]:
     """The op in plain torch, for a device without a kernel."""
     kernel = getattr(reference, name)
@@ -385,10 +402,7 @@ def _by_reference(name: str) -> Callable[..., Any]:
         _warn_slow(logits.device.type)
         if name == "value":
             ignore_index, groups = rest[6:8]
-            outside = (target != ignore_index) & ((target < 0) | (target >= groups * logits.shape[1]))
-            if bool(outside.any()):
-                row = int(outside.nonzero()[0])
-                raise check.target_range(int(target[row]), row, logits.shape[1], groups, ignore_index)
+            check_target(target, logits.shape[1], groups, ignore_index)
         # A kernel runs below autograd; the reference differentiates by autograd.
         with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
             return kernel(logits, target, *rest)

@@ -114,8 +114,7 @@ class Roots(NamedTuple):
     """Where the graph of a step's gradient begins: without the numbers, which nothing reads again.
 
     ``moving`` are the positions, among the gradients that are there, of those that have a graph; None for
-    all. One
-    without a graph is constant: the loss is linear in that weight.
+    all. One without a graph is constant: the loss is linear in that weight.
     """
 
     edges: list[Tensor | GradientEdge]
@@ -163,19 +162,11 @@ class State(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What makes a step that was taken happen again: with the state before it, the same step bit for bit."""
+    """What makes a step happen again bit for bit, beside its batch, its settings and the state before it."""
 
-    hyper: Hyper
     randomness: Randomness | None
     loss: Tensor  # 0-dim, detached: what it must come to again
     reached: list[int] | None
-    data: Sequence[object] | None
-    step: int
-
-    def batch(self) -> object:
-        """The batch, read again."""
-        assert self.data is not None
-        return self.data[self.step]
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ remembered). What a student learns, and from which loss, is the caller's.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import warnings
@@ -171,7 +172,8 @@ class Run:
         self._order, self._truncate, self._first = order, truncate, 0
         self._replay = Replay(self._again, coarsest(student.parameters))
         self._modes = modes()
-        self._settings = optimizer.settings()
+        self._settings = functools.cache(optimizer.settings())  # a function of the step is asked once
+        self._data: Sequence[Any] | None = None  # batches by step, where steps may be taken again
         self._course: list[Taken] = []  # what a step is taken again by
         self._states: dict[int, State] = {}
         self._tape: dict[int, Step] = {}
@@ -188,9 +190,8 @@ class Run:
         start = perf_counter()
         student = self._student
         state = self._start()
-        if schedule == "all" or (
-            schedule == "auto" and memory is None
-        ):  # the number of steps need not be known
+        if schedule == "all" or (schedule == "auto" and memory is None):
+            # The number of steps need not be known.
             for t, batch in enumerate(batches):
                 state = self._take(t, state, batch, tapes=True)
                 if self._truncate is not None:
@@ -198,8 +199,7 @@ class Run:
             self._first = self._begin(len(self._course))
             self._rest = ((Action.REVERSE, t) for t in reversed(range(self._first, len(self._course))))
         else:
-            indexed = hasattr(batches, "__getitem__") and hasattr(batches, "__len__")
-            data = cast("Sequence[Any]", batches) if indexed else list(batches)
+            self._data = data = cast("Sequence[Any]", batches) if _indexed(batches) else list(batches)
             first = self._first = self._begin(len(data))
             chosen = self._chosen(schedule, memory, data, len(data) - first, state)
             for t in range(first):
@@ -214,7 +214,7 @@ class Run:
                     plan = itertools.chain([(action, t)], plan)  # type: ignore[assignment]
                     break
                 else:
-                    state = self._take(t, state, data[t], tapes=action is Action.TAPE, data=data)
+                    state = self._take(t, state, data[t], tapes=action is Action.TAPE)
             self._rest = plan
         losses = [taken.loss for taken in self._course]
         check.unroll_trains(any(taken.reached != [] for taken in self._course) or not losses)
@@ -242,9 +242,9 @@ class Run:
             return schedule
         if schedule == "every":
             return Segments(max(math.isqrt(steps), 1))
+        assert memory is not None
         state_bytes = _bytes([*state.weights, *_tensors(state.slots), *state.buffers])
         step_bytes = self._step_bytes(data[0], state) if steps else 0
-        memory = check.unroll_memory_given(schedule, memory)
         if schedule == "auto":
             return fit(steps, state_bytes, step_bytes, memory).schedule
         check.schedule_memory(memory, step_bytes)
@@ -281,22 +281,17 @@ class Run:
         w: Tensors = [p.detach().clone().requires_grad_() for p in self._student.parameters]
         return State(w, self._optimizer.start(w), self._student.buffers)
 
-    def _take(
-        self, t: int, state: State, batch: object, *, tapes: bool, data: Sequence[object] | None = None
-    ) -> State:
+    def _take(self, t: int, state: State, batch: object, *, tapes: bool) -> State:
         """Takes step t, for the first time or again, and returns the state after it."""
         w, slots, b = state
-        student, again = self._student, t < len(self._course)
+        student, hyper, again = self._student, self._settings(t), t < len(self._course)
         randomness = None
         if again:
             taken = self._course[t]
-            hyper, batch = taken.hyper, taken.batch()
             assert taken.randomness is not None
             taken.randomness.restore(student.cuda_devices)
-        else:
-            hyper = self._settings(t)
-            if data is not None or (tapes and not self._curvature.keeps_graph):
-                randomness = Randomness.now(student.cuda_devices, self._course[-1:])
+        elif (self._data is not None and t >= self._first) or (tapes and not self._curvature.keeps_graph):
+            randomness = Randomness.now(student.cuda_devices, self._course[-1:])
         reads = self._optimizer.reads or bool(hyper.wanted)
         step = Step(t, hyper, w, b, slots if reads else ()) if tapes else None
         student.bind(w, b)
@@ -311,7 +306,7 @@ class Run:
         if again:
             check.unroll_replayed(value, taken.loss, t)
         else:
-            taken = Taken(hyper, randomness, value.detach(), reached, data, t)
+            taken = Taken(randomness, value.detach(), reached)
             self._course.append(taken)
         if step is not None:
             self._tape[t] = step
@@ -357,6 +352,8 @@ class Run:
             self._tape.clear()
             self._states.clear()
             self._course.clear()
+            self._settings.cache_clear()
+            self._data = None
             for p, kept in zip(own, own_grads, strict=True):
                 p.grad = kept
             randomness.restore(devices)
@@ -387,8 +384,9 @@ class Run:
             elif action is Action.DROP:
                 del self._states[t]
             else:
+                assert self._data is not None
                 with torch.enable_grad(), self._modes():
-                    state = self._take(t, state, None, tapes=action is Action.TAPE)
+                    state = self._take(t, state, self._data[t], tapes=action is Action.TAPE)
                 self.report.steps_again += 1
         self._finish(v_w, v_settings)
 
@@ -525,11 +523,16 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
+def _indexed(batches: object) -> bool:
+    """Whether a batch can be read again by its step."""
+    return hasattr(batches, "__getitem__") and hasattr(batches, "__len__")
+
+
 def _looked_at(
     student: nn.Module, batches: Iterable[Any], loss: Callable[..., Tensor], curvature: str
 ) -> Iterable[Any]:
     """The batches, after a look at the step of the first one."""
-    if hasattr(batches, "__getitem__") and hasattr(batches, "__len__"):
+    if _indexed(batches):
         first = list(itertools.islice(batches, 1))
     else:
         rest = iter(batches)
@@ -615,8 +618,7 @@ def unroll(
 
     Returns:
         A :class:`Run` with ``measure``, ``weights``, ``buffers``, ``report`` and ``backward()``. A value that
-        is
-        not finite raises nothing: ``run.report.nonfinite`` says where the first one arose.
+        is not finite raises nothing: ``run.report.nonfinite`` says where the first one arose.
 
     Raises:
         TypeError, ValueError: an argument, or what loss or measure returns, is not as above.
@@ -652,7 +654,7 @@ def unroll(
     chosen = check.unroll_meta(meta)
     check.known("unroll", "curvature", curvature, CURVATURES)
     check.unroll_schedule(schedule, SCHEDULES)
-    budget = check.unroll_memory(memory)
+    budget = check.unroll_memory(memory, schedule)
     check.known("unroll", "order", order, ORDERS)
     check.unroll_truncate(truncate, chosen, student)
     if preflight:

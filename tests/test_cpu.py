@@ -59,7 +59,11 @@ def test_the_environment_forces_one(name: str) -> None:
 
 
 def test_a_wrong_name_leaves_the_best_in_use_and_the_doctor_says_so() -> None:
-    assert in_use(L2T_INSTRUCTION_SET="x87").stdout.strip() == _native.instruction_sets()[-1]
+    started = in_use(L2T_INSTRUCTION_SET="x87")
+    assert started.stdout.strip() == _native.instruction_sets()[-1]
+    assert re.search(
+        r"L2T_INSTRUCTION_SET must be one of baseline.*, got 'x87', so .* is used", started.stderr
+    )
     said = subprocess.run(
         [sys.executable, "-m", "l2t.cli", "doctor"],
         env={**os.environ, "L2T_INSTRUCTION_SET": "x87"},

@@ -395,7 +395,7 @@ def test_a_device_without_a_kernel(monkeypatch):
         [derivatives(case.loss, case.inputs), derivatives(case.fixed, case.without)],
         torch.func.jvp(torch.func.grad(case.unweighted), case.without, case.without),
     ]
-    monkeypatch.setattr(linear, "_has_kernel", lambda logits: False)
+    monkeypatch.setattr(ops, "has_kernel", lambda logits: False)
     assert_same(derivatives(case.loss, case.inputs), expected[0][0], rtol=0, atol=0)
     assert_same(derivatives(case.fixed, case.without), expected[0][1], rtol=0, atol=0)
     ours = torch.func.jvp(torch.func.grad(case.unweighted), case.without, case.without)
@@ -750,6 +750,7 @@ def call(**changes):
     [
         ({"hidden": [[1.0]]}, TypeError, "hidden must be a float32, float64, bfloat16 or float16 tensor"),
         ({"head": torch.ones(4, 2).int()}, TypeError, "head must be a float32, float64, bfloat16 or float16"),
+        ({"head": torch.nn.Linear(2, 4)}, TypeError, "got Linear. Pass its weight, head.weight."),
         ({"head_bias": 1.0}, TypeError, "head_bias must be a float32, float64, bfloat16 or float16 tensor"),
         (
             {"hidden": torch.tensor(1.0)},

@@ -1669,7 +1669,7 @@ def test_a_plan_of_a_long_run_is_made_at_once() -> None:
 
 def test_a_schedule_and_its_memory_are_checked() -> None:
     _, _, run = simple()
-    for wrong in ("some", 3, None):
+    for wrong in ("some", 3, None, schedule.Segments):
         with pytest.raises(
             ValueError, match=r"schedule must be one of auto, all, every, binomial or an object"
         ):
@@ -1679,6 +1679,11 @@ def test_a_schedule_and_its_memory_are_checked() -> None:
             run(memory=wrong)
     with pytest.raises(ValueError, match=r"memory must be given with schedule='binomial', got None"):
         run(schedule="binomial")
+    for wrong in ("all", "every", schedule.Segments(2)):
+        with pytest.raises(
+            ValueError, match=r"memory must be None with schedule=.*, which does not go by it"
+        ):
+            run(schedule=wrong, memory="64MB")
     for name in ("binomial", "auto"):
         with pytest.raises(ValueError, match=r"memory must hold one step of the run, \d+ bytes here, got 10"):
             run(schedule=name, memory=10)
@@ -1700,6 +1705,19 @@ def test_a_run_of_none_or_one_step_under_every_schedule(plan: dict[str, Any], st
     run.backward()
     assert (scale.grad is not None) == bool(steps)
     assert run.report.steps_again == 0
+
+
+@pytest.mark.parametrize("plan", [{"schedule": "all"}, *PLANS.values()], ids=["all", *PLANS])
+def test_a_rate_by_step_is_asked_once_a_step(plan: dict[str, Any]) -> None:
+    asked: list[int] = []
+
+    def lr(step: int) -> float:
+        asked.append(step)
+        return 0.1
+
+    _, _, run = simple(optimizer=SGD(lr=lr, momentum=0.5))
+    run(**plan).backward()
+    assert asked == [0, 1, 2]
 
 
 class Counted(list):

@@ -3,8 +3,8 @@
 //
 // On x86-64 a build has three, unless L2T_BASELINE_ONLY says that loss.cpp was compiled once; elsewhere it has
 // the baseline, which is what the compiler takes by itself.
-// Deliberately not here: kernels, and a sentence for a wrong name in the environment (whoever loads the core
-// finds l2t_cpu_instruction_set() different from what was asked for).
+// Deliberately not here: kernels, and the sentence for a wrong name in the environment (l2t/ops.py finds
+// l2t_cpu_instruction_set() different from what was asked for).
 #include "isa.h"
 
 #include <cstdlib>

@@ -1,5 +1,5 @@
 // The Python face of the waist, and the only file that knows Python; l2t/_native.pyi says what each argument is.
-// Tensors come as their framework's own objects and are read through DLPack (dlpack.h), which costs a tenth of
+// Tensors come as their framework's own objects and are read through DLPack (dlpack.h), which costs less than
 // asking for a pointer, a shape and a dtype in Python; nothing here knows the framework itself. Each tensor is
 // checked against the logits before the core sees it. The GIL is released while the core works.
 //
@@ -31,6 +31,15 @@ constexpr dlpack::DataType kInt64 = {dlpack::kInt, 64, 1}, kByte = {dlpack::kUIn
 bool same(dlpack::DataType a, dlpack::DataType b) {
   return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
 }
+
+// The l2t_dtype of a tensor, or -1.
+int dtype_of(const dlpack::Tensor& x) {
+  for (int dtype = L2T_FLOAT32; dtype <= L2T_FLOAT16; ++dtype)
+    if (same(x.dtype, kTypes[dtype])) return dtype;
+  return -1;
+}
+
+dlpack::DataType arithmetic_of(int dtype) { return kTypes[dtype == L2T_FLOAT64 ? L2T_FLOAT64 : L2T_FLOAT32]; }
 
 // One call: its arguments, read one after another in the order of l2t/_native.pyi, and what they amount to.
 // Once something is refused, with a Python error set, nothing more is read.
@@ -163,9 +172,7 @@ class Call {
   void read_logits() {
     dlpack::Tensor z;
     if (!view(next(), z)) return refuse("logits");
-    rows.dtype = -1;
-    for (int dtype = 0; dtype < 4; ++dtype)
-      if (same(z.dtype, kTypes[dtype])) rows.dtype = dtype;
+    rows.dtype = dtype_of(z);
     device_ = z.device;
     const bool here = device_.type == dlpack::kCPU || device_.type == dlpack::kCUDA;
     if (!here || rows.dtype < 0 || z.dims != 2) return refuse("logits");
@@ -175,7 +182,7 @@ class Call {
     rows.c = z.shape[1];
     rows.logits_stride = z.shape[0] > 1 ? z.strides[0] : z.shape[1];
     classes_ = rows.groups * rows.c;
-    arithmetic_ = kTypes[rows.dtype == L2T_FLOAT64 ? L2T_FLOAT64 : L2T_FLOAT32];
+    arithmetic_ = arithmetic_of(rows.dtype);
     inputs.logits = z.data;
   }
 
@@ -275,13 +282,10 @@ PyObject* cuda_scale(PyObject*, PyObject* const* args, Py_ssize_t count) {
       exchange->tensor_from_object(args[1], &v_loss) != 0)
     return nullptr;
   l2t_rows rows{};
-  rows.dtype = -1;
-  for (int dtype = 0; dtype < 4; ++dtype)
-    if (same(d_logits.dtype, kTypes[dtype])) rows.dtype = dtype;
+  rows.dtype = dtype_of(d_logits);
   const bool fits = rows.dtype >= 0 && d_logits.dims == 2 && v_loss.dims <= 1 &&
-                    same(v_loss.dtype, kTypes[rows.dtype == L2T_FLOAT64 ? L2T_FLOAT64 : L2T_FLOAT32]) &&
-                    d_logits.device.type == dlpack::kCUDA && v_loss.device.type == dlpack::kCUDA &&
-                    d_logits.device.id == v_loss.device.id;
+                    same(v_loss.dtype, arithmetic_of(rows.dtype)) && d_logits.device.type == dlpack::kCUDA &&
+                    v_loss.device.type == dlpack::kCUDA && d_logits.device.id == v_loss.device.id;
   if (!fits) return PyErr_Format(PyExc_ValueError, l2t::kMisfit, "v_loss");
   rows.n = d_logits.shape[0];
   rows.c = d_logits.shape[1];

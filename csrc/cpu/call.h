@@ -10,39 +10,11 @@
 
 #include "../l2t.h"
 #include "../math/row.h"
+#include "../tensors.h"
 #include "walk.h"
 
 namespace l2t {
 inline namespace L2T_ISA {
-
-// l2t_tensors or l2t_outputs: those of [N, C] are of type S, all others of type T (const in l2t_tensors).
-template <class T, class S>
-struct Tensors {
-  T* v_loss;
-  S* logits;
-  T *weight, *left, *right, *bias, *scale;
-
-  template <class Untyped>
-  explicit Tensors(const Untyped& t)
-      : v_loss(static_cast<T*>(t.v_loss)),
-        logits(static_cast<S*>(t.logits)),
-        weight(static_cast<T*>(t.weight)),
-        left(static_cast<T*>(t.left)),
-        right(static_cast<T*>(t.right)),
-        bias(static_cast<T*>(t.bias)),
-        scale(static_cast<T*>(t.scale)) {}
-};
-
-template <class T, class S>
-using Inputs = Tensors<const T, const S>;
-template <class T, class S>
-using Outputs = Tensors<T, S>;
-
-// Entry k of a table that may be absent.
-template <class T>
-T at(const T* table, int64_t k, T absent) {
-  return table != nullptr ? table[k] : absent;
-}
 
 // Scratch memory, given back at the end of the call: the first of it without asking the system, so that a
 // small call allocates nothing. Not initialised. Look at `failed` before the first use.

@@ -1,7 +1,6 @@
 // A large output that nobody has touched yet is given to the system as pages of 2 MB rather than 4 kB: the first touch
-// of each page is most of what such an output costs. value with d_logits into fresh memory, one thread of a Zen 5,
-// float32, diagonal W: (1024, 32000) 69 ms in place of 280 ms (63 ms into memory in use), (64, 32000) 1.5 ms in
-// place of 19.6 ms (0.9 ms). For memory in use the call costs about a microsecond and changes nothing.
+// of each page is most of what such an output costs. docs/benchmarks.md has the kernel with fresh outputs beside the
+// one with reused outputs. For memory in use the call changes nothing.
 //
 // It is advice: where the system has no such pages, or keeps them from programs, nothing happens.
 #ifndef L2T_CPU_PAGES_H

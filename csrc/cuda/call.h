@@ -6,6 +6,7 @@
 #define L2T_CUDA_CALL_H
 
 #include "../math/row.h"
+#include "../tensors.h"
 #include "launch.h"
 
 namespace l2t {
@@ -17,35 +18,6 @@ inline namespace L2T_ISA {
     const l2t_status step_status = (status);       \
     if (step_status != L2T_OK) return step_status; \
   } while (false)
-
-// l2t_tensors or l2t_outputs: those of [N, C] are of type S, all others of type T (const in l2t_tensors).
-template <class T, class S>
-struct Tensors {
-  T* v_loss;
-  S* logits;
-  T *weight, *left, *right, *bias, *scale;
-
-  template <class Untyped>
-  L2T_FN explicit Tensors(const Untyped& t)
-      : v_loss(static_cast<T*>(t.v_loss)),
-        logits(static_cast<S*>(t.logits)),
-        weight(static_cast<T*>(t.weight)),
-        left(static_cast<T*>(t.left)),
-        right(static_cast<T*>(t.right)),
-        bias(static_cast<T*>(t.bias)),
-        scale(static_cast<T*>(t.scale)) {}
-};
-
-template <class T, class S>
-using Inputs = Tensors<const T, const S>;
-template <class T, class S>
-using Outputs = Tensors<T, S>;
-
-// Entry k of a table that may be absent.
-template <class T>
-L2T_DEVICE T at(const T* table, int64_t k, T absent) {
-  return table != nullptr ? table[k] : absent;
-}
 
 L2T_FN bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
 

@@ -15,7 +15,7 @@ two, and hands them on scaled; where the backward is to be differentiated they b
 (`_Ready`).
 
 Sums over stretches are made in the arithmetic's dtype, float32 for half precision. On the CPU products of
-float16 are made in float32: the library's own take up to a hundred times as long there.
+float16 are made in float32: the library's own take far longer there.
 
 Not here: arithmetic on logits (csrc), other shapes of logits (functional.py).
 """
@@ -351,7 +351,7 @@ def _column_sums(d_logits: Tensor, dtype: torch.dtype) -> Tensor:  # [C]
 
 
 def _add(total: Tensor, part: Tensor) -> None:
-    """Adds a part of lower precision; on the CPU in pieces that stay in cache, five times as fast."""
+    """Adds a part of lower precision; on the CPU in pieces that stay in cache, which is faster."""
     if total.device.type != "cpu":
         total.add_(part)
         return

@@ -1,7 +1,7 @@
 """What an unrolled run remembers, and when: plans of plain actions that know nothing of torch.
 
 Docs: section 6 of docs/math.md. A schedule turns the number of steps into the actions of a whole run,
-printable before it; what they do to weights and graphs is in l2t/unroll.py, what is remembered of a step in
+printable before it; what they do to weights and graphs is in l2t/run.py, what is remembered of a step in
 l2t/tape.py.
 
 A step is taped where its reversal comes next or nearly so; between tapes there are states, from which steps

@@ -6,7 +6,7 @@ weight decay, a constant or falling learning rate, and a running record of its s
 baselines take exactly the same one, here (:func:`train`) as in the unrolled runs of teach.py
 (:class:`Lesson`).
 
-Not here: the losses to compare with (baselines.py) and the reverse pass (unroll.py).
+Not here: the losses to compare with (baselines.py) and the reverse pass (run.py).
 """
 
 from __future__ import annotations

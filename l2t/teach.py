@@ -1,7 +1,7 @@
 """Teaching: episodes of fresh students, and the teacher's step along their mean hypergradient.
 
     for each update:   S fresh students take the whole course under the teacher  (students.py)
-                       the reverse pass gives each one's gradient to the teacher (unroll.py, math.md
+                       the reverse pass gives each one's gradient to the teacher (run.py, math.md
                        section 5) wild ones are skipped, the others clipped, averaged: a step of Adam the
                        guard looks at measure and norms, and goes back where they break (section 8)
 

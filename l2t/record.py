@@ -1,0 +1,92 @@
+"""The report of a run: what it cost and how it went.
+
+The run (l2t/run.py) fills it in as it goes.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+__all__ = ["Report"]
+
+
+class Report:
+    """What a run cost and how it went. Numbers come from the device when they are asked for, not before.
+
+    Attributes:
+        steps: the number of steps T.
+        seconds_forward: seconds of this process for the run, the measure included.
+        seconds_backward: seconds for the walk back; None before it.
+        steps_again: how many steps the walk back has taken again, by its schedule.
+        curvature: the name of the way to second derivatives; where ``"forward"`` had to fall back, the way
+            that it fell back to.
+        curvature_error: the relative error of the products of an inexact curvature, against the exact ones at
+            the last step; 0 for an exact curvature, None before the walk back, and where it cannot be told.
+        curvature_error_reason: why ``curvature_error`` cannot be told; None where it can.
+        order: ``"exact"`` or ``"first"``, as asked for.
+        truncate: how many steps the walk back was limited to; None for no limit.
+    """
+
+    def __init__(
+        self,
+        losses: list[Tensor],
+        measure: Tensor,
+        seconds_forward: float,
+        curvature: str,
+        order: str,
+        truncate: int | None,
+    ) -> None:
+        self.steps = len(losses)
+        self.seconds_forward = seconds_forward
+        self.seconds_backward: float | None = None
+        self.steps_again = 0
+        self.curvature, self.order, self.truncate = curvature, order, truncate
+        self.curvature_error: float | None = None
+        self.curvature_error_reason: str | None = None
+        self._measured = False
+        self._losses = losses
+        self._measure = measure
+        self._norms: list[list[Tensor]] = []  # in the order of the walk back
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of each step."""
+        return [float(x) for x in self._losses]
+
+    @property
+    def adjoint_norms(self) -> list[float]:
+        """‖∂J/∂w_t‖ for t = 0, ..., T: of the initial weights first. Empty before the walk back.
+
+        Of a truncated walk the last ones only, and with ``order="first"`` those of the walk, not of J.
+
+        Orders of magnitude between its ends tell of a run that forgets (vanishing towards t = 0) or that is
+        not stable (exploding). Taken in the weights' dtype: in float32 a norm beyond 1e19 reads inf.
+        """
+        return [math.hypot(*(float(x) for x in norms)) for norms in reversed(self._norms)]
+
+    @property
+    def nonfinite(self) -> tuple[str, int] | None:
+        """The first value that is not finite, in the order of computation; None if all are.
+
+        ``("loss", t)``: the loss of step t. ``("measure", T)``: the measure. ``("adjoint", t)``: ∂J/∂w_t.
+        """
+        for t, x in enumerate(self.losses):
+            if not math.isfinite(x):
+                return "loss", t
+        if not bool(self._measure.isfinite().all()):
+            return "measure", self.steps
+        norms = self.adjoint_norms
+        first = self.steps + 1 - len(norms)
+        return next(
+            (("adjoint", first + t) for t in reversed(range(len(norms))) if not math.isfinite(norms[t])), None
+        )
+
+    def __repr__(self) -> str:
+        back = "none" if self.seconds_backward is None else f"{self.seconds_backward:.3g} s"
+        return (
+            f"Report(steps={self.steps}, forward={self.seconds_forward:.3g} s, backward={back}, "
+            f"nonfinite={self.nonfinite}, curvature={self.curvature}, order={self.order}, "
+            f"truncate={self.truncate})"
+        )

@@ -1,0 +1,448 @@
+"""Run: the walk of a student through its training, and back over it with the adjoint.
+
+Docs: section 5 of docs/math.md. The run is taken as any training loop takes it; ``backward()`` walks back
+over its steps with the adjoint (v_w, v_s) of weights and optimiser state, by the formulas of that section in
+their order.
+
+The parts: l2t/optim.py (an update and its transpose), l2t/curvature.py (derivatives of a step's gradient),
+l2t/tape.py (what is remembered of a step, the student at given weights), l2t/schedule.py (which steps are
+remembered). What a student learns, and from which loss, is the caller's.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from time import perf_counter
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from l2t import check
+from l2t.curvature import (
+    CURVATURES,
+    Replay,
+    Wanted,
+    accumulate,
+    coarsest,
+    gradient,
+    measured_error,
+)
+from l2t.optim import Hyper, Optimizer, Point, Slot, Tensors
+from l2t.record import Report
+from l2t.schedule import Action, Schedule, Segments, fit
+from l2t.tape import Adjoint, Grads, Randomness, Roots, State, Step, Student, Taken, modes
+
+__all__ = ["Run", "indexed"]
+
+Entry = TypeVar("Entry")
+
+
+class Run:
+    """A run that was taken; :func:`unroll` makes it.
+
+    Attributes:
+        measure: the measure at the end, detached: 0-dim or (S,).
+        weights: the final trained parameters by name, detached; frozen ones are the student's own.
+        buffers: the final buffers by name, after the last step.
+        report: a :class:`Report`.
+
+    Example:
+        The gradient of the loss after three steps to the learning rate of these steps:
+
+        >>> import torch, l2t
+        >>> student = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(student.weight, 1.0)
+        >>> lr = torch.tensor(0.25, requires_grad=True)
+        >>> def measure(model):  # w² / 2: each step multiplies w by 1 - lr
+        ...     return model.weight.square().sum() / 2
+        >>> optimizer = l2t.optim.SGD(lr=lr)
+        >>> run = l2t.unroll(student, range(3), lambda model, batch, step: measure(model), measure,
+        ...                  optimizer=optimizer)
+        >>> run.backward()
+        >>> run.measure, lr.grad  # (1 - lr)⁶ / 2 and its derivative -3 (1 - lr)⁵
+        (tensor(0.0890), tensor(-0.7119))
+        >>> [round(x, 4) for x in run.report.adjoint_norms]
+        [0.178, 0.2373, 0.3164, 0.4219]
+    """
+
+    measure: Tensor
+    weights: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    report: Report
+
+    def __init__(
+        self,
+        student: Student,
+        loss: Callable[..., Tensor],
+        optimizer: Optimizer,
+        meta: list[Tensor] | None,
+        curvature: str,
+        order: str,
+        truncate: int | None,
+    ) -> None:
+        self._student, self._loss = student, loss
+        self._optimizer = optimizer = optimizer.bound(student.names, student.parameters)
+        self._meta, self._curvature, self._curvature_name = meta, CURVATURES[curvature], curvature
+        self._products = self._curvature
+        self._order, self._truncate, self._first = order, truncate, 0
+        self._replay = Replay(self._again, coarsest(student.parameters))
+        self._modes = modes()
+        self._settings = functools.cache(optimizer.settings())  # a function of the step is asked once
+        self._data: Sequence[Any] | None = None  # batches by step, where steps may be taken again
+        self._course: list[Taken] = []  # what a step is taken again by
+        self._states: dict[int, State] = {}
+        self._tape: dict[int, Step] = {}
+        self._rest: Iterator[tuple[Action, int]] = iter(())  # the actions of the walk back
+        self._end: tuple[Tensor, State] | None = None  # measure, last state
+
+    def _forward(
+        self,
+        batches: Iterable[Any],
+        measure: Callable[..., Tensor],
+        schedule: Schedule | str,
+        memory: int | None,
+    ) -> None:
+        start = perf_counter()
+        student = self._student
+        state = self._start()
+        if schedule == "all" or (schedule == "auto" and memory is None):
+            # The number of steps need not be known.
+            for t, batch in enumerate(batches):
+                state = self._take(t, state, batch, tapes=True)
+                if self._truncate is not None:
+                    self._tape.pop(t - self._truncate, None)
+            self._first = self._begin(len(self._course))
+            self._rest = ((Action.REVERSE, t) for t in reversed(range(self._first, len(self._course))))
+        else:
+            self._data = data = cast("Sequence[Any]", batches) if indexed(batches) else list(batches)
+            first = self._first = self._begin(len(data))
+            chosen = self._chosen(schedule, memory, data, len(data) - first, state)
+            for t in range(first):
+                state = self._take(t, state, data[t], tapes=False)
+            if first:
+                self._states[first] = state
+            plan = ((action, first + t) for action, t in chosen.actions(len(data) - first))
+            for action, t in plan:
+                if action is Action.STORE:
+                    self._states[t] = state
+                elif action is Action.REVERSE:
+                    plan = itertools.chain([(action, t)], plan)  # type: ignore[assignment]
+                    break
+                else:
+                    state = self._take(t, state, data[t], tapes=action is Action.TAPE)
+            self._rest = plan
+        losses = [taken.loss for taken in self._course]
+        check.unroll_trains(any(taken.reached != [] for taken in self._course) or not losses)
+        student.bind(state.weights, state.buffers)
+        value = measure(student.module)
+        student.release()
+        check.unroll_measure(value)
+        self._end = value, state
+        self.measure = value.detach()
+        self.weights = {name: x.detach() for name, x in zip(student.names, state.weights, strict=True)}
+        self.buffers = dict(zip(student.buffer_names, state.buffers, strict=True))
+        self.report = Report(
+            losses, self.measure, perf_counter() - start, self._curvature_name, self._order, self._truncate
+        )
+
+    def _begin(self, steps: int) -> int:
+        """The first step that the walk back comes to."""
+        return 0 if self._truncate is None else max(steps - self._truncate, 0)
+
+    def _chosen(
+        self, schedule: Schedule | str, memory: int | None, data: Sequence[Any], steps: int, state: State
+    ) -> Schedule:
+        """The schedule of that name for so many steps and this memory."""
+        if not isinstance(schedule, str):
+            return schedule
+        if schedule == "every":
+            return Segments(max(math.isqrt(steps), 1))
+        assert memory is not None
+        state_bytes = _bytes([*state.weights, *_tensors(state.slots), *state.buffers])
+        step_bytes = self._step_bytes(data[0], state) if steps else 0
+        if schedule == "auto":
+            return fit(steps, state_bytes, step_bytes, memory).schedule
+        check.schedule_memory(memory, step_bytes)
+        return Segments(1, (memory - step_bytes) // state_bytes)
+
+    def _step_bytes(self, batch: object, state: State) -> int:
+        """What a taped step keeps alive, from the first step: for a graph, what a second one of it adds."""
+        reads = self._optimizer.reads or bool(self._settings(0).wanted)
+        own = _bytes([*state.weights, *state.buffers, *(_tensors(state.slots) if reads else ())])
+        own += _bytes(state.weights) * self._curvature.keeps_gradient(reads)
+        if not self._curvature.keeps_graph:
+            return own
+        student, seen = self._student, []
+        randomness = Randomness.now(student.cuda_devices)
+        kept = []
+        for _ in range(2):
+            storages: dict[int, int] = {}
+
+            def note(x: Tensor, storages: dict[int, int] = storages) -> Tensor:
+                storage = x.untyped_storage()
+                storages[storage._cdata] = storage.nbytes()
+                return x
+
+            student.bind(state.weights, state.buffers)
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+                kept.append(gradient(self._loss(student.module, batch, 0), state.weights))
+            student.release()
+            randomness.restore(student.cuda_devices)
+            seen.append(storages)
+        return own + sum(size for at, size in seen[1].items() if at not in seen[0])
+
+    def _start(self) -> State:
+        """The state before the first step, from the student's own parameters and buffers."""
+        w: Tensors = [p.detach().clone().requires_grad_() for p in self._student.parameters]
+        return State(w, self._optimizer.start(w), self._student.buffers)
+
+    def _take(self, t: int, state: State, batch: object, *, tapes: bool) -> State:
+        """Takes step t, for the first time or again, and returns the state after it."""
+        w, slots, b = state
+        student, hyper, again = self._student, self._settings(t), t < len(self._course)
+        randomness = None
+        if again:
+            taken = self._course[t]
+            assert taken.randomness is not None
+            taken.randomness.restore(student.cuda_devices)
+        elif (self._data is not None and t >= self._first) or (tapes and not self._curvature.keeps_graph):
+            randomness = Randomness.now(student.cuda_devices, self._course[-1:])
+        reads = self._optimizer.reads or bool(hyper.wanted)
+        step = Step(t, hyper, w, b, slots if reads else ()) if tapes else None
+        student.bind(w, b)
+        value = self._loss(student.module, batch, t)
+        check.unroll_loss(value, t)
+        # The graph is built in steps that are taken to be forgotten, too: without it some of PyTorch's
+        # derivatives come from other kernels, with other bits.
+        g, d_others = self._curvature.gradient(value, w, self._meta)
+        b = student.present_buffers()
+        student.release()
+        w, slots, reached = _update(self._optimizer, w, slots, g, hyper)
+        if again:
+            check.unroll_replayed(value, taken.loss, t)
+        else:
+            taken = Taken(randomness, value.detach(), reached)
+            self._course.append(taken)
+        if step is not None:
+            self._tape[t] = step
+            step.reached, step.loss = reached, taken.loss
+            if self._curvature.keeps_graph:
+                step.roots = Roots.of(g)
+            else:
+                step.batch, step.randomness, step.d_others = batch, taken.randomness, d_others
+            step.grads = g if self._curvature.keeps_gradient(reads) else None
+        return State(w, slots, b)
+
+    def backward(self, gradient: Tensor | None = None) -> None:
+        """Walks back over the run and adds d measure / d meta to ``.grad`` of the meta tensors.
+
+        A meta tensor that the measure does not depend on keeps its ``.grad``, None included, as in
+        ``torch.autograd.backward``. What the steps remember is freed on the way, so this can be done once.
+
+        Args:
+            gradient: the cotangent of the measure, of its shape. Default ones: of several measures, the sum.
+
+        Raises:
+            RuntimeError: a second call; an operation of the loss that has no second derivative; a loss that
+                carries a graph from one step to the next; with ``curvature="recompute"``, a loss that is not
+                the same when its step is run again.
+            ValueError: a cotangent of another shape.
+        """
+        check.unroll_not_inference()
+        check.unroll_open(self._end is not None)
+        v = check.unroll_cotangent(gradient, self.measure)
+        start = perf_counter()
+        devices = self._student.cuda_devices
+        randomness = Randomness.now(devices)
+        # meta=None gives every leaf that is reached its gradient, but the student's own are to be left out.
+        own = self._student.parameters if self._meta is None else []
+        own_grads = [p.grad for p in own]
+        for p in own:
+            p.grad = None
+        try:
+            with torch.no_grad():
+                self._walk_back(v)
+        finally:
+            self._student.release()
+            self._tape.clear()
+            self._states.clear()
+            self._course.clear()
+            self._settings.cache_clear()
+            self._data = None
+            for p, kept in zip(own, own_grads, strict=True):
+                p.grad = kept
+            randomness.restore(devices)
+        self.report.seconds_backward = perf_counter() - start
+
+    def _walk_back(self, v: Tensor) -> None:
+        assert self._end is not None
+        (value, state), self._end = self._end, None
+        steps, norms = self.report.steps, self.report._norms
+        w, b = state.weights, state.buffers
+        v_w = Adjoint(w)
+        v_slots = [tuple(torch.zeros_like(x) for x in _tensors([slot])) for slot in state.slots]
+        v_settings: list[tuple[Tensor, Tensor]] = []
+
+        _lend(w, v_w, steps)
+        self._student.bind(w, b)
+        accumulate([value], [v], self._inputs(w, steps))  # v_w = ∇M(w_T), v_s = 0
+        del value, w
+        norms.append(v_w.norm())
+        for action, t in self._rest:
+            if action is Action.REVERSE:
+                self._reverse(self._tape.pop(t), v_w, v_slots, v_settings)
+                norms.append(v_w.norm())
+            elif action is Action.STORE:
+                self._states[t] = state
+            elif action is Action.RESTORE:
+                state = self._states[t].again() if t else self._start()
+            elif action is Action.DROP:
+                del self._states[t]
+            else:
+                assert self._data is not None
+                with torch.enable_grad(), self._modes():
+                    state = self._take(t, state, self._data[t], tapes=action is Action.TAPE)
+                self.report.steps_again += 1
+        self._finish(v_w, v_settings)
+
+    def _reverse(
+        self,
+        step: Step,
+        adjoint: Adjoint,
+        v_slots: Sequence[Slot],
+        v_settings: list[tuple[Tensor, Tensor]],
+    ) -> None:
+        """Takes the adjoint (v_w, v_s) back over a step."""
+        optimizer, hyper, reached = self._optimizer, step.hyper, step.reached
+        if reached == []:
+            return
+        self._student.bind(step.weights, step.buffers)
+        _lend(step.weights, adjoint, step.index)
+        point = Point((), (), (), hyper, _places(step.weights, reached))
+        if optimizer.reads or hyper.wanted:
+            if step.grads is None:
+                step.grads = gradient(self._again(step, step.weights), step.weights)
+            grads = [g for g in step.grads if g is not None]
+            w, slots = _pick(step.weights, reached), _pick(step.slots, reached)
+            point = point._replace(weights=w, slots=slots, grads=grads)
+        v_w, v_slots = _pick(adjoint.parts, reached), _pick(v_slots, reached)
+        a, found = optimizer.transpose(point, v_w, v_slots)
+        v_settings += [(x, d.to(x)) for x, d in found]
+        self._curve(step, a)  # v_w += H a
+
+    def _curve(self, step: Step, a: Tensors) -> None:
+        """Adds H a and ∂_Φ⟨g, a⟩, and measures an inexact curvature at the first step that comes."""
+        report, wanted = self.report, Wanted(self._order == "exact", self._beside(step.index))
+        if not report._measured:
+            report._measured = True
+            if self._curvature.exact:
+                report.curvature_error = 0.0
+            else:
+                found = measured_error(self._curvature, step, self._replay, a, wanted)
+                report.curvature_error, report.curvature_error_reason = found
+        try:
+            self._products.product(step, self._replay, a, wanted)
+        except check.ForwardModeError as error:
+            # Steps are taken as before, so that those taken again are the same.
+            report.curvature = "recompute"
+            self._products = CURVATURES[report.curvature]
+            warnings.warn(str(error), stacklevel=5)
+            self._products.product(step, self._replay, a, wanted)
+        self._replay = self._replay._replace(examines=False)
+
+    def _finish(self, v_w: Adjoint, v_settings: list[tuple[Tensor, Tensor]]) -> None:
+        """Hands the gradients of settings and initial weights to the leaves behind them."""
+        ends = v_settings
+        if self._meta is not None and not self._first:
+            ends = [*ends, *zip(self._student.parameters, v_w.parts, strict=True)]
+        if ends:
+            accumulate([x for x, _ in ends], [v for _, v in ends], self._meta or [])
+
+    def _again(self, step: Step, weights: Tensors) -> Tensor:
+        """The loss of a step, run again with its batch and random numbers. The student stays bound."""
+        assert step.randomness is not None
+        step.randomness.restore(self._student.cuda_devices)
+        self._student.bind(weights, step.buffers)
+        lent = [w.grad for w in weights]
+        with torch.enable_grad(), self._modes():
+            value = self._loss(self._student.module, step.batch, step.index)
+        if weights is step.weights:
+            check.unroll_replayed(value, step.loss, step.index)
+        for w, part in zip(weights, lent, strict=True):
+            w.grad = part  # the loss may have called model.zero_grad()
+        return value
+
+    def _inputs(self, weights: Tensors, index: int) -> Tensors:
+        """The leaves whose ``.grad`` the reverse of a step fills; none for every leaf that it reaches."""
+        beside = self._beside(index)
+        return [] if beside is None else [*weights, *beside]
+
+    def _beside(self, index: int) -> Tensors | None:
+        """These leaves without the weights of the step themselves; None for every leaf that it reaches."""
+        if self._meta is None:
+            return None
+        # The weights of the step before are there only so that _lend can tell a graph that leads into it.
+        before = self._tape.get(index - 1)
+        return [*(before.weights if before else ()), *self._meta]
+
+
+def _lend(weights: Tensors, adjoint: Adjoint, index: int) -> None:
+    """Makes the adjoint the ``.grad`` of a step's weights, so that the engine adds H a to it in place."""
+    for w, part in zip(weights, adjoint.parts, strict=True):
+        if w.grad is not None:
+            raise check.unroll_leak(index)
+        w.grad = part
+
+
+def _update(
+    optimizer: Optimizer, w: Tensors, slots: Sequence[Slot], g: Grads, hyper: Hyper
+) -> tuple[Tensors, Sequence[Slot], list[int] | None]:
+    """Weights after a step, as leaves; slots; and which weights the loss reaches, None for all."""
+    grads = [x for x in g if x is not None]
+    reached = None if len(grads) == len(g) else [i for i, x in enumerate(g) if x is not None]
+    with torch.no_grad():
+        new_w, new_slots = _pick(w, reached), _pick(slots, reached)
+        if grads:
+            point = Point(new_w, new_slots, grads, hyper, _places(w, reached))
+            new_w, new_slots = optimizer.update(point)
+        if reached is not None:
+            # The others stay as they are, but as leaves of their own: a leaf belongs to one step.
+            new_w = _put(new_w, reached, [x.detach() for x in w])
+            new_slots = _put(new_slots, reached, slots)
+    for x in new_w:
+        x.requires_grad_()
+    return new_w, new_slots, reached
+
+
+def _places(weights: Tensors, reached: list[int] | None) -> Sequence[int]:
+    """The places of the weights that a step reaches among all."""
+    return range(len(weights)) if reached is None else reached
+
+
+def _pick(xs: Any, indices: list[int] | None) -> Any:
+    """The entries at these indices; all of them where there is nothing to pick."""
+    return xs if indices is None else [xs[i] for i in indices]
+
+
+def _put(xs: Sequence[Entry], indices: list[int], others: Sequence[Entry]) -> list[Entry]:
+    """These entries at these indices among others."""
+    by_index = dict(zip(indices, xs, strict=True))
+    return [by_index.get(i, x) for i, x in enumerate(others)]
+
+
+def _tensors(slots: Sequence[Slot]) -> list[Tensor]:
+    return [x for slot in slots for x in slot if isinstance(x, Tensor)]
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def indexed(batches: object) -> bool:
+    """Whether a batch can be read again by its step."""
+    return hasattr(batches, "__getitem__") and hasattr(batches, "__len__")

@@ -811,6 +811,18 @@ def unroll_replayed(value: Tensor, recorded: Tensor | None, step: int) -> None:
         )
 
 
+def unroll_state_again(step: int, differs: str | None) -> None:
+    """A state that is reached again is the one that was there."""
+    if differs is not None:
+        after = f"after step {step - 1}" if step else "before the first step"
+        raise RuntimeError(
+            f"l2t.unroll: the state {after} must be the same when it is reached again, got another one in {differs}. "
+            "Usual causes: a kernel that is not deterministic (torch.use_deterministic_algorithms names it), a state that "
+            "loss or a module keeps from call to call, a batch from an iterator or changed in place, a weight changed in "
+            "place. Mend it, or use curvature='reverse' with schedule='all', which run no step again."
+        )
+
+
 def unroll_second_derivative(error: RuntimeError) -> None:
     """Says what to do about an operation that can be differentiated once only; leaves other errors alone."""
     said = str(error)

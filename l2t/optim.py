@@ -85,6 +85,9 @@ class Optimizer(abc.ABC):
     reads = True
     """Whether ``transpose`` reads weights, slots and gradients even where no setting wants a gradient."""
 
+    slot_names: Sequence[str] = ()
+    """What the entries of a slot are called where one is to be named."""
+
     def bound(self, names: Sequence[str], weights: Sequence[Tensor]) -> Optimizer:
         """The optimiser for a student with these trained parameters; most do not ask which."""
         return self
@@ -212,6 +215,8 @@ class SGD(_Rule):
         # With dampening a slot is (m, whether there was a step), else (m,), or () without momentum.
         self.reads = self._dampens = self._keeps_momentum and _given(dampening)
         check.optim_nesterov(nesterov, self._keeps_momentum, _given(dampening))
+
+    slot_names = ("momentum", "begun")
 
     def start(self, weights: Tensors) -> list[Slot]:
         """Zero momentum, or nothing where none is kept."""
@@ -348,6 +353,8 @@ class Adam(_Rule):
         beta1, beta2 = check.optim_pair(owner, "betas", betas)
         check.optim_amsgrad(owner, amsgrad)
         super().__init__({"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay})
+
+    slot_names = ("first moment", "second moment", "steps")
 
     def start(self, weights: Tensors) -> list[Slot]:
         """Both moments zero, and no step taken: (m, v, k)."""

@@ -34,7 +34,8 @@ from l2t.curvature import (
 )
 from l2t.optim import Hyper, Optimizer, Point, Slot, Tensors
 from l2t.record import Report
-from l2t.schedule import Action, Schedule, Segments, fit
+from l2t.schedule import Action, Schedule, Segments, first_again, fit
+from l2t.states import Fingerprints
 from l2t.tape import Adjoint, Grads, Randomness, Roots, State, Step, Student, Taken, modes
 
 __all__ = ["Run", "indexed"]
@@ -84,6 +85,7 @@ class Run:
         curvature: str,
         order: str,
         truncate: int | None,
+        verify: str | None,
     ) -> None:
         self._student, self._loss = student, loss
         self._optimizer = optimizer = optimizer.bound(student.names, student.parameters)
@@ -95,6 +97,9 @@ class Run:
         self._settings = functools.cache(optimizer.settings())  # a function of the step is asked once
         self._data: Sequence[Any] | None = None  # batches by step, where steps may be taken again
         self._course: list[Taken] = []  # what a step is taken again by
+        self._seen: Fingerprints | None = None
+        if verify is not None:
+            self._seen = Fingerprints(student, optimizer.slot_names, () if verify == "first" else None)
         self._states: dict[int, State] = {}
         self._tape: dict[int, Step] = {}
         self._rest: Iterator[tuple[Action, int]] = iter(())  # the actions of the walk back
@@ -110,6 +115,7 @@ class Run:
         start = perf_counter()
         student = self._student
         state = self._start()
+        seen = self._seen
         if schedule == "all" or (schedule == "auto" and memory is None):
             # The number of steps need not be known.
             for t, batch in enumerate(batches):
@@ -118,10 +124,21 @@ class Run:
                     self._tape.pop(t - self._truncate, None)
             self._first = self._begin(len(self._course))
             self._rest = ((Action.REVERSE, t) for t in reversed(range(self._first, len(self._course))))
+            if seen is not None and seen.states is not None and self._tape:
+                last = self._tape[len(self._course) - 1]
+                seen.states = {last.index, last.index + 1}
+                seen.see(last.index, State(last.weights, (), last.buffers))
+                seen.see(last.index + 1, state)
         else:
             self._data = data = cast("Sequence[Any]", batches) if indexed(batches) else list(batches)
             first = self._first = self._begin(len(data))
             chosen = self._chosen(schedule, memory, data, len(data) - first, state)
+            if seen is not None:
+                if seen.states is not None:
+                    again = {first + t for t in first_again(chosen.actions(len(data) - first))}
+                    runs = not self._curvature.keeps_graph  # the last step, by the curvature
+                    seen.states = again | ({len(data) - 1, len(data)} if runs else set())
+                seen.see(0, state)
             for t in range(first):
                 state = self._take(t, state, data[t], tapes=False)
             if first:
@@ -236,7 +253,10 @@ class Run:
             else:
                 step.batch, step.randomness, step.d_others = batch, taken.randomness, d_others
             step.grads = g if self._curvature.keeps_gradient(reads) else None
-        return State(w, slots, b)
+        state = State(w, slots, b)
+        if self._seen is not None:
+            self._seen.see(t + 1, state)
+        return state
 
     def backward(self, gradient: Tensor | None = None) -> None:
         """Walks back over the run and adds d measure / d meta to ``.grad`` of the meta tensors.
@@ -301,6 +321,8 @@ class Run:
                 self._states[t] = state
             elif action is Action.RESTORE:
                 state = self._states[t].again() if t else self._start()
+                if self._seen is not None:
+                    self._seen.see(t, state)
             elif action is Action.DROP:
                 del self._states[t]
             else:
@@ -373,6 +395,9 @@ class Run:
             value = self._loss(self._student.module, step.batch, step.index)
         if weights is step.weights:
             check.unroll_replayed(value, step.loss, step.index)
+            if self._seen is not None:
+                self._seen.see(step.index, State(weights, (), step.buffers))
+                self._seen.see(step.index + 1, State([], (), self._student.present_buffers()))
         for w, part in zip(weights, lent, strict=True):
             w.grad = part  # the loss may have called model.zero_grad()
         return value

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 from l2t import check
 
-__all__ = ["Action", "Plan", "Schedule", "Segments", "StoreAll", "fit"]
+__all__ = ["Action", "Plan", "Schedule", "Segments", "StoreAll", "first_again", "fit"]
 
 
 class Action(Enum):
@@ -169,6 +169,22 @@ def _split(count: int, slots: int) -> int:
         else:
             low = m + 1
     return low
+
+
+def first_again(actions: Actions) -> set[int]:
+    """The states that the first steps taken again come by, the one that they start from included."""
+    found: set[int] = set()
+    reversing = False
+    for action, step in actions:
+        if action is Action.REVERSE:
+            if found:
+                break
+            reversing = True
+        elif action is Action.RESTORE:
+            found = {step}
+        elif reversing and action in (Action.FORWARD, Action.TAPE):
+            found.add(step + 1)
+    return found
 
 
 class Plan(NamedTuple):

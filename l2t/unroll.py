@@ -40,6 +40,7 @@ def _looked_at(
 
 
 ORDERS = ("exact", "first")
+VERIFY = ("first", "all")
 SCHEDULES = ("auto", "all", "every", "binomial")
 DEFAULT_OPTIMIZER = SGD(lr=0.1, momentum=0.9)
 
@@ -57,6 +58,7 @@ def unroll(
     truncate: int | None = None,
     schedule: str | Schedule = "auto",
     memory: int | str | None = None,
+    verify: str | None = None,
     preflight: bool = False,
 ) -> Run:
     """Trains a student over batches so that what it ends in can be differentiated to what shaped it.
@@ -108,6 +110,10 @@ def unroll(
         memory: bytes for what is remembered, a number or such as ``"64MB"``: beside what a single training
             step and the adjoint need. With ``"auto"`` and ``"binomial"`` the first step is tried twice
             before the run, to see what it keeps.
+        verify: compare the states (weights, optimiser state, buffers) that are reached again with those that
+            were there, by a hash of their bytes, and raise the name of the first tensor that differs:
+            ``"all"`` of them, or the ``"first"``: those of the first steps that are taken again, up to the
+            next step back. A loss whose value differs raises without. None: no hashes.
         preflight: look at the first step with :func:`l2t.preflight` before the run, and raise what it found
             where ``curvature`` does not suit. It costs some ten steps and more for a student of many modules.
 
@@ -152,9 +158,11 @@ def unroll(
     budget = check.unroll_memory(memory, schedule)
     check.known("unroll", "order", order, ORDERS)
     check.unroll_truncate(truncate, chosen, student)
+    if verify is not None:
+        check.known("unroll", "verify", verify, VERIFY)
     if preflight:
         batches = _looked_at(student, batches, loss, curvature)
-    run = Run(Student(student), loss, optimizer, chosen, curvature, order, truncate)
+    run = Run(Student(student), loss, optimizer, chosen, curvature, order, truncate, verify)
     try:
         with torch.enable_grad():
             run._forward(batches, measure, schedule, budget)

@@ -27,6 +27,7 @@ LAYERS = (
             "run",
             "record",
             "tape",
+            "states",
             "schedule",
             "curvature",
             "preflight",

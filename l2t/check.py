@@ -6,6 +6,7 @@ One function a check or a sentence, grouped by the module that calls it. The for
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -746,8 +747,46 @@ def unroll_trains(trains: bool) -> None:
         )
 
 
-def unroll_measure(value: object) -> None:
-    """The measure is a scalar or one number a student, with a graph."""
+def unroll_along(along: object) -> int | dict[int, float] | None:
+    """Returns when measures along the way are taken: every so many steps, or weights by steps taken."""
+    if along is None or (isinstance(along, int) and not isinstance(along, bool) and along > 0):
+        return along
+    wrong: object = along
+    if isinstance(along, Mapping) and along:
+        weights = dict(along)
+        found: list[object] = [t for t in weights if isinstance(t, bool) or not isinstance(t, int) or t < 1]
+        found += [x for x in weights.values() if not isinstance(x, (int, float)) or not math.isfinite(x)]
+        if not found:
+            return weights
+        wrong = found[0]
+    raise ValueError(
+        "l2t.unroll: along must be an integer of 1 or more, or a mapping from numbers of steps taken, 1 or more, to "
+        f"finite weights, got {wrong!r}. Give for example along=10, or along={{50: 0.5, 100: 0.5}}."
+    )
+
+
+def unroll_along_steps(along: object, steps: int) -> None:
+    """Measures along the way are taken within the run."""
+    beyond = [t for t in along if t > steps] if isinstance(along, dict) else []
+    if beyond:
+        raise ValueError(
+            f"l2t.unroll: along must name numbers of steps up to {steps}, those of the run, got {beyond[0]}. "
+            "Leave it out or give more batches."
+        )
+
+
+def unroll_measured_again(value: Tensor, recorded: Tensor, taken: int) -> None:
+    """A measure that is taken again is the measure that was taken."""
+    if not torch.allclose(value, recorded, rtol=0, atol=0, equal_nan=True):
+        raise RuntimeError(
+            f"l2t.unroll: measure must be the same when it is taken again, got {value.detach()} for {recorded} after step "
+            f"{taken}. Let it depend on the model and PyTorch's default random numbers alone and change no tensor in place "
+            "before backward; or leave out along."
+        )
+
+
+def unroll_measure(value: object, first: Tensor | None = None) -> None:
+    """The measure is a scalar or one number a student, with a graph, and always alike."""
     if not isinstance(value, Tensor) or value.dim() > 1 or not value.is_floating_point():
         raise ValueError(
             f"l2t.unroll: measure must return a real tensor of shape () or (S,), got {_described(value)}. "
@@ -757,6 +796,11 @@ def unroll_measure(value: object) -> None:
         raise ValueError(
             "l2t.unroll: measure must return a tensor with a graph, got a detached one. Compute it from the model "
             "that measure is given, by differentiable operations (cross-entropy or 1 - p_y, not accuracy)."
+        )
+    if first is not None and (value.shape, value.dtype) != (first.shape, first.dtype):
+        raise ValueError(
+            f"l2t.unroll: measure must always be of one shape and dtype, got {_described(value)} after "
+            f"{_described(first)}. Return the same at every step that along asks for."
         )
 
 

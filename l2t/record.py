@@ -32,7 +32,7 @@ class Report:
     def __init__(
         self,
         losses: list[Tensor],
-        measure: Tensor,
+        measures: dict[int, Tensor],
         seconds_forward: float,
         curvature: str,
         order: str,
@@ -47,7 +47,7 @@ class Report:
         self.curvature_error_reason: str | None = None
         self._measured = False
         self._losses = losses
-        self._measure = measure
+        self._measures = measures
         self._norms: list[list[Tensor]] = []  # in the order of the walk back
 
     @property
@@ -70,13 +70,15 @@ class Report:
     def nonfinite(self) -> tuple[str, int] | None:
         """The first value that is not finite, in the order of computation; None if all are.
 
-        ``("loss", t)``: the loss of step t. ``("measure", T)``: the measure. ``("adjoint", t)``: ∂J/∂w_t.
+        ``("loss", t)``: the loss of step t. ``("measure", t)``: a measure after t steps. ``("adjoint", t)``:
+        ∂J/∂w_t.
         """
-        for t, x in enumerate(self.losses):
-            if not math.isfinite(x):
+        losses = self.losses
+        for t in range(self.steps + 1):
+            if t in self._measures and not bool(self._measures[t].isfinite().all()):
+                return "measure", t
+            if t < self.steps and not math.isfinite(losses[t]):
                 return "loss", t
-        if not bool(self._measure.isfinite().all()):
-            return "measure", self.steps
         norms = self.adjoint_norms
         first = self.steps + 1 - len(norms)
         return next(

@@ -32,6 +32,7 @@ from l2t.curvature import (
     gradient,
     measured_error,
 )
+from l2t.measures import Measures
 from l2t.optim import Hyper, Optimizer, Point, Slot, Tensors
 from l2t.record import Report
 from l2t.schedule import Action, Schedule, Segments, first_again, fit
@@ -47,7 +48,8 @@ class Run:
     """A run that was taken; :func:`unroll` makes it.
 
     Attributes:
-        measure: the measure at the end, detached: 0-dim or (S,).
+        measure: J, detached: 0-dim or (S,). The measure at the end, or the sum of those along the way.
+        measures: the measures that J is made of, detached, by the number of steps taken before each.
         weights: the final trained parameters by name, detached; frozen ones are the student's own.
         buffers: the final buffers by name, after the last step.
         report: a :class:`Report`.
@@ -72,6 +74,7 @@ class Run:
     """
 
     measure: Tensor
+    measures: dict[int, Tensor]
     weights: dict[str, Tensor]
     buffers: dict[str, Tensor]
     report: Report
@@ -80,6 +83,7 @@ class Run:
         self,
         student: Student,
         loss: Callable[..., Tensor],
+        measures: Measures,
         optimizer: Optimizer,
         meta: list[Tensor] | None,
         curvature: str,
@@ -87,7 +91,7 @@ class Run:
         truncate: int | None,
         verify: str | None,
     ) -> None:
-        self._student, self._loss = student, loss
+        self._student, self._loss, self._measures = student, loss, measures
         self._optimizer = optimizer = optimizer.bound(student.names, student.parameters)
         self._meta, self._curvature, self._curvature_name = meta, CURVATURES[curvature], curvature
         self._products = self._curvature
@@ -103,12 +107,12 @@ class Run:
         self._states: dict[int, State] = {}
         self._tape: dict[int, Step] = {}
         self._rest: Iterator[tuple[Action, int]] = iter(())  # the actions of the walk back
-        self._end: tuple[Tensor, State] | None = None  # measure, last state
+        self._value: Tensor | None = None  # the measure after the last step, with its graph
+        self._end: State | None = None
 
     def _forward(
         self,
         batches: Iterable[Any],
-        measure: Callable[..., Tensor],
         schedule: Schedule | str,
         memory: int | None,
     ) -> None:
@@ -116,10 +120,12 @@ class Run:
         student = self._student
         state = self._start()
         seen = self._seen
+        if indexed(batches):
+            check.unroll_along_steps(self._measures.along, len(cast("Sequence[Any]", batches)))
         if schedule == "all" or (schedule == "auto" and memory is None):
             # The number of steps need not be known.
             for t, batch in enumerate(batches):
-                state = self._take(t, state, batch, tapes=True)
+                state = self._first_time(t, state, batch, tapes=True)
                 if self._truncate is not None:
                     self._tape.pop(t - self._truncate, None)
             self._first = self._begin(len(self._course))
@@ -131,6 +137,7 @@ class Run:
                 seen.see(last.index + 1, state)
         else:
             self._data = data = cast("Sequence[Any]", batches) if indexed(batches) else list(batches)
+            check.unroll_along_steps(self._measures.along, len(data))
             first = self._first = self._begin(len(data))
             chosen = self._chosen(schedule, memory, data, len(data) - first, state)
             if seen is not None:
@@ -140,7 +147,7 @@ class Run:
                     seen.states = again | ({len(data) - 1, len(data)} if runs else set())
                 seen.see(0, state)
             for t in range(first):
-                state = self._take(t, state, data[t], tapes=False)
+                state = self._first_time(t, state, data[t], tapes=False)
             if first:
                 self._states[first] = state
             plan = ((action, first + t) for action, t in chosen.actions(len(data) - first))
@@ -151,21 +158,30 @@ class Run:
                     plan = itertools.chain([(action, t)], plan)  # type: ignore[assignment]
                     break
                 else:
-                    state = self._take(t, state, data[t], tapes=action is Action.TAPE)
+                    state = self._first_time(t, state, data[t], tapes=action is Action.TAPE)
             self._rest = plan
-        losses = [taken.loss for taken in self._course]
+        losses, measures = [taken.loss for taken in self._course], self._measures
         check.unroll_trains(any(taken.reached != [] for taken in self._course) or not losses)
-        student.bind(state.weights, state.buffers)
-        value = measure(student.module)
+        check.unroll_along_steps(measures.along, len(losses))
+        if measures.at_end and len(losses) not in measures.values:
+            self._value = measures.take(len(losses), state.weights, state.buffers)
         student.release()
-        check.unroll_measure(value)
-        self._end = value, state
-        self.measure = value.detach()
+        self._end = state
+        self.measure, self.measures = measures.total(), measures.values
         self.weights = {name: x.detach() for name, x in zip(student.names, state.weights, strict=True)}
         self.buffers = dict(zip(student.buffer_names, state.buffers, strict=True))
         self.report = Report(
-            losses, self.measure, perf_counter() - start, self._curvature_name, self._order, self._truncate
+            losses, self.measures, perf_counter() - start, self._curvature_name, self._order, self._truncate
         )
+
+    def _first_time(self, t: int, state: State, batch: object, *, tapes: bool) -> State:
+        """Takes step t, and the measure after it where one along the way is asked for."""
+        self._value = None
+        state = self._take(t, state, batch, tapes=tapes)
+        if self._measures.after(t + 1):
+            self._value = self._measures.take(t + 1, state.weights, state.buffers)
+            self._student.release()
+        return state
 
     def _begin(self, steps: int) -> int:
         """The first step that the walk back comes to."""
@@ -228,7 +244,8 @@ class Run:
             assert taken.randomness is not None
             taken.randomness.restore(student.cuda_devices)
         elif (self._data is not None and t >= self._first) or (tapes and not self._curvature.keeps_graph):
-            randomness = Randomness.now(student.cuda_devices, self._course[-1:])
+            before = self._course[-1].randomness if self._course else None
+            randomness = Randomness.now(student.cuda_devices, before)
         reads = self._optimizer.reads or bool(hyper.wanted)
         step = Step(t, hyper, w, b, slots if reads else ()) if tapes else None
         student.bind(w, b)
@@ -301,7 +318,10 @@ class Run:
 
     def _walk_back(self, v: Tensor) -> None:
         assert self._end is not None
-        (value, state), self._end = self._end, None
+        state, self._end = self._end, None
+        value, self._value = self._value, None
+        shares = self._measures.shares()
+        last = max(shares)  # J does not depend on the steps after the last measure
         steps, norms = self.report.steps, self.report._norms
         w, b = state.weights, state.buffers
         v_w = Adjoint(w)
@@ -310,12 +330,18 @@ class Run:
 
         _lend(w, v_w, steps)
         self._student.bind(w, b)
-        accumulate([value], [v], self._inputs(w, steps))  # v_w = ∇M(w_T), v_s = 0
+        if value is not None:
+            accumulate([value], [shares[steps] * v], self._inputs(w, steps))  # v_w = ∇M(w_T), v_s = 0
         del value, w
         norms.append(v_w.norm())
         for action, t in self._rest:
             if action is Action.REVERSE:
-                self._reverse(self._tape.pop(t), v_w, v_slots, v_settings)
+                step = self._tape.pop(t)
+                if t < last:
+                    self._reverse(step, v_w, v_slots, v_settings)
+                if t > self._first and self._measures.after(t):
+                    self._measure_again(step, v_w, shares[t] * v)
+                del step
                 norms.append(v_w.norm())
             elif action is Action.STORE:
                 self._states[t] = state
@@ -341,10 +367,10 @@ class Run:
     ) -> None:
         """Takes the adjoint (v_w, v_s) back over a step."""
         optimizer, hyper, reached = self._optimizer, step.hyper, step.reached
+        _lend(step.weights, adjoint, step.index)
         if reached == []:
             return
         self._student.bind(step.weights, step.buffers)
-        _lend(step.weights, adjoint, step.index)
         point = Point((), (), (), hyper, _places(step.weights, reached))
         if optimizer.reads or hyper.wanted:
             if step.grads is None:
@@ -356,6 +382,13 @@ class Run:
         a, found = optimizer.transpose(point, v_w, v_slots)
         v_settings += [(x, d.to(x)) for x, d in found]
         self._curve(step, a)  # v_w += H a
+
+    def _measure_again(self, step: Step, adjoint: Adjoint, v: Tensor) -> None:
+        """Adds the gradient of the measure that was taken before this step: v_w += ∇M(w_t)."""
+        value = self._measures.again(step.index, step.weights, step.buffers)
+        for w, part in zip(step.weights, adjoint.parts, strict=True):
+            w.grad = part  # the measure may have called model.zero_grad()
+        accumulate([value], [v], self._inputs(step.weights, step.index))
 
     def _curve(self, step: Step, a: Tensors) -> None:
         """Adds H a and ∂_Φ⟨g, a⟩, and measures an inexact curvature at the first step that comes."""

@@ -91,16 +91,14 @@ class Randomness(NamedTuple):
     cuda: list[Tensor]
 
     @staticmethod
-    def now(devices: Sequence[torch.device], before: Sequence[Taken] = ()) -> Randomness:
+    def now(devices: Sequence[torch.device], before: Randomness | None = None) -> Randomness:
         """The present state, of the CPU's and of these CUDA devices' generators.
 
         It shares the memory of the state ``before`` if nothing was drawn since.
         """
         now = Randomness(torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices])
-        for taken in before:
-            last = taken.randomness
-            if last is not None and all(map(torch.equal, [now.cpu, *now.cuda], [last.cpu, *last.cuda])):
-                return last
+        if before is not None and all(map(torch.equal, [now.cpu, *now.cuda], [before.cpu, *before.cuda])):
+            return before
         return now
 
     def restore(self, devices: Sequence[torch.device]) -> None:

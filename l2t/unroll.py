@@ -6,7 +6,7 @@ Docs: section 5 of docs/math.md. Here are the arguments and their meaning; the r
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from l2t import check
 from l2t.curvature import CURVATURES
+from l2t.measures import Measures
 from l2t.optim import SGD, Optimizer
 from l2t.preflight import preflight as look
 from l2t.run import Run, indexed
@@ -56,6 +57,7 @@ def unroll(
     curvature: str = "reverse",
     order: str = "exact",
     truncate: int | None = None,
+    along: int | Mapping[int, float] | None = None,
     schedule: str | Schedule = "auto",
     memory: int | str | None = None,
     verify: str | None = None,
@@ -100,6 +102,12 @@ def unroll(
             What the gradient owes to the meta tensors is kept, and all that the optimiser does.
         truncate: walk back over the last so many steps only. Earlier ones give the meta tensors nothing.
             None: all.
+        along: judge the path, too. An integer k: the measure is taken after k, 2k, ... steps and after the
+            last, and J is their mean. A mapping from numbers of steps taken (1, ..., T) to weights: J is the
+            sum of the measures there, each times its weight. ``run.measures`` has them all. Their graphs are
+            not kept: the walk back takes a measure again where it comes by, with the same random numbers and
+            buffers, so it must depend on the model and these alone. Of a truncated walk count those after its
+            first step. None: the measure after the last step alone.
         schedule: what is remembered of the run; the gradient has the same bits whatever it is. ``"all"``:
             every step. ``"every"``: the state before every √T-th step, from which the steps between are
             taken again: O(√T) memory for less than one more run. ``"binomial"``: as many states as
@@ -160,12 +168,15 @@ def unroll(
     check.unroll_truncate(truncate, chosen, student)
     if verify is not None:
         check.known("unroll", "verify", verify, VERIFY)
+    path = check.unroll_along(along)
     if preflight:
         batches = _looked_at(student, batches, loss, curvature)
-    run = Run(Student(student), loss, optimizer, chosen, curvature, order, truncate, verify)
+    places = Student(student)
+    measures = Measures(measure, places, path)
+    run = Run(places, loss, measures, optimizer, chosen, curvature, order, truncate, verify)
     try:
         with torch.enable_grad():
-            run._forward(batches, measure, schedule, budget)
+            run._forward(batches, schedule, budget)
     finally:
-        run._student.release()
+        places.release()
     return run

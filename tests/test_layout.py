@@ -26,6 +26,7 @@ LAYERS = (
             "unroll",
             "run",
             "record",
+            "measures",
             "tape",
             "states",
             "schedule",

@@ -245,12 +245,15 @@ class Course:
             **plan,
         )
 
-    def oracle(self, first: bool = False, truncate: int = STEPS) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    def oracle(
+        self, first: bool = False, truncate: int = STEPS, along: dict[int, float] | None = None
+    ) -> tuple[Tensor, list[dict[str, Tensor]]]:
         """The measure with the graph of the whole run, and the weights before every step and at the end.
 
         With ``first`` gradients are taken at weights of their own, to which no graph leads; truncated, all
-        graphs begin at that step.
+        graphs begin at that step. ``along`` are the weights of measures by steps taken, {STEPS: 1} if none.
         """
+        total = torch.zeros((), dtype=self.dtype)
         torch.manual_seed(5)
         weights = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
         momentum = {name: torch.zeros_like(p) for name, p in weights.items()}
@@ -276,9 +279,15 @@ class Course:
                 direction = d + self.momentum * momentum[name] if self.nesterov else momentum[name]
                 weights = weights | {name: w - self.lr(step) * direction}
             trajectory.append(weights)
-        at = weights
-        buffers = {name: b.clone() for name, b in buffers.items()}
-        return self.measure(model), trajectory
+            if step + 1 in (along or {STEPS: 1.0}):
+                at, kept = weights, buffers
+                buffers = {name: b.clone() for name, b in buffers.items()}
+                value = self.measure(model)
+                total = total + (along or {STEPS: 1.0})[step + 1] * (
+                    value if step + 1 > STEPS - truncate else value.detach()
+                )
+                buffers = kept
+        return total, trajectory
 
 
 def make_course(student: str, dtype: torch.dtype, **options: Any) -> Course:
@@ -845,7 +854,10 @@ def test_a_measure_that_reaches_a_meta_tensor_alone() -> None:
 
 @exact_curvatures
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
-def test_weights_that_a_step_does_not_reach(curvature: str, momentum: float) -> None:
+@pytest.mark.parametrize("along", [None, {2: 0.5, 3: -1.0, 4: 2.0}])
+def test_weights_that_a_step_does_not_reach(
+    curvature: str, momentum: float, along: dict[int, float] | None
+) -> None:
     """As torch.optim: no weight decay and no momentum for a parameter whose gradient is None."""
     torch.manual_seed(0)
     student = nn.ModuleDict(
@@ -877,7 +889,7 @@ def test_weights_that_a_step_does_not_reach(curvature: str, momentum: float) -> 
             return lambda batch: F.linear(batch, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
     model = Bound()
-    start = list(weights.values())
+    start, total = list(weights.values()), torch.zeros((), dtype=torch.float64)
     for step, batch in enumerate(x):
         grads = torch.autograd.grad(
             loss(model, batch, step), list(weights.values()), create_graph=True, allow_unused=True
@@ -887,7 +899,8 @@ def test_weights_that_a_step_does_not_reach(curvature: str, momentum: float) -> 
                 d = g + metas["decay"] * w
                 m[name] = momentum * m[name] + d if name in m else d
                 weights = weights | {name: w - metas["lr"] * m[name]}
-    total = sum(model[name](x[0]).square().mean() for name in student)
+        share = (along or {len(x): 1.0}).get(step + 1, 0.0)
+        total = total + share * sum(model[name](x[0]).square().mean() for name in student)
     expected = torch.autograd.grad(total, [*metas.values(), *start])
 
     run = l2t.unroll(
@@ -898,6 +911,7 @@ def test_weights_that_a_step_does_not_reach(curvature: str, momentum: float) -> 
         optimizer=SGD(lr=metas["lr"], momentum=momentum, weight_decay=metas["decay"]),
         meta=[*metas.values(), *student.parameters()],
         curvature=curvature,
+        along=along,
     )
     run.backward()
     assert relative([x.grad for x in [*metas.values(), *student.parameters()]], list(expected)) <= 1e-12

@@ -1006,6 +1006,61 @@ def optim_pair(owner: str, name: str, value: Sequence[Setting]) -> Sequence[Sett
     return value
 
 
+def optim_groups(
+    owner: str, groups: object, options: Sequence[str]
+) -> list[tuple[list[str | Tensor], dict[str, Any]]]:
+    """Returns the groups of parameters: what names them, and their settings."""
+    found = []
+    for group in groups if isinstance(groups, Sequence) and not isinstance(groups, str) else [groups]:
+        if not isinstance(group, Mapping) or "params" not in group:
+            got = (
+                f"a dict of {', '.join(map(repr, group)) or 'nothing'}"
+                if isinstance(group, Mapping)
+                else _described(group)
+            )
+            raise TypeError(
+                f"l2t.optim.{owner}: groups must be a list of dicts with the key 'params', got {got}. "
+                "Say for example groups=[{'params': '*.bias', 'lr': 0.1}]."
+            )
+        params = group["params"]
+        entries = (
+            [params] if isinstance(params, str | Tensor) or not isinstance(params, Iterable) else list(params)
+        )
+        if not entries or not all(isinstance(x, str | Tensor) for x in entries):
+            got = next((_described(x) for x in entries if not isinstance(x, str | Tensor)), "none")
+            raise TypeError(
+                f"l2t.optim.{owner}: params of a group must be patterns of names, or parameters, got {got}. "
+                "Give a pattern such as 'head.*', a parameter, or a list of these."
+            )
+        for name in group:
+            if name != "params" and name not in options:
+                raise ValueError(
+                    f"l2t.optim.{owner}: settings of a group must be among {', '.join(options)}, got {name!r}. "
+                    "Leave it out, or set it for all parameters."
+                )
+        found.append((entries, {name: value for name, value in group.items() if name != "params"}))
+    return found
+
+
+def optim_in_student(owner: str, entry: str | Tensor, is_there: bool, names: Sequence[str]) -> None:
+    """A group names parameters that are trained."""
+    if not is_there:
+        got = repr(entry) if isinstance(entry, str) else f"one of {_described(entry)}"
+        raise ValueError(
+            f"l2t.optim.{owner}: params of a group must be among the trained parameters of the student, got {got}. "
+            f"They are {', '.join(names)}."
+        )
+
+
+def optim_one_group(owner: str, name: str, one: int, other: int) -> None:
+    """A parameter has the settings of one group; groups count from 1."""
+    if one:
+        raise ValueError(
+            f"l2t.optim.{owner}: a parameter must be in one group at most, got {name} in groups {one} and {other}. "
+            "Make their patterns narrower."
+        )
+
+
 def optim_nesterov(nesterov: bool, has_momentum: bool, has_dampening: bool) -> None:
     """Nesterov's momentum needs a momentum, and none of it dampened."""
     if nesterov and not has_momentum:
@@ -1021,7 +1076,10 @@ def optim_nesterov(nesterov: bool, has_momentum: bool, has_dampening: bool) -> N
 def optim_amsgrad(owner: str, amsgrad: bool) -> None:
     """The largest second moment so far is not kept."""
     if amsgrad:
-        raise ValueError(f"l2t.optim.{owner}: amsgrad must be False, got {amsgrad}. Leave it out.")
+        raise ValueError(
+            f"l2t.optim.{owner}: amsgrad must be False, got {amsgrad}. Leave it out, or take "
+            f"l2t.optim.FromTorch(torch.optim.{owner}, amsgrad=True)."
+        )
 
 
 # ---- students, teach -------------------------------------------------------------------------------------------------

@@ -3,21 +3,36 @@
 Docs: section 5 of docs/math.md. An optimiser here is a constant description without parameters or state
 inside, so one object serves many runs. ``update`` takes the steps of the ``torch.optim`` optimiser of the
 same name, to the bit; ``transpose`` carries the adjoint of the weights and of what the optimiser keeps of
-them back over an update, and finds the derivatives to the optimiser's own settings. The student's Hessian is
-not here (l2t/curvature.py).
+them back over an update, and finds the derivatives to the optimiser's own settings. What they have in common
+is in l2t/optim_base.py. The student's Hessian is not here (l2t/curvature.py).
 """
 
 from __future__ import annotations
 
-import abc
 import math
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from l2t import check
+from l2t.optim_base import (
+    Found,
+    Group,
+    Hyper,
+    Hyperparameter,
+    Optimizer,
+    Point,
+    Rule,
+    Slot,
+    Tensors,
+    dot,
+    given,
+    only_wanted,
+    total,
+    transpose_apart,
+    update_apart,
+)
 
 __all__ = [
     "SGD",
@@ -28,141 +43,13 @@ __all__ = [
     "Hyperparameter",
     "Optimizer",
     "Point",
+    "RMSprop",
     "Slot",
     "Tensors",
 ]
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
-Number = float | Tensor
-Hyperparameter = Number | Callable[[int], Number]
-"""A number, a 0-dim tensor (hypergradients flow to it and beyond), or either as a function of the step."""
 
-Slot = tuple[Any, ...]
-"""What an optimiser keeps of one weight: first the tensors, which have an adjoint, then constants."""
-
-Found = list[tuple[Tensor, Tensor]]
-"""Settings that want a gradient, each with what a step adds to it."""
-
-Key = TypeVar("Key", bound=Hashable)
-
-
-class Hyper(NamedTuple):
-    """The settings of one step as numbers, and those among their tensors that want a gradient, by name."""
-
-    values: tuple[Any, ...]
-    wanted: dict[str, Tensor]
-
-
-class Point(NamedTuple):
-    """Where an update is taken: all that it reads.
-
-    ``which`` are the places of these weights among all trained ones of the student. In a transpose that
-    reads nothing but the settings (``Optimizer.reads``), weights, slots and grads are empty.
-    """
-
-    weights: Tensors
-    slots: Sequence[Slot]
-    grads: Tensors
-    hyper: Hyper
-    which: Sequence[int]
-
-    def of(self, members: list[int]) -> Point:
-        """The same for some of the weights."""
-
-        def some(xs: Any) -> Any:
-            return [xs[i] for i in members] if xs else xs
-
-        return Point(some(self.weights), some(self.slots), some(self.grads), self.hyper, some(self.which))
-
-
-class Optimizer(abc.ABC):
-    """What :func:`l2t.unroll` asks of an optimiser. All of it is called without autograd.
-
-    To add one, write these methods (``bound`` and ``reads`` have defaults) and test it against autograd, as
-    tests/test_optim.py does with all of them.
-    """
-
-    reads = True
-    """Whether ``transpose`` reads weights, slots and gradients even where no setting wants a gradient."""
-
-    slot_names: Sequence[str] = ()
-    """What the entries of a slot are called where one is to be named."""
-
-    def bound(self, names: Sequence[str], weights: Sequence[Tensor]) -> Optimizer:
-        """The optimiser for a student with these trained parameters; most do not ask which."""
-        return self
-
-    @abc.abstractmethod
-    def settings(self) -> Callable[[int], Hyper]:
-        """The settings as a function of the step; those that do not depend on it are read here, once."""
-
-    @abc.abstractmethod
-    def start(self, weights: Tensors) -> list[Slot]:
-        """What is kept of each weight before the first step."""
-
-    @abc.abstractmethod
-    def update(self, point: Point) -> tuple[Tensors, Sequence[Slot]]:
-        """Weights and slots after a step, as tensors of their own."""
-
-    @abc.abstractmethod
-    def transpose(self, point: Point, v_w: Tensors, v_slots: Sequence[Slot]) -> tuple[Tensors, Found]:
-        """The cotangent a of the step's gradient, and the gradients of the settings that want one.
-
-        Turns the adjoint of weights and slots after the step into that before it, in place, up to H a, which
-        v_w lacks yet. ``v_slots`` holds a tensor for each tensor of a slot.
-        """
-
-
-class _Rule(Optimizer):
-    """An optimiser with settings of its own by name."""
-
-    def __init__(self, settings: dict[str, Hyperparameter], **options: object) -> None:
-        self._shown = settings | options
-        self._order = list(settings)
-        self._constant: dict[str, Number] = {}
-        self._by_step: dict[str, Callable[[int], Number]] = {}
-        for name, value in settings.items():
-            if callable(value) and not isinstance(value, Tensor):
-                self._by_step[name] = value
-            else:
-                self._constant[name] = self._checked(name, value)
-                self._number(name, self._constant[name])
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self._shown.items())})"
-
-    def _checked(self, name: str, value: Number, step: int | None = None) -> Number:
-        return check.optim_setting(type(self).__name__, name, value, step)
-
-    def _number(self, name: str, value: Number) -> float:
-        number = float(value.detach()) if isinstance(value, Tensor) else float(value)
-        return check.optim_share(type(self).__name__, name, number) if name in SHARES else number
-
-    def settings(self) -> Callable[[int], Hyper]:
-        """The settings as a function of the step; those that do not depend on it are read here, once."""
-        constant = {name: self._number(name, value) for name, value in self._constant.items()}
-        wanted = _wanted(self._constant)
-        if not self._by_step:
-            hyper = Hyper(tuple(constant[name] for name in self._order), wanted)
-            return lambda step: hyper
-
-        def at(step: int) -> Hyper:
-            values = {name: self._checked(name, f(step), step) for name, f in self._by_step.items()}
-            numbers = constant | {name: self._number(name, value) for name, value in values.items()}
-            return Hyper(tuple(numbers[name] for name in self._order), wanted | _wanted(values))
-
-        return at
-
-
-SHARES = ("beta1", "beta2", "alpha")  # of a running average
-
-
-def _found(hyper: Hyper, gradients: dict[str, Callable[[], Tensor]]) -> Found:
-    """The gradients of the settings that want one."""
-    return [(x, gradients[name]()) for name, x in hyper.wanted.items()]
-
-
-class SGD(_Rule):
+class SGD(Rule):
     """Stochastic gradient descent with momentum, Nesterov momentum and weight decay, as ``torch.optim.SGD``.
 
     With the gradient g of the loss, weight decay λ, momentum μ, dampening τ and learning rate η, a step is
@@ -177,6 +64,17 @@ class SGD(_Rule):
     ``run.backward()``, and so does whatever it was computed from. A tensor's value is read once a run, or
     once a step from a function; reading waits for the device that it is on.
 
+    **Groups.** As in ``torch.optim``, a group is a dict of some parameters, under ``"params"``, and settings
+    that they have in place of the optimiser's own; parameters in no group have those. They are named by
+    patterns (``"head.*"``, ``"*.bias"``: any of a parameter's names in ``student.named_parameters()``), or
+    given themselves (``student.head.parameters()``, with frozen ones or not). A meta tensor in a group's
+    settings gets its gradient as any other does; a function of the step is asked once a step by each group
+    that has it, those of the optimiser itself included.
+
+    **Clipping.** ``clip_norm`` is the most that the norm of the whole gradient, of all groups, may have: what
+    ``torch.nn.utils.clip_grad_norm_`` does before a step, to the bit, differentiated through. Where the norm
+    is exactly at the limit the derivative is that of a gradient just above it.
+
     Source: Sutskever et al., "On the importance of initialization and momentum in deep learning" (ICML 2013),
     in the form of ``torch.optim.SGD``; the transposes are those of section 5 of docs/math.md.
 
@@ -186,11 +84,15 @@ class SGD(_Rule):
         weight_decay: λ.
         dampening: τ.
         nesterov: look ahead along the momentum; needs a momentum, and no dampening.
+        groups: dicts of parameters and the settings in which they differ.
+        clip_norm: clip the norm of the whole gradient to this before a step; None: do not.
 
     Raises:
-        TypeError: a setting is not a number, a 0-dim floating-point tensor or a function of the step.
+        TypeError: a setting is not a number, a 0-dim floating-point tensor or a function of the step; a group
+            is not such a dict.
         ValueError: a plain number is negative or not finite, or ``nesterov`` is asked for without momentum or
-            with dampening.
+            with dampening; a group has a setting that the optimiser has not. When a run begins: a group
+            names a parameter that the student does not train, or that another group has.
 
     Example:
         >>> import l2t
@@ -198,6 +100,12 @@ class SGD(_Rule):
         SGD(lr=0.1, momentum=0.9, weight_decay=0.0, dampening=0.0, nesterov=False)
         >>> l2t.optim.SGD(lr=lambda step: 0.5**step).settings()(3).values
         (0.125, 0.0, 0.0, 0.0)
+
+        No weight decay for biases, a tenth of the rate for the body, and no gradient longer than one:
+
+        >>> optimizer = l2t.optim.SGD(
+        ...     lr=0.1, weight_decay=0.01, clip_norm=1.0,
+        ...     groups=[{"params": "*.bias", "weight_decay": 0.0}, {"params": "body.*.weight", "lr": 0.01}])
     """
 
     def __init__(
@@ -208,13 +116,15 @@ class SGD(_Rule):
         *,
         dampening: Hyperparameter = 0.0,
         nesterov: bool = False,
+        groups: Sequence[Group] = (),
+        clip_norm: Hyperparameter | None = None,
     ) -> None:
         settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "dampening": dampening}
-        super().__init__(settings, nesterov=nesterov)
-        self._nesterov, self._keeps_momentum = nesterov, _given(momentum)
+        super().__init__(settings, settings | {"nesterov": nesterov}, groups, clip_norm)
+        self._nesterov, self._keeps_momentum = nesterov, given(momentum)
         # With dampening a slot is (m, whether there was a step), else (m,), or () without momentum.
-        self.reads = self._dampens = self._keeps_momentum and _given(dampening)
-        check.optim_nesterov(nesterov, self._keeps_momentum, _given(dampening))
+        self.reads = self._dampens = self._keeps_momentum and given(dampening)
+        check.optim_nesterov(nesterov, self._keeps_momentum, given(dampening))
 
     slot_names = ("momentum", "begun")
 
@@ -227,7 +137,7 @@ class SGD(_Rule):
     def update(self, point: Point) -> tuple[Tensors, Sequence[Slot]]:
         """Weights and momentum after a step."""
         if self._dampens:
-            return _update_apart(point, [slot[1] for slot in point.slots], self._update)
+            return update_apart(point, [slot[1] for slot in point.slots], self._update)
         return self._update(True, point)
 
     def _update(self, begun: bool, point: Point) -> tuple[Tensors, Sequence[Slot]]:
@@ -257,7 +167,7 @@ class SGD(_Rule):
         """Section 5 of docs/math.md."""
         if self._dampens:
             begun = [slot[1] for slot in point.slots]
-            return _transpose_apart(point, v_w, v_slots, begun, self._transpose)
+            return transpose_apart(point, v_w, v_slots, begun, self._transpose)
         return self._transpose(True, point, v_w, v_slots)
 
     def _transpose(
@@ -289,21 +199,21 @@ class SGD(_Rule):
         d, direction, m = self._direction(begun, point)
 
         def of_momentum() -> Tensor:
-            found = _dot(v_m, [slot[0] for slot in point.slots])
-            return found - lr * _dot(v_w, m) if self._nesterov and m is not None else found
+            found = dot(v_m, [slot[0] for slot in point.slots])
+            return found - lr * dot(v_w, m) if self._nesterov and m is not None else found
 
-        return _found(
+        return only_wanted(
             point.hyper,
             {
-                "lr": lambda: -_dot(v_w, direction),
+                "lr": lambda: -dot(v_w, direction),
                 "momentum": of_momentum,
-                "weight_decay": lambda: _dot(a, point.weights),
-                "dampening": lambda: -_dot(v_m, d) * (1.0 if self._dampens and begun else 0.0),
+                "weight_decay": lambda: dot(a, point.weights),
+                "dampening": lambda: -dot(v_m, d) * (1.0 if self._dampens and begun else 0.0),
             },
         )
 
 
-class Adam(_Rule):
+class Adam(Rule):
     """Adam with bias correction, as ``torch.optim.Adam``.
 
     With the gradient g of the loss, weight decay λ, the decay rates β₁ and β₂ of the moments, ε, the learning
@@ -316,7 +226,7 @@ class Adam(_Rule):
     through the root where v is exactly zero. It gives the exact derivative, never NaN, with ε > 0; where
     v is zero because d² is below the smallest number of the dtype, it gives that of the step as computed.
 
-    Settings are as for :class:`SGD`: each is a number, a 0-dim tensor, or a function of the step.
+    Settings, groups and clipping are as for :class:`SGD`.
 
     Source: Kingma and Ba, "Adam: a method for stochastic optimization" (ICLR 2015), in the form of
     ``torch.optim.Adam``; the transposes are those of section 5 of docs/math.md.
@@ -327,6 +237,7 @@ class Adam(_Rule):
         eps: ε, added to the root.
         weight_decay: λ, added to the gradient; :class:`AdamW` takes it from the weights instead.
         amsgrad: not here; :class:`FromTorch` has it.
+        groups, clip_norm: as for :class:`SGD`.
 
     Raises:
         TypeError: a setting is not a number, a 0-dim floating-point tensor or a function of the step.
@@ -335,9 +246,10 @@ class Adam(_Rule):
     Example:
         >>> import l2t
         >>> l2t.optim.Adam(lr=0.01)
-        Adam(lr=0.01, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.0)
+        Adam(lr=0.01, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0)
     """
 
+    shares = ("beta1", "beta2")
     _decoupled = False
 
     def __init__(
@@ -348,11 +260,15 @@ class Adam(_Rule):
         weight_decay: Hyperparameter = 0.0,
         *,
         amsgrad: bool = False,
+        groups: Sequence[Group] = (),
+        clip_norm: Hyperparameter | None = None,
     ) -> None:
         owner = type(self).__name__
         beta1, beta2 = check.optim_pair(owner, "betas", betas)
         check.optim_amsgrad(owner, amsgrad)
-        super().__init__({"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay})
+        settings = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
+        arguments = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(settings, arguments, groups, clip_norm)
 
     slot_names = ("first moment", "second moment", "steps")
 
@@ -362,7 +278,7 @@ class Adam(_Rule):
 
     def update(self, point: Point) -> tuple[Tensors, Sequence[Slot]]:
         """Weights and moments after a step."""
-        return _update_apart(point, [slot[2] + 1 for slot in point.slots], self._update)
+        return update_apart(point, [slot[2] + 1 for slot in point.slots], self._update)
 
     def _moments(self, k: int, point: Point) -> tuple[Tensors, Tensors, Tensors, Tensors, Tensors]:
         """The decayed gradient, both moments after the step, the root of the second, and the denominator."""
@@ -390,7 +306,7 @@ class Adam(_Rule):
     def transpose(self, point: Point, v_w: Tensors, v_slots: Sequence[Slot]) -> tuple[Tensors, Found]:
         """Section 5 of docs/math.md."""
         counts = [slot[2] + 1 for slot in point.slots]
-        return _transpose_apart(point, v_w, v_slots, counts, self._transpose)
+        return transpose_apart(point, v_w, v_slots, counts, self._transpose)
 
     def _transpose(
         self, k: int, point: Point, v_w: Tensors, v_slots: Sequence[Slot]
@@ -411,28 +327,28 @@ class Adam(_Rule):
         torch._foreach_addcmul_(a, d, v_v, value=2 * (1 - beta2))
 
         def of_lr() -> Tensor:
-            found = -_dot(v_w, ratio) / (1 - beta1**k)
-            return found - weight_decay * _dot(v_w, point.weights) if self._decoupled else found
+            found = -dot(v_w, ratio) / (1 - beta1**k)
+            return found - weight_decay * dot(v_w, point.weights) if self._decoupled else found
 
         def of_beta1() -> Tensor:
-            of_average = _dot(v_m, torch._foreach_sub([slot[0] for slot in point.slots], d))
-            return of_average - _dot(v_w, ratio) * (rate * k * beta1 ** (k - 1) / (1 - beta1**k))
+            of_average = dot(v_m, torch._foreach_sub([slot[0] for slot in point.slots], d))
+            return of_average - dot(v_w, ratio) * (rate * k * beta1 ** (k - 1) / (1 - beta1**k))
 
         def of_beta2() -> Tensor:
             before = torch._foreach_addcmul([slot[1] for slot in point.slots], d, d, value=-1)
-            of_scale = _dot(v_below, root) * (k * beta2 ** (k - 1) / (2 * scale**3))
-            return _dot(v_v, before) + of_scale
+            of_scale = dot(v_below, root) * (k * beta2 ** (k - 1) / (2 * scale**3))
+            return dot(v_v, before) + of_scale
 
         def of_weight_decay() -> Tensor:
-            return -lr * _dot(v_w, point.weights) if self._decoupled else _dot(a, point.weights)
+            return -lr * dot(v_w, point.weights) if self._decoupled else dot(a, point.weights)
 
-        found = _found(
+        found = only_wanted(
             point.hyper,
             {
                 "lr": of_lr,
                 "beta1": of_beta1,
                 "beta2": of_beta2,
-                "eps": lambda: torch.stack([x.sum().to(v_below[0]) for x in v_below]).sum(),
+                "eps": lambda: total(v_below),
                 "weight_decay": of_weight_decay,
             },
         )
@@ -454,7 +370,7 @@ class AdamW(Adam):
     ``torch.optim.AdamW``.
 
     Args:
-        lr, betas, eps, amsgrad: as for :class:`Adam`.
+        lr, betas, eps, amsgrad, groups, clip_norm: as for :class:`Adam`.
         weight_decay: λ, 0.01 by default as in ``torch.optim``.
 
     Example:
@@ -483,8 +399,152 @@ class AdamW(Adam):
         weight_decay: Hyperparameter = 1e-2,
         *,
         amsgrad: bool = False,
+        groups: Sequence[Group] = (),
+        clip_norm: Hyperparameter | None = None,
     ) -> None:
-        super().__init__(lr, betas, eps, weight_decay, amsgrad=amsgrad)
+        super().__init__(lr, betas, eps, weight_decay, amsgrad=amsgrad, groups=groups, clip_norm=clip_norm)
+
+
+class RMSprop(Rule):
+    """A step divided by the root of a running mean of squared gradients, as ``torch.optim.RMSprop``.
+
+    With the gradient g of the loss, weight decay λ, the decay rate α of the means, ε, momentum μ and learning
+    rate η, a step is ``d = g + λ w;  v = α v + (1 - α) d²;  q = d / (√v + ε);  w = w - η q``. With momentum
+    the last is ``b = μ b + q;  w = w - η b``, and with ``centered`` the root is that of the variance,
+    v - m² with ``m = α m + (1 - α) d``.
+
+    **Where the root is zero** nothing passes through it, as in :class:`Adam` and for the same reason: every d
+    so far was zero, and the step as a function of d has the derivative ``-η/ε``, what reaches it through the
+    numerator alone. A variance may besides be rounded to zero, which gives the derivative of the step as
+    computed, or below, which gives NaN as in ``torch.optim``.
+
+    Settings, groups and clipping are as for :class:`SGD`.
+
+    Source: Tieleman and Hinton, "Lecture 6.5: rmsprop" (Coursera, 2012); Graves, "Generating sequences with
+    recurrent neural networks" (2013) for the centered form; in the form of ``torch.optim.RMSprop``. The
+    transposes are those of section 5 of docs/math.md.
+
+    Args:
+        lr: the learning rate η.
+        alpha: α; a plain number is below 1.
+        eps: ε, added to the root.
+        weight_decay: λ, added to the gradient.
+        momentum: μ; the plain number 0 keeps no momentum at all.
+        centered: divide by the root of the variance.
+        groups, clip_norm: as for :class:`SGD`.
+
+    Raises:
+        TypeError: a setting is not a number, a 0-dim floating-point tensor or a function of the step.
+        ValueError: a plain number is outside its range.
+
+    Example:
+        >>> import l2t
+        >>> l2t.optim.RMSprop(lr=0.01, centered=True)
+        RMSprop(lr=0.01, alpha=0.99, eps=1e-08, weight_decay=0.0, momentum=0.0, centered=True)
+    """
+
+    shares = ("alpha",)
+
+    def __init__(
+        self,
+        lr: Hyperparameter = 1e-2,
+        alpha: Hyperparameter = 0.99,
+        eps: Hyperparameter = 1e-8,
+        weight_decay: Hyperparameter = 0.0,
+        momentum: Hyperparameter = 0.0,
+        centered: bool = False,
+        *,
+        groups: Sequence[Group] = (),
+        clip_norm: Hyperparameter | None = None,
+    ) -> None:
+        settings = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__(settings, settings | {"centered": centered}, groups, clip_norm)
+        self._centered, self._keeps_momentum = centered, given(momentum)
+        self.slot_names = ("mean of squares", *("mean",) * centered, *("momentum",) * self._keeps_momentum)
+
+    def start(self, weights: Tensors) -> list[Slot]:
+        """All zero: (v,), (v, m), (v, b) or (v, m, b)."""
+        return [tuple(torch.zeros_like(w) for _ in self.slot_names) for w in weights]
+
+    def _divided(self, point: Point) -> tuple[Tensors, list[Tensors], Tensors, Tensors]:
+        """The decayed gradient, the means v and m after the step, the root, and what divides."""
+        _, alpha, eps, weight_decay, _ = point.hyper.values
+        d = point.grads
+        if weight_decay:
+            d = torch._foreach_add(d, point.weights, alpha=weight_decay)
+        v = torch._foreach_mul([slot[0] for slot in point.slots], alpha)
+        torch._foreach_addcmul_(v, d, d, value=1 - alpha)
+        means: list[Tensors] = [v]
+        if self._centered:
+            m = torch._foreach_lerp([slot[1] for slot in point.slots], d, 1 - alpha)
+            means.append(m)
+            root = torch._foreach_addcmul(v, m, m, value=-1)
+            torch._foreach_sqrt_(root)
+        else:
+            root = torch._foreach_sqrt(v)
+        return d, means, root, torch._foreach_add(root, eps)
+
+    def update(self, point: Point) -> tuple[Tensors, Sequence[Slot]]:
+        """Weights, means and momentum after a step."""
+        lr, _, _, _, mu = point.hyper.values
+        d, kept, _, below = self._divided(point)
+        if not self._keeps_momentum:
+            return torch._foreach_addcdiv(point.weights, d, below, value=-lr), list(zip(*kept, strict=True))
+        b = torch._foreach_mul([slot[-1] for slot in point.slots], mu)
+        torch._foreach_addcdiv_(b, d, below)
+        w = torch._foreach_add(point.weights, b, alpha=-lr)
+        return w, list(zip(*kept, b, strict=True))
+
+    def transpose(self, point: Point, v_w: Tensors, v_slots: Sequence[Slot]) -> tuple[Tensors, Found]:
+        """Section 5 of docs/math.md."""
+        lr, alpha, _, weight_decay, mu = point.hyper.values
+        d, means, root, below = self._divided(point)
+        q = torch._foreach_div(d, below)
+        v_q: Tensors = torch._foreach_mul(v_w, -lr)
+        if self._keeps_momentum:
+            v_b = [slot[-1] for slot in v_slots]
+            torch._foreach_add_(v_b, v_q)
+            v_q = v_b
+        a = torch._foreach_div(v_q, below)
+        v_below = torch._foreach_mul(a, q)
+        torch._foreach_neg_(v_below)
+        v_square = _through_root(v_below, root)
+        v_v = [slot[0] for slot in v_slots]
+        torch._foreach_add_(v_v, v_square)
+        torch._foreach_addcmul_(a, d, v_v, value=2 * (1 - alpha))
+        if self._centered:
+            v_m = [slot[1] for slot in v_slots]
+            torch._foreach_addcmul_(v_m, means[1], v_square, value=-2)
+            torch._foreach_add_(a, v_m, alpha=1 - alpha)
+
+        def of_lr() -> Tensor:
+            if not self._keeps_momentum:
+                return -dot(v_w, q)
+            return -dot(v_w, torch._foreach_add(q, [slot[-1] for slot in point.slots], alpha=mu))
+
+        def of_alpha() -> Tensor:
+            before = torch._foreach_addcmul([slot[0] for slot in point.slots], d, d, value=-1)
+            if not self._centered:
+                return dot(v_v, before)
+            return dot(v_v, before) + dot(v_m, torch._foreach_sub([slot[1] for slot in point.slots], d))
+
+        found = only_wanted(
+            point.hyper,
+            {
+                "lr": of_lr,
+                "alpha": of_alpha,
+                "eps": lambda: total(v_below),
+                "weight_decay": lambda: dot(a, point.weights),
+                "momentum": lambda: dot(v_q, [slot[-1] for slot in point.slots]),
+            },
+        )
+        for kept in (v_v, v_m) if self._centered else (v_v,):
+            torch._foreach_mul_(kept, alpha)
+        if self._keeps_momentum:
+            torch._foreach_mul_(v_b, mu)
+        if weight_decay:
+            torch._foreach_add_(v_w, a, alpha=weight_decay)
+        return a, found
 
 
 def _through_root(v_root: Tensors, root: Tensors) -> Tensors:
@@ -495,60 +555,3 @@ def _through_root(v_root: Tensors, root: Tensors) -> Tensors:
         half.masked_fill_(x == 0, 0.0)
     torch._foreach_mul_(halves, v_root)
     return halves
-
-
-def _members(keys: Sequence[Key]) -> dict[Key, list[int]]:
-    members: dict[Key, list[int]] = {}
-    for i, key in enumerate(keys):
-        members.setdefault(key, []).append(i)
-    return members
-
-
-def _update_apart(
-    point: Point, keys: Sequence[Key], update: Callable[[Key, Point], tuple[Tensors, Sequence[Slot]]]
-) -> tuple[Tensors, Sequence[Slot]]:
-    """Updates the weights of each key apart."""
-    parts = _members(keys)
-    if len(parts) == 1:
-        return update(keys[0], point)
-    w, slots = list(point.weights), list(point.slots)
-    for key, members in parts.items():
-        for i, x, slot in zip(members, *update(key, point.of(members)), strict=True):
-            w[i], slots[i] = x, slot
-    return w, slots
-
-
-def _transpose_apart(
-    point: Point,
-    v_w: Tensors,
-    v_slots: Sequence[Slot],
-    keys: Sequence[Key],
-    transpose: Callable[[Key, Point, Tensors, Sequence[Slot]], tuple[Tensors, Found]],
-) -> tuple[Tensors, Found]:
-    """Transposes :func:`_update_apart`."""
-    parts = _members(keys)
-    if len(parts) == 1:
-        return transpose(keys[0], point, v_w, v_slots)
-    cotangents: dict[int, Tensor] = {}
-    found: Found = []
-    for key, members in parts.items():
-        v_part, v_kept = [v_w[i] for i in members], [v_slots[i] for i in members]
-        part, found_here = transpose(key, point.of(members), v_part, v_kept)
-        cotangents.update(zip(members, part, strict=True))
-        found += found_here
-    return [cotangents[i] for i in range(len(v_w))], found
-
-
-def _given(value: Hyperparameter) -> bool:
-    """Whether a setting may be other than zero."""
-    return callable(value) or isinstance(value, Tensor) or value != 0
-
-
-def _wanted(values: dict[str, Number]) -> dict[str, Tensor]:
-    return {name: x for name, x in values.items() if isinstance(x, Tensor) and x.requires_grad}
-
-
-def _dot(xs: Tensors, ys: Tensors) -> Tensor:
-    """The inner product over all tensors of two lists, on the device and in the dtype of the first."""
-    parts = [torch.linalg.vecdot(x.flatten(), y.flatten()) for x, y in zip(xs, ys, strict=True)]
-    return torch.stack([part.to(parts[0]) for part in parts]).sum()

@@ -92,7 +92,7 @@ class Run:
         verify: str | None,
     ) -> None:
         self._student, self._loss, self._measures = student, loss, measures
-        self._optimizer = optimizer = optimizer.bound(student.names, student.parameters)
+        self._optimizer = optimizer = optimizer.bound(student.aliases, student.parameters)
         self._meta, self._curvature, self._curvature_name = meta, CURVATURES[curvature], curvature
         self._products = self._curvature
         self._order, self._truncate, self._first = order, truncate, 0

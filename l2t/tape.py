@@ -43,6 +43,10 @@ class Student:
         self.buffers: list[Tensor] = []
         self._parameter_places: list[tuple[dict[str, Any], str, int]] = []
         self._buffer_places: list[tuple[dict[str, Any], str]] = []
+        self.aliases: list[list[str]] = [[] for _ in trained]  # every name of each, that in names first
+        for name, p in module.named_parameters(remove_duplicate=False):
+            if id(p) in index:
+                self.aliases[index[id(p)]].append(name)
         for prefix, part in module.named_modules():
             for name, p in part._parameters.items():
                 if id(p) in index:

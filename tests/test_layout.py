@@ -33,6 +33,8 @@ LAYERS = (
             "curvature",
             "preflight",
             "optim",
+            "optim_base",
+            "optim_torch",
         },
     ),
     ("the loss", {"loss", "functional", "linear", "weight", "autograd", "ops", "reference"}),

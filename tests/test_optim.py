@@ -7,9 +7,10 @@ step and of whole runs, in which some weights are not reached in every step.
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import l2t
-from l2t.optim import SGD, Adam, AdamW, Hyper, Optimizer, Point
+from l2t.optim import SGD, Adam, AdamW, Hyper, Optimizer, Point, RMSprop
 from l2t.schedule import Segments
 
 Values = dict[str, Any]
@@ -53,27 +54,54 @@ def plain_adamw(w: Tensor, state: State, g: Tensor, k: int, at: Values) -> tuple
     return plain_adam(w, state, g, k, at | {"decoupled": True})
 
 
-def make_adam(kind: type[Adam], at: Values) -> Adam:
-    return kind(at["lr"], (at["beta1"], at["beta2"]), at["eps"], at["weight_decay"])
+def plain_rmsprop(w: Tensor, state: State, g: Tensor, k: int, at: Values) -> tuple[Tensor, State]:
+    v, *m, b = state
+    d = g + at["weight_decay"] * w
+    v = at["alpha"] * v + (1 - at["alpha"]) * d**2
+    m = [at["alpha"] * x + (1 - at["alpha"]) * d for x in m]
+    b = at["momentum"] * b + d / ((v - sum(x**2 for x in m)).sqrt() + at["eps"])
+    return w - at["lr"] * b, (v, *m, b)
+
+
+def plain_rmsprop_at_rest(w: Tensor, state: State, g: Tensor, k: int, at: Values) -> tuple[Tensor, State]:
+    w, (*means, _) = plain_rmsprop(w, (*state, torch.zeros_like(w)), g, k, at | {"momentum": 0})
+    return w, tuple(means)
+
+
+def adam_arguments(at: Values) -> Values:
+    betas = {"betas": (at["beta1"], at["beta2"])} if "beta1" in at else {}
+    return {name: x for name, x in at.items() if name not in {"beta1", "beta2"}} | betas
 
 
 ADAM = {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.1}
-# Our optimiser, the update as its paper writes it, how many tensors it keeps, and its settings.
-PLAIN: dict[str, tuple[Callable[[Values], Optimizer], Callable[..., Any], int, Values]] = {
-    "sgd": (
-        lambda at: SGD(**at),
-        plain_sgd,
-        1,
-        {"lr": 0.3, "momentum": 0.8, "weight_decay": 0.1, "dampening": 0.3},
-    ),
-    "nesterov": (
-        lambda at: SGD(**at, nesterov=True),
+RMSPROP = {"lr": 0.02, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.1}
+
+
+class Plain(NamedTuple):
+    """An optimiser of ours, of settings and whether ``groups`` and ``clip_norm``; and its oracle."""
+
+    make: Callable[..., Optimizer]
+    update: Callable[..., Any]  # as the paper writes it
+    kept: int  # how many tensors it keeps
+    values: Values
+    square: int = -1  # which of these is a mean of squares
+
+
+PLAIN: dict[str, Plain] = {
+    "sgd": Plain(SGD, plain_sgd, 1, {"lr": 0.3, "momentum": 0.8, "weight_decay": 0.1, "dampening": 0.3}),
+    "nesterov": Plain(
+        functools.partial(SGD, nesterov=True),
         plain_nesterov,
         1,
         {"lr": 0.3, "momentum": 0.8, "weight_decay": 0.1},
     ),
-    "adam": (lambda at: make_adam(Adam, at), plain_adam, 2, ADAM),
-    "adamw": (lambda at: make_adam(AdamW, at), plain_adamw, 2, ADAM),
+    "adam": Plain(Adam, plain_adam, 2, ADAM, 1),
+    "adamw": Plain(AdamW, plain_adamw, 2, ADAM, 1),
+    "rmsprop": Plain(RMSprop, plain_rmsprop_at_rest, 1, RMSPROP, 0),
+    "rmsprop momentum": Plain(RMSprop, plain_rmsprop, 2, RMSPROP | {"momentum": 0.7}, 0),
+    "rmsprop centered": Plain(
+        functools.partial(RMSprop, centered=True), plain_rmsprop, 3, RMSPROP | {"momentum": 0.7}, 0
+    ),
 }
 every_rule = pytest.mark.parametrize("rule", list(PLAIN))
 
@@ -94,19 +122,31 @@ SAME: dict[str, tuple[type[torch.optim.Optimizer], Values, Callable[[], Optimize
         (torch.optim.Adam, Adam, {"lr": 0.03, "betas": (0.0, 0.0), "weight_decay": 0.1}),
         (torch.optim.AdamW, AdamW, {}),
         (torch.optim.AdamW, AdamW, {"lr": 0.03, "betas": (0.3, 0.99), "weight_decay": 0.2}),
+        (torch.optim.RMSprop, RMSprop, {}),
+        (torch.optim.RMSprop, RMSprop, {"lr": 0.02, "alpha": 0.7, "eps": 1e-3, "weight_decay": 0.1}),
+        (torch.optim.RMSprop, RMSprop, {"lr": 0.02, "momentum": 0.9}),
+        (torch.optim.RMSprop, RMSprop, {"lr": 0.02, "momentum": 0.9, "centered": True}),
+        (torch.optim.RMSprop, RMSprop, {"alpha": 0.9, "centered": True, "weight_decay": 0.1}),
     ]
 }
 
 
 class Sometimes(nn.Module):
-    """One of its parts is not reached in every third step, another one never."""
+    """One part is not reached in every third step, another one never; one is frozen, and one weight tied."""
 
     def __init__(self) -> None:
         super().__init__()
         self.always, self.sometimes, self.never = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(2, 2)
+        self.frozen, self.tied = nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 3)
+        self.tied.weight = self.always.weight
 
     def forward(self, x: Tensor, step: int) -> Tensor:
-        return self.always(x) + (self.sometimes(x).tanh() if step % 3 else 0)
+        out = self.always(x) + self.tied(self.frozen(x).tanh())
+        return out + (self.sometimes(x).tanh() if step % 3 else 0)
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def loss(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
@@ -128,13 +168,13 @@ def trained_by_torch(
     before_step: Callable[[nn.Module, torch.optim.Optimizer, int], Any] = lambda *_: None,
 ) -> dict[str, Tensor]:
     student = copy.deepcopy(student)
-    optimizer = make(student.parameters())
+    optimizer = make(student)
     for step, batch in enumerate(batches(dtype)):
         optimizer.zero_grad()
         loss(student, batch, step).backward()
         before_step(student, optimizer, step)
         optimizer.step()
-    return dict(student.named_parameters())
+    return trained(student)
 
 
 def assert_trained_to(expected: dict[str, Tensor], student: nn.Module, optimizer: Optimizer) -> None:
@@ -153,7 +193,9 @@ def test_steps_are_those_of_torch_optim_to_the_bit(options: str, dtype: torch.dt
     torch.manual_seed(0)
     student = Sometimes().to(dtype)
     theirs, given_options, ours = SAME[options]
-    expected = trained_by_torch(student, dtype, lambda ps: theirs(ps, **given_options, foreach=False))
+    expected = trained_by_torch(
+        student, dtype, lambda model: theirs(model.parameters(), **given_options, foreach=False)
+    )
     assert_trained_to(expected, student, ours())
 
 
@@ -168,12 +210,57 @@ def test_a_schedule_takes_the_steps_of_torch_optim_to_the_bit() -> None:
         optimizer.param_groups[0]["lr"] = lr_of(step)
 
     for theirs, ours in (
-        (lambda ps: torch.optim.SGD(ps, lr=1.0, momentum=0.9), lambda lr: SGD(lr=lr, momentum=0.9)),
-        (lambda ps: torch.optim.Adam(ps, foreach=False), lambda lr: Adam(lr=lr)),
+        (functools.partial(torch.optim.SGD, lr=1.0, momentum=0.9), lambda lr: SGD(lr=lr, momentum=0.9)),
+        (torch.optim.Adam, lambda lr: Adam(lr=lr)),
     ):
-        expected = trained_by_torch(student, torch.float32, theirs, schedule)
+        make = lambda model, theirs=theirs: theirs(model.parameters())  # noqa: E731
+        expected = trained_by_torch(student, torch.float32, make, schedule)
         for lr in (lr_of, lambda step: torch.tensor(lr_of(step), dtype=torch.float64)):
             assert_trained_to(expected, student, ours(lr))
+
+
+# Settings of two groups in which the options of SAME may differ.
+CHANGES: dict[type, list[Values]] = {
+    SGD: [{"lr": 0.11, "momentum": 0.5}, {"weight_decay": 0.3}],
+    Adam: [{"lr": 0.11, "betas": (0.5, 0.6)}, {"weight_decay": 0.3, "eps": 0.01}],
+    AdamW: [{"lr": 0.11, "betas": (0.5, 0.6)}, {"weight_decay": 0.0, "eps": 0.01}],
+    RMSprop: [{"lr": 0.11, "momentum": 0.5}, {"weight_decay": 0.3, "centered": True}],
+}
+
+
+@pytest.mark.parametrize("options", list(SAME))
+@pytest.mark.parametrize("clip_norm", [None, 0.5, 100.0])
+def test_groups_and_clipping_are_those_of_torch_to_the_bit(options: str, clip_norm: float | None) -> None:
+    torch.manual_seed(0)
+    student = Sometimes()
+    theirs, given_options, ours = SAME[options]
+    first, second = CHANGES[type(ours())]
+
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        some = [model.sometimes.weight, model.tied.weight]
+        biases = [p for name, p in model.named_parameters() if name.endswith(".bias")]
+        return theirs(
+            [{"params": some, **first}, {"params": biases, **second}], **given_options, foreach=False
+        )
+
+    norms = []
+
+    def clip(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        if clip_norm is not None:
+            norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm)))
+
+    expected = trained_by_torch(student, torch.float32, make, clip)
+    assert clip_norm is None or (min(norms) < clip_norm) == (clip_norm == 100) == (max(norms) < clip_norm)
+    # A frozen parameter may be named by itself; the tied one goes by any of its names.
+    for params in (["sometimes.weight", "tied.we*"], [student.sometimes.weight, *student.tied.parameters()]):
+        if params[0] is not student.sometimes.weight:
+            groups = [{"params": params, **first}, {"params": "*.bias", **second}]
+        else:
+            biases = (p for name, p in student.named_parameters() if name.endswith(".bias"))
+            groups = [{"params": params[:-1], **first}, {"params": biases, **second}]
+        assert_trained_to(
+            expected, student, type(ours())(**given_options, groups=groups, clip_norm=clip_norm)
+        )
 
 
 # ---- transposes
@@ -189,7 +276,7 @@ numbers = st.floats(-3, 3, allow_nan=False).map(lambda x: round(x, 3))
 @every_rule
 @settings(deadline=None, max_examples=30, derandomize=True)
 @given(
-    values=st.lists(numbers, min_size=16, max_size=16),
+    values=st.lists(numbers, min_size=18, max_size=18),
     scales=st.lists(st.floats(0, 1), min_size=5, max_size=5),
     counts=st.lists(st.integers(0, 3), min_size=2, max_size=2),
 )
@@ -197,13 +284,14 @@ def test_transposes_and_hypergradients_are_those_of_autograd(
     rule: str, values: list[float], scales: list[float], counts: list[int]
 ) -> None:
     """Of one step, for two weights that need not have taken equally many before."""
-    make, plain, kept, defaults = PLAIN[rule]
+    make, plain, kept, defaults, square = PLAIN[rule]
     leaves = leaves_of(
         {name: x * (0.1 + 0.9 * s) for (name, x), s in zip(defaults.items(), scales, strict=False)}
     )
-    table = torch.tensor(values, dtype=torch.float64).view(8, 2)
-    # v > 0: zero has its own test. A weight without a step has empty moments.
-    state = [[table[2 + i] if i != 1 else table[3].square() + 0.1 for i in range(kept)] for _ in range(2)]
+    table = torch.tensor(values, dtype=torch.float64).view(9, 2)
+    # v > 0, and v > m²: zero has its own test. A weight without a step has empty moments.
+    large = table[2:5].square().sum(0) + 0.1
+    state = [[large if i == square else table[2 + i] for i in range(kept)] for _ in range(2)]
     state = [[x * (count > 0) for x in xs] for xs, count in zip(state, counts, strict=True)]
     inputs = [[x.clone().requires_grad_() for x in (table[0], table[1] + 0.01, *xs)] for xs in state]
     v_after = [[table[5] + i, *(table[6 + j] - i for j in range(kept))] for i in range(2)]
@@ -214,7 +302,7 @@ def test_transposes_and_hypergradients_are_those_of_autograd(
     flat_inputs = [*inputs[0], *inputs[1], *leaves.values()]
     expected = torch.autograd.grad(outputs, flat_inputs, v_after[0] + v_after[1], materialize_grads=True)
 
-    optimizer = make(leaves)
+    optimizer = make(**adam_arguments(leaves))
     hyper = optimizer.settings()(0)
     with torch.no_grad():
         # The constant behind the tensors of a slot, where the rule has one.
@@ -251,7 +339,8 @@ class Task:
         self.data = torch.stack([x for x, _ in given_batches]).requires_grad_()
         self.target = torch.stack([y for _, y in given_batches])
         self.sample_weight = torch.linspace(0.5, 1.5, 5, dtype=torch.float64).requires_grad_()
-        self.initial = [*self.student.always.parameters(), *self.student.sometimes.parameters()]
+        self.initial = [p for name, p in trained(self.student).items() if not name.startswith("never")]
+        self.shares: list[float] = []  # by which the oracle has clipped
         self.metas = [self.data, self.sample_weight, *self.initial, *self.settings.values()]
 
     def loss(self, model: Callable[..., Tensor], batch: tuple[Tensor, Tensor], step: int) -> Tensor:
@@ -264,9 +353,9 @@ class Task:
     def batches(self) -> list[tuple[Tensor, Tensor]]:
         return list(zip(self.data, self.target, strict=True))
 
-    def oracle(self, update: Callable[..., Any], kept: int) -> list[Tensor]:
+    def oracle(self, update: Callable[..., Any], kept: int, clip_norm: Tensor | None = None) -> list[Tensor]:
         """Measure and gradients by autograd through the whole run; ``update`` knows a weight's values."""
-        weights = dict(self.student.named_parameters())
+        weights = trained(self.student)
         state = {name: (torch.zeros_like(w),) * kept for name, w in weights.items()}
         counts = dict.fromkeys(weights, 0)
 
@@ -278,6 +367,11 @@ class Task:
             names = list(weights)
             grads = torch.autograd.grad(value, list(weights.values()), create_graph=True, allow_unused=True)
             new = dict(weights)
+            if clip_norm is not None:
+                norm = torch.cat([g.flatten() for g in grads if g is not None]).norm()
+                share = (clip_norm / (norm + 1e-6)).clamp(max=1)
+                self.shares.append(share.item())
+                grads = tuple(g if g is None else share * g for g in grads)
             for name, g in zip(names, grads, strict=True):
                 if g is not None:
                     counts[name] += 1
@@ -307,39 +401,97 @@ PLANS: list[dict[str, Any]] = [
 ]
 
 
-def assert_agrees(task: Task, optimizer: Optimizer, expected: list[Tensor]) -> None:
-    """Within 1e-10 of the oracle, and the same bits by every exact curvature and every schedule."""
+def assert_agrees(
+    task: Task, optimizer: Optimizer, expected: list[Tensor], plans: Sequence[dict[str, Any]] = PLANS
+) -> None:
+    """Within 1e-10 of the oracle, and the same bits by every exact curvature and these schedules."""
     first = task.found(optimizer)
     for x, y in zip(first, expected, strict=True):
         assert float((x - y).norm()) <= 1e-10 * float(y.norm()), (x, y)
     for curvature in EXACT:
-        for plan in PLANS:
+        for plan in plans:
             for x, y in zip(task.found(optimizer, curvature, **plan), first, strict=True):
                 assert torch.equal(x, y), (curvature, plan)
 
 
 @every_rule
-@pytest.mark.parametrize("by_step", [False, True], ids=["constant", "by step"])
-def test_every_meta_tensor_agrees_with_autograd_through_the_whole_run(rule: str, by_step: bool) -> None:
-    make, plain, kept, values = PLAIN[rule]
+@pytest.mark.parametrize("form", ["constant", "by step", "groups", "clipped", "clipped groups"])
+def test_every_meta_tensor_agrees_with_autograd_through_the_whole_run(rule: str, form: str) -> None:
+    make, plain, kept, values, _ = PLAIN[rule]
     task = Task(values)
-    settings = task.settings
+    settings, more = task.settings, {}
+    others = leaves_of({"lr": values["lr"] / 2, "weight_decay": 0.02}) if "groups" in form else {}
+    clip = torch.tensor(0.8, dtype=torch.float64, requires_grad=True) if "clipped" in form else None
+    task.metas += [*others.values(), *([] if clip is None else [clip])]
 
     def update(name: str, w: Tensor, state: State, g: Tensor, k: int) -> tuple[Tensor, State]:
-        return plain(w, state, g, k, settings)
+        return plain(w, state, g, k, settings | others if name.startswith("sometimes") else settings)
 
-    expected = task.oracle(update, kept)
-    # Constant functions of the step: weights of one step may differ in k, so the oracle needs no step.
-    optimizer = make(
-        {name: (lambda step, x=x: x * 1) for name, x in settings.items()} if by_step else settings
-    )
-    assert_agrees(task, optimizer, expected)
+    expected = task.oracle(update, kept, clip)
+    if form == "by step":
+        # Constant functions of the step: weights of one step may differ in k, so the oracle needs no step.
+        settings = {name: (lambda step, x=x: x * 1) for name, x in settings.items()}
+    if others:
+        more["groups"] = [{"params": "sometimes.*", **others}]
+    if clip is not None:
+        assert min(task.shares) < 1 == max(task.shares)
+        more["clip_norm"] = clip if others else lambda step: clip * 1
+    plans = PLANS if form == "clipped groups" else [{"schedule": Segments(1, 1)}]
+    assert_agrees(task, make(**adam_arguments(settings), **more), expected, plans)
 
 
-@pytest.mark.parametrize("kind", [Adam, AdamW])
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "clip_norm", "sample_weight", "initial"])
+@every_rule
+def test_meta_tensors_agree_with_differences_of_whole_runs(rule: str, name: str) -> None:
+    make, _, _, values, _ = PLAIN[rule]
+    task = Task(values)
+    clip = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+    others = {"clip_norm": clip, "sample_weight": task.sample_weight, "initial": task.initial[0]}
+    leaf = (task.settings | others)[name]
+    task.metas.append(clip)
+
+    def run() -> list[Tensor]:
+        return task.found(make(**adam_arguments(task.settings), clip_norm=clip))
+
+    grads = run()[1:]
+    slope = next(g for x, g in zip(task.metas, grads, strict=True) if x is leaf).sum()
+    ends = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            leaf += sign * 1e-5
+        ends.append(run()[0])
+        with torch.no_grad():
+            leaf -= sign * 1e-5
+    torch.testing.assert_close((ends[0] - ends[1]) / 2e-5, slope, rtol=1e-5, atol=1e-8)
+
+
+def test_clipping_at_the_limit_and_of_nothing() -> None:
+    """Exactly at the limit: the derivative of a gradient just above it. A gradient of zero passes."""
+    g = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    limit = torch.nn.utils.get_total_norm([g]) + 1e-6
+    for grad, scale in ((g, 1.0), (g, 1 + 1e-9), (g, 1 - 1e-9), (torch.zeros_like(g), 1.0), (g, 0.0)):
+        inputs = [grad.clone().requires_grad_(), (limit * scale).requires_grad_()]
+        share = inputs[1] / (torch.linalg.vector_norm(inputs[0]) + 1e-6)
+        weight = torch.tensor([1.0, 2.0], dtype=torch.float64)
+        expected = torch.autograd.grad((share.clamp(max=1) * inputs[0]) @ weight, inputs)
+        optimizer = SGD(1.0, clip_norm=inputs[1]).bound([["w"]], [g])
+        point = Point([g], [()], [grad], optimizer.settings()(0), (0,))
+        a, found = optimizer.transpose(point, [-weight], [()])
+        torch.testing.assert_close([a[0], found[0][1]], list(expected), rtol=1e-12, atol=1e-12)
+
+
+ROOTED = {
+    "adam": functools.partial(Adam, eps=0.1),
+    "adamw": functools.partial(AdamW, eps=0.1, weight_decay=0.01),
+    "rmsprop": functools.partial(RMSprop, eps=0.1),
+    "rmsprop centered": functools.partial(RMSprop, eps=0.1, momentum=0.9, centered=True),
+}
+
+
+@pytest.mark.parametrize("kind", list(ROOTED))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_higher_125_torchopt_26_optax_882_no_nan_where_the_second_moment_is_zero(
-    kind: type[Adam], dtype: torch.dtype
+    kind: str, dtype: torch.dtype
 ) -> None:
     """A coordinate without gradient for two steps: the derivative is that of w - η m̂ / (√v̂ + ε) at g = 0,
     by differences of the step itself, of which eps=0.1 makes them smooth enough to see."""
@@ -354,7 +506,7 @@ def test_higher_125_torchopt_26_optax_882_no_nan_where_the_second_moment_is_zero
             [kept + scale] * 3,
             lambda model, batch, step: (model(batch if step == 2 else batch * scale).square()).sum(),
             lambda model: model.weight.sum(),
-            optimizer=kind(0.1, eps=0.1, weight_decay=0.01 if kind is AdamW else 0.0),
+            optimizer=ROOTED[kind](0.1),
         )
 
     result = run(scale)
@@ -431,7 +583,40 @@ def test_a_function_of_the_step_is_asked_once_a_step_in_order() -> None:
         (lambda: Adam(betas=(torch.tensor(1.5), 0.9)), ValueError, r"beta1 must be in \[0, 1\), got 1\.5"),
         (lambda: Adam(betas=(lambda step: 2.0, 0.9)).settings()(0), ValueError, r"beta1 must be in \[0, 1\)"),
         (lambda: Adam(eps=-1.0), ValueError, r"l2t\.optim\.Adam: eps must be finite and not negative"),
-        (lambda: AdamW(amsgrad=True), ValueError, r"l2t\.optim\.AdamW: amsgrad must be False, got True"),
+        (
+            lambda: AdamW(amsgrad=True),
+            ValueError,
+            r"amsgrad must be False, got True\. Leave it out, or take l2t\.optim\.FromTorch\(torch",
+        ),
+        (lambda: RMSprop(alpha=1.0), ValueError, r"l2t\.optim\.RMSprop: alpha must be in \[0, 1\), got 1\.0"),
+        (
+            lambda: SGD(0.1, clip_norm=-1.0),
+            ValueError,
+            r"l2t\.optim\.SGD: clip_norm must be finite and not neg",
+        ),
+        (
+            lambda: SGD(0.1, groups=[{"lr": 0.1, "momentum": 0.2}]),
+            TypeError,
+            r"groups must be a list of dicts with the key 'params', got a dict of 'lr', 'momentum'\. Say",
+        ),
+        (lambda: SGD(0.1, groups=["*.bias"]), TypeError, "a list of dicts with the key 'params', got str"),
+        (lambda: SGD(0.1, groups=1), TypeError, "a list of dicts with the key 'params', got int"),
+        (
+            lambda: SGD(0.1, groups=[{"params": [1.0]}]),
+            TypeError,
+            "params of a group must be patterns of names, or parameters, got float",
+        ),
+        (lambda: SGD(0.1, groups=[{"params": []}]), TypeError, "patterns of names, or parameters, got none"),
+        (
+            lambda: Adam(groups=[{"params": "*", "momentum": 0.1}]),
+            ValueError,
+            "settings of a group must be among lr, betas, eps, weight_decay, got 'momentum'",
+        ),
+        (
+            lambda: SGD(0.1, groups=[{"params": "*", "clip_norm": 0.1}]),
+            ValueError,
+            "settings of a group must be among lr, momentum, .*, got 'clip_norm'",
+        ),
         (
             lambda: SGD(0.1, 0.9, dampening=0.1, nesterov=True),
             ValueError,
@@ -444,6 +629,33 @@ def test_what_is_no_setting_of_its_optimiser_is_refused(
 ) -> None:
     with pytest.raises(error, match=sentence):
         make()
+
+
+@pytest.mark.parametrize(
+    ("groups", "sentence"),
+    [
+        (
+            [{"params": "alway.*"}],
+            r"params of a group must be among the trained parameters of the student, got 'alway\.\*'\. They "
+            r"are always\.weight, always\.bias, sometimes\.weight",
+        ),
+        ([{"params": "frozen.*"}], r"trained parameters of the student, got 'frozen\.\*'"),
+        (
+            [{"params": nn.Parameter(torch.ones(2))}],
+            r"trained parameters of the student, got one of shape \(2,\), float32",
+        ),
+        (
+            [{"params": "*.bias"}, {"params": ["always.*"]}],
+            "a parameter must be in one group at most, got always.bias in groups 1 and 2",
+        ),
+        ([{"params": "always.*"}, {"params": "tied.*"}], "got always.weight in groups 1 and 2"),
+    ],
+)
+def test_groups_that_do_not_suit_the_student_are_refused_before_the_run(groups: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        l2t.unroll(
+            Sometimes(), batches(torch.float32), lambda *_: 1 / 0, len, optimizer=SGD(1.0, groups=groups)
+        )
 
 
 @pytest.mark.parametrize(

@@ -566,7 +566,7 @@ def unroll_memory(memory: object, schedule: object) -> int | None:
                 f"l2t.unroll: memory must be given with schedule={schedule!r}, got None. Say for example memory='64MB'."
             )
         return None
-    if schedule not in ("auto", "binomial"):
+    if schedule not in ("auto", "binomial", "disk"):
         raise ValueError(
             f"l2t.unroll: memory must be None with schedule={schedule!r}, which does not go by it, got {memory!r}. "
             "Take schedule='auto'."
@@ -582,6 +582,39 @@ def unroll_memory(memory: object, schedule: object) -> int | None:
         return memory
     raise ValueError(
         f"l2t.unroll: memory must be a number of bytes or a text such as '64MB' or '2GiB', got {memory!r}. Give one of these."
+    )
+
+
+def unroll_directory(directory: object, schedule: object) -> None:
+    """A directory is given where states may go to disk: by name or by an object that plans."""
+    if directory is not None and isinstance(schedule, str) and schedule != "disk":
+        raise ValueError(
+            f"l2t.unroll: directory must be None with schedule={schedule!r}, which writes nothing to disk, got "
+            f"{directory!r}. Take schedule='disk'."
+        )
+
+
+def states_directory(directory: object, error: OSError) -> OSError:
+    """A folder cannot be made there."""
+    return OSError(
+        f"l2t.unroll: directory must be one that can be written to, got {str(directory)!r} ({error}). Name another."
+    )
+
+
+def states_room(needed: int, free: int, directory: object) -> None:
+    """The disk has room for the states of a plan."""
+    if needed > free:
+        raise OSError(
+            f"l2t.unroll: directory must have room for the states of the run, {needed} bytes, got {free} free at "
+            f"{str(directory)!r}. Name another, or give more memory, so that fewer states are written."
+        )
+
+
+def states_write(directory: object, error: Exception) -> OSError:
+    """A state cannot be written."""
+    return OSError(
+        f"l2t.unroll: directory must take the states of the run, got an error at {str(directory)!r} ({error}). "
+        "Make room or name another, or give more memory, so that fewer states are written."
     )
 
 

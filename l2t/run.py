@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from l2t import check
+from l2t.budget import Sizes, choose, sizes, state_bytes, tensors_of
 from l2t.curvature import (
     CURVATURES,
     Replay,
@@ -35,13 +35,14 @@ from l2t.curvature import (
 from l2t.measures import Measures
 from l2t.optim import Hyper, Optimizer, Point, Slot, Tensors
 from l2t.record import Report
-from l2t.schedule import Action, Schedule, Segments, first_again, fit
-from l2t.states import Fingerprints
+from l2t.schedule import Action, Schedule, first_again, tally
+from l2t.states import Fingerprints, States
 from l2t.tape import Adjoint, Grads, Randomness, Roots, State, Step, Student, Taken, modes
 
 __all__ = ["Run", "indexed"]
 
 Entry = TypeVar("Entry")
+KEEP = (Action.STORE, Action.TO_HOST, Action.TO_DISK)
 
 
 class Run:
@@ -90,6 +91,7 @@ class Run:
         order: str,
         truncate: int | None,
         verify: str | None,
+        states: States,
     ) -> None:
         self._student, self._loss, self._measures = student, loss, measures
         self._optimizer = optimizer = optimizer.bound(student.aliases, student.parameters)
@@ -104,7 +106,9 @@ class Run:
         self._seen: Fingerprints | None = None
         if verify is not None:
             self._seen = Fingerprints(student, optimizer.slot_names, () if verify == "first" else None)
-        self._states: dict[int, State] = {}
+        self._states = states
+        self._sizes: Sizes | None = None
+        self._rounding: Tensor | None = None  # of losses taken again from rounded states
         self._tape: dict[int, Step] = {}
         self._rest: Iterator[tuple[Action, int]] = iter(())  # the actions of the walk back
         self._value: Tensor | None = None  # the measure after the last step, with its graph
@@ -149,11 +153,11 @@ class Run:
             for t in range(first):
                 state = self._first_time(t, state, data[t], tapes=False)
             if first:
-                self._states[first] = state
+                self._states.keep(first, state, Action.STORE)
             plan = ((action, first + t) for action, t in chosen.actions(len(data) - first))
             for action, t in plan:
-                if action is Action.STORE:
-                    self._states[t] = state
+                if action in KEEP:
+                    self._states.keep(t, state, action)
                 elif action is Action.REVERSE:
                     plan = itertools.chain([(action, t)], plan)  # type: ignore[assignment]
                     break
@@ -190,44 +194,25 @@ class Run:
     def _chosen(
         self, schedule: Schedule | str, memory: int | None, data: Sequence[Any], steps: int, state: State
     ) -> Schedule:
-        """The schedule of that name for so many steps and this memory."""
-        if not isinstance(schedule, str):
-            return schedule
-        if schedule == "every":
-            return Segments(max(math.isqrt(steps), 1))
-        assert memory is not None
-        state_bytes = _bytes([*state.weights, *_tensors(state.slots), *state.buffers])
-        step_bytes = self._step_bytes(data[0], state) if steps else 0
-        if schedule == "auto":
-            return fit(steps, state_bytes, step_bytes, memory).schedule
-        check.schedule_memory(memory, step_bytes)
-        return Segments(1, (memory - step_bytes) // state_bytes)
+        """The schedule of that name for so many steps and this memory, and whether the disk can take it."""
 
-    def _step_bytes(self, batch: object, state: State) -> int:
-        """What a taped step keeps alive, from the first step: for a graph, what a second one of it adds."""
+        def measured() -> Sizes:
+            if steps:
+                self._sizes = self._measured(data[0], state)
+                return self._sizes
+            return Sizes(state_bytes(state), 0)
+
+        chosen = choose(schedule, steps, memory, measured) if isinstance(schedule, str) else schedule
+        disk = tally(chosen, steps, state_bytes(state, self._states.narrows), 0).disk
+        if disk:
+            self._states.open(disk)
+        return chosen
+
+    def _measured(self, batch: object, state: State) -> Sizes:
+        """Bytes of states and steps, from the first step."""
         reads = self._optimizer.reads or bool(self._settings(0).wanted)
-        own = _bytes([*state.weights, *state.buffers, *(_tensors(state.slots) if reads else ())])
-        own += _bytes(state.weights) * self._curvature.keeps_gradient(reads)
-        if not self._curvature.keeps_graph:
-            return own
-        student, seen = self._student, []
-        randomness = Randomness.now(student.cuda_devices)
-        kept = []
-        for _ in range(2):
-            storages: dict[int, int] = {}
-
-            def note(x: Tensor, storages: dict[int, int] = storages) -> Tensor:
-                storage = x.untyped_storage()
-                storages[storage._cdata] = storage.nbytes()
-                return x
-
-            student.bind(state.weights, state.buffers)
-            with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-                kept.append(gradient(self._loss(student.module, batch, 0), state.weights))
-            student.release()
-            randomness.restore(student.cuda_devices)
-            seen.append(storages)
-        return own + sum(size for at, size in seen[1].items() if at not in seen[0])
+        narrows = self._states.narrows
+        return sizes(self._student, self._loss, batch, state, self._curvature, reads, narrows)
 
     def _start(self) -> State:
         """The state before the first step, from the student's own parameters and buffers."""
@@ -307,7 +292,7 @@ class Run:
         finally:
             self._student.release()
             self._tape.clear()
-            self._states.clear()
+            self._states.close()
             self._course.clear()
             self._settings.cache_clear()
             self._data = None
@@ -325,7 +310,7 @@ class Run:
         steps, norms = self.report.steps, self.report._norms
         w, b = state.weights, state.buffers
         v_w = Adjoint(w)
-        v_slots = [tuple(torch.zeros_like(x) for x in _tensors([slot])) for slot in state.slots]
+        v_slots = [tuple(torch.zeros_like(x) for x in tensors_of([slot])) for slot in state.slots]
         v_settings: list[tuple[Tensor, Tensor]] = []
 
         _lend(w, v_w, steps)
@@ -343,14 +328,14 @@ class Run:
                     self._measure_again(step, v_w, shares[t] * v)
                 del step
                 norms.append(v_w.norm())
-            elif action is Action.STORE:
-                self._states[t] = state
+            elif action in KEEP:
+                self._states.keep(t, state, action)
             elif action is Action.RESTORE:
-                state = self._states[t].again() if t else self._start()
+                state = self._states.back(t) if t else self._start()
                 if self._seen is not None:
                     self._seen.see(t, state)
             elif action is Action.DROP:
-                del self._states[t]
+                self._states.drop(t)
             else:
                 assert self._data is not None
                 with torch.enable_grad(), self._modes():
@@ -491,14 +476,6 @@ def _put(xs: Sequence[Entry], indices: list[int], others: Sequence[Entry]) -> li
     """These entries at these indices among others."""
     by_index = dict(zip(indices, xs, strict=True))
     return [by_index.get(i, x) for i, x in enumerate(others)]
-
-
-def _tensors(slots: Sequence[Slot]) -> list[Tensor]:
-    return [x for slot in slots for x in slot if isinstance(x, Tensor)]
-
-
-def _bytes(tensors: Sequence[Tensor]) -> int:
-    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def indexed(batches: object) -> bool:

@@ -19,13 +19,27 @@ from typing import NamedTuple, Protocol
 
 from l2t import check
 
-__all__ = ["Action", "Plan", "Schedule", "Segments", "StoreAll", "first_again", "fit"]
+__all__ = [
+    "Action",
+    "Plan",
+    "Schedule",
+    "Segments",
+    "StoreAll",
+    "Tally",
+    "TwoLevel",
+    "first_again",
+    "fit",
+    "fit_outside",
+    "tally",
+]
 
 
 class Action(Enum):
     """What is done at a step t."""
 
     STORE = "store"  # remember the present state, which is the one before t
+    TO_HOST = "to host"  # the same, in the host's memory
+    TO_DISK = "to disk"  # the same, on disk
     FORWARD = "forward"  # take t: the state before it becomes the state after it
     TAPE = "tape"  # take t and remember what its reversal needs
     RESTORE = "restore"  # make the remembered state before t the present one; t = 0 is always remembered
@@ -133,6 +147,56 @@ class Segments:
             yield Action.REVERSE, step
 
 
+WRITING = 2  # states that may wait in memory to be written
+
+
+class TwoLevel:
+    """Keep the state before every so many steps on disk or in host memory, and reverse the steps between by
+    another schedule, from the last to the first.
+
+    Args:
+        length: the steps between two states that are kept outside.
+        inner: the schedule of these steps; by default all of them are taped.
+        level: where the outer states are kept: ``"disk"``, or ``"host"`` for the memory of the machine, which
+            is another one for a student on a GPU only.
+
+    Example:
+        >>> [(action.value, step) for action, step in TwoLevel(length=1).actions(2)]
+        ... # doctest: +NORMALIZE_WHITESPACE
+        [('forward', 0), ('to disk', 1), ('tape', 1), ('reverse', 1), ('drop', 1),
+         ('restore', 0), ('tape', 0), ('reverse', 0)]
+    """
+
+    def __init__(self, length: int, inner: Schedule | None = None, level: str = "disk") -> None:
+        check.schedule_size("length", length, 1)
+        check.known("schedule", "level", level, LEVELS)
+        self.length, self.inner, self.level = length, inner or StoreAll(), level
+
+    def __repr__(self) -> str:
+        return f"TwoLevel(length={self.length}, inner={self.inner!r}, level={self.level!r})"
+
+    def actions(self, steps: int) -> Actions:
+        """Down the run storing states outside, then back, stretch by stretch."""
+        begins = range(0, steps, self.length)
+        for begin in begins:
+            if begin:
+                yield LEVELS[self.level], begin
+            if begin + self.length < steps:
+                for step in range(begin, begin + self.length):
+                    yield Action.FORWARD, step
+        for begin in reversed(begins):
+            count = min(self.length, steps - begin)
+            if begin + count < steps:
+                yield Action.RESTORE, begin
+            for action, step in self.inner.actions(count):
+                yield action, begin + step
+            if begin:
+                yield Action.DROP, begin
+
+
+LEVELS = {"disk": Action.TO_DISK, "host": Action.TO_HOST}
+
+
 def _repetitions(count: int, slots: int) -> int:
     """The least r with binomial(slots + 1 + r, r) >= count: how often a step may be taken to be forgotten."""
     r, reach = 0, 1
@@ -187,6 +251,47 @@ def first_again(actions: Actions) -> set[int]:
     return found
 
 
+class Tally(NamedTuple):
+    """What a plan needs at most at a time, beside a training step's own, and how often it takes a step again.
+
+    ``memory``, ``host`` and ``disk`` are bytes: of states and tapes where the student lives, and of the
+    states that are kept outside.
+    """
+
+    memory: int
+    host: int
+    disk: int
+    steps_again: int
+
+
+def tally(schedule: Schedule, steps: int, state_bytes: int, step_bytes: int) -> Tally:
+    """Counts through the actions of a plan.
+
+    Example:
+        >>> tally(Segments(length=2, slots=1), 10, state_bytes=3, step_bytes=2)
+        Tally(memory=7, host=0, disk=0, steps_again=12)
+    """
+    kept: dict[int, Action] = {}
+    now = dict.fromkeys((Action.STORE, Action.TO_HOST, Action.TO_DISK), 0)
+    most, memory, tapes, taken = dict(now), 0, 0, 0
+    for action, step in schedule.actions(steps):
+        if action in now:
+            kept[step] = action
+            now[action] += 1
+            most[action] = max(most[action], now[action])
+        elif action is Action.DROP:
+            now[kept.pop(step)] -= 1
+        elif action is Action.TAPE:
+            tapes, taken = tapes + 1, taken + 1
+        elif action is Action.FORWARD:
+            taken += 1
+        elif action is Action.REVERSE:
+            tapes -= 1
+        memory = max(memory, now[Action.STORE] * state_bytes + tapes * step_bytes)
+    host, disk = most[Action.TO_HOST] * state_bytes, most[Action.TO_DISK] * state_bytes
+    return Tally(memory + min(WRITING * state_bytes, disk), host, disk, taken - steps)
+
+
 class Plan(NamedTuple):
     """What a schedule needs: of memory in bytes, beside a training step's own, and of steps taken again."""
 
@@ -223,3 +328,15 @@ def fit(steps: int, state_bytes: int, step_bytes: int, memory: int) -> Plan:
     assert best is not None
     cost, length, slots = best
     return Plan(Segments(length, slots), length * step_bytes + slots * state_bytes, cost)
+
+
+def fit_outside(steps: int, state_bytes: int, step_bytes: int, memory: int) -> Schedule:
+    """The plan that takes the fewest steps again within a memory where states go to disk: each once.
+
+    Arguments and errors are those of :func:`fit`.
+    """
+    if steps * step_bytes <= memory:
+        return StoreAll()
+    waiting = WRITING * state_bytes
+    check.schedule_memory(memory, waiting + step_bytes)
+    return TwoLevel((memory - waiting) // step_bytes)

@@ -6,6 +6,7 @@ Docs: section 5 of docs/math.md. Here are the arguments and their meaning; the r
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from l2t.optim import SGD, Optimizer
 from l2t.preflight import preflight as look
 from l2t.run import Run, indexed
 from l2t.schedule import Schedule
+from l2t.states import States
 from l2t.tape import Student
 
 __all__ = ["Run", "unroll"]
@@ -42,7 +44,7 @@ def _looked_at(
 
 ORDERS = ("exact", "first")
 VERIFY = ("first", "all")
-SCHEDULES = ("auto", "all", "every", "binomial")
+SCHEDULES = ("auto", "all", "every", "binomial", "disk")
 DEFAULT_OPTIMIZER = SGD(lr=0.1, momentum=0.9)
 
 
@@ -60,6 +62,7 @@ def unroll(
     along: int | Mapping[int, float] | None = None,
     schedule: str | Schedule = "auto",
     memory: int | str | None = None,
+    directory: str | os.PathLike[str] | None = None,
     verify: str | None = None,
     preflight: bool = False,
 ) -> Run:
@@ -112,12 +115,16 @@ def unroll(
             every step. ``"every"``: the state before every √T-th step, from which the steps between are
             taken again: O(√T) memory for less than one more run. ``"binomial"``: as many states as
             ``memory`` holds, in the order that takes the fewest steps again. ``"auto"``: the plan that
-            takes the fewest steps again within ``memory``, or all without one. Or an object of
-            :mod:`l2t.schedule`, such as ``Segments(length=10, slots=5)``. All but ``"all"`` need a loss as
-            for ``"recompute"``, and batches that can be indexed are read again by their index, others kept.
+            takes the fewest steps again within ``memory``, or all without one. ``"disk"``: states are
+            written to disk beside the run, as far apart as ``memory`` holds steps (√T steps without one),
+            so that no step is taken again more than once. Or an object of :mod:`l2t.schedule`, such as
+            ``Segments(length=10, slots=5)``. All but ``"all"`` need a loss as for ``"recompute"``, and
+            batches that can be indexed are read again by their index, others kept.
         memory: bytes for what is remembered, a number or such as ``"64MB"``: beside what a single training
-            step and the adjoint need. With ``"auto"`` and ``"binomial"`` the first step is tried twice
-            before the run, to see what it keeps.
+            step and the adjoint need. With ``"auto"``, ``"binomial"`` and ``"disk"`` the first step is
+            tried twice before the run, to see what it keeps.
+        directory: where a run makes a folder for the states that go to disk, which is gone when the run is
+            walked back, forgotten or broken off. None: the system's place for temporary files.
         verify: compare the states (weights, optimiser state, buffers) that are reached again with those that
             were there, by a hash of their bytes, and raise the name of the first tensor that differs:
             ``"all"`` of them, or the ``"first"``: those of the first steps that are taken again, up to the
@@ -132,6 +139,7 @@ def unroll(
     Raises:
         TypeError, ValueError: an argument, or what loss or measure returns, is not as above.
         RuntimeError: inside ``torch.inference_mode``; what ``preflight`` found.
+        OSError: the disk does not take a state.
 
     Source: section 5 of docs/math.md; Maclaurin et al., "Gradient-based hyperparameter optimization through
     reversible learning" (ICML 2015); Franceschi et al., "Forward and reverse gradient-based hyperparameter
@@ -164,6 +172,7 @@ def unroll(
     check.known("unroll", "curvature", curvature, CURVATURES)
     check.unroll_schedule(schedule, SCHEDULES)
     budget = check.unroll_memory(memory, schedule)
+    check.unroll_directory(directory, schedule)
     check.known("unroll", "order", order, ORDERS)
     check.unroll_truncate(truncate, chosen, student)
     if verify is not None:
@@ -171,12 +180,15 @@ def unroll(
     path = check.unroll_along(along)
     if preflight:
         batches = _looked_at(student, batches, loss, curvature)
-    places = Student(student)
+    places, states = Student(student), States(directory=directory)
     measures = Measures(measure, places, path)
-    run = Run(places, loss, measures, optimizer, chosen, curvature, order, truncate, verify)
+    run = Run(places, loss, measures, optimizer, chosen, curvature, order, truncate, verify, states)
     try:
         with torch.enable_grad():
             run._forward(batches, schedule, budget)
+    except BaseException:
+        states.close()
+        raise
     finally:
         places.release()
     return run

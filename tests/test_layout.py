@@ -29,6 +29,7 @@ LAYERS = (
             "measures",
             "tape",
             "states",
+            "budget",
             "schedule",
             "curvature",
             "preflight",

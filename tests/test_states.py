@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import re
+import resource
+import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import l2t
 from l2t import schedule
-from l2t.states import Fingerprints
+from l2t.run import KEEP
+from l2t.schedule import Action
+from l2t.states import Fingerprints, States
 from l2t.tape import State, Student
 
 STEPS = 7
@@ -189,3 +200,243 @@ def test_every_bit_of_a_state_counts(was: float, now: float, dtype: torch.dtype)
 def test_verify_is_checked(course: Callable[..., l2t.Run]) -> None:
     with pytest.raises(ValueError, match=r"verify must be one of first, all"):
         course(verify="some")
+
+
+# ---- on disk
+
+
+def folders(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir())
+
+
+def bits(run: l2t.Run) -> list[Tensor]:
+    run.backward()
+    norms = torch.tensor(run.report.adjoint_norms)
+    return [run.measure, run.scale.grad, norms, *run.weights.values(), *run.buffers.values()]
+
+
+@pytest.mark.parametrize("curvature", ["reverse", "recompute", "forward", "central", "one-sided"])
+@pytest.mark.parametrize("level", ["disk", "host"])
+def test_states_outside_come_back_bit_for_bit(
+    course: Callable[..., l2t.Run], curvature: str, level: str
+) -> None:
+    options: dict[str, Any] = {"curvature": curvature, "optimizer": l2t.optim.Adam(lr=0.01)}
+    expected = bits(course(**options, schedule="all"))
+    for inner in (schedule.StoreAll(), schedule.Segments(1, 1)):
+        plan = schedule.TwoLevel(3, inner, level)
+        found = bits(course(**options, schedule=plan, verify="all"))
+        assert all(torch.equal(x, y) for x, y in zip(expected, found, strict=True))
+
+
+def test_a_layout_comes_back_as_it_was(tmp_path: Path) -> None:
+    student = Student(Net())
+    shared = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    whole = torch.arange(6.0)
+    odd = [
+        torch.tensor(True),
+        torch.randn(3, dtype=torch.complex128),
+        torch.randn(0, 4),
+        torch.randn(3).half(),
+    ]
+    buffers = [shared, whole, whole.view(2, 3), whole[1:3], shared, *odd]
+    weights = [torch.randn(5, 4).t().requires_grad_() for _ in student.parameters]
+    state = State(weights, [(torch.randn(3), 4, False)], buffers)
+    for action in KEEP:
+        states = States(directory=tmp_path)
+        states.open(10_000)
+        states.keep(3, state, action)
+        back = states.back(3)
+        assert back.slots[0][1:] == (4, False)
+        assert back.buffers[0] is back.buffers[4]
+        pairs = [
+            *zip(weights, back.weights, strict=True),
+            *zip(buffers, back.buffers, strict=True),
+            (state.slots[0][0], back.slots[0][0]),
+        ]
+        for x, y in pairs:
+            assert torch.equal(x, y)
+            assert (x.dtype, x.stride()) == (y.dtype, y.stride())
+        assert all(w.is_leaf and w.requires_grad for w in back.weights)
+        assert not {id(w) for w in weights} & {id(w) for w in back.weights}
+        states.close()
+
+
+def test_a_folder_lives_as_long_as_its_run(course: Callable[..., l2t.Run], tmp_path: Path) -> None:
+    run = course(schedule=schedule.TwoLevel(2), directory=tmp_path)
+    (folder,) = folders(tmp_path)
+    assert folder.name.startswith("l2t-states-")
+    run.backward()
+    assert not folders(tmp_path)
+
+    run = course(schedule="disk", directory=str(tmp_path))
+    assert folders(tmp_path)
+    del run
+    gc.collect()
+    assert not folders(tmp_path)
+
+    def breaks(model: Net, more: Tensor, value: Tensor, step: int) -> float:
+        if step == 5:
+            raise KeyError("out of paper")
+        return 0.0
+
+    with pytest.raises(KeyError, match="out of paper"):
+        course(breaks, schedule="disk", directory=tmp_path)
+    assert not folders(tmp_path)
+
+    run = course(own_numbers(), schedule="disk", directory=tmp_path, verify="all")
+    with pytest.raises(RuntimeError, match="in buffer calls"):
+        run.backward()
+    assert not folders(tmp_path)
+
+
+def test_files_go_as_states_are_dropped(course: Callable[..., l2t.Run], tmp_path: Path) -> None:
+    files: list[int] = []
+
+    def count(model: Net, more: Tensor, value: Tensor, step: int) -> float:
+        files.append(len(list(tmp_path.glob("*/*.safetensors"))) if back else 0)
+        return 0.0
+
+    back = False
+    run = course(count, schedule=schedule.TwoLevel(1), directory=tmp_path)
+    run._states._disk._writer.submit(int).result()  # all is written
+    back = True
+    run.backward()
+    assert files == [0] * STEPS + list(range(STEPS - 2, -1, -1))
+
+
+def test_what_a_killed_process_left_is_removed(course: Callable[..., l2t.Run], tmp_path: Path) -> None:
+    code = """if True:
+        import os, sys, torch, l2t
+        student = torch.nn.Linear(1, 1)
+        run = l2t.unroll(student, range(9), lambda model, batch, step: model.weight.sum() ** 2,
+                         lambda model: model.weight.sum(), schedule="disk", directory=sys.argv[1])
+        print(os.listdir(sys.argv[1]), flush=True)
+        if sys.argv[2] == "kill":
+            os.kill(os.getpid(), 9)
+        if sys.argv[2] == "fork" and not os.fork():
+            sys.exit()  # a copy that ends takes nothing with it
+        sys.argv[2] == "fork" and os.wait()
+        print(os.listdir(sys.argv[1]), flush=True)
+    """
+    (tmp_path / "l2t-states-of-someone").mkdir()  # without a lock it is not ours
+
+    def ran(how: str) -> list[str]:
+        command = [sys.executable, "-c", code, str(tmp_path), how]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout.split("\n")[:-1]
+
+    mine = course(schedule="disk", directory=tmp_path)  # alive
+    assert len(folders(tmp_path)) == 2
+    (shown,) = ran("kill")
+    assert shown.count("l2t-states") == len(folders(tmp_path)) == 3
+    before, after = ran("fork")
+    assert before == after
+    assert before != shown
+    assert before.count("l2t-states") == 3
+    assert len(folders(tmp_path)) == 2
+    mine.backward()
+    assert [x.name for x in folders(tmp_path)] == ["l2t-states-of-someone"]
+
+
+def test_a_disk_that_does_not_take_a_state(
+    course: Callable[..., l2t.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    for where in (tmp_path / "file", tmp_path / "nowhere"):
+        with pytest.raises(
+            OSError, match=r"directory must be one that can be written to, got '.*(file|nowhere)'"
+        ):
+            course(schedule="disk", directory=where)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1000))
+        with pytest.raises(
+            OSError,
+            match=r"directory must have room for the states of the run, \d{4} bytes, got 1000 free at '.*'",
+        ):
+            course(schedule="disk", directory=tmp_path)
+    assert len(folders(tmp_path)) == 1
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # no file may be longer than that
+    try:
+        with pytest.raises(
+            OSError, match=r"directory must take the states of the run, got an error .*too large"
+        ):
+            course(schedule=schedule.TwoLevel(1), directory=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(folders(tmp_path)) == 1
+
+
+def test_an_error_of_the_writer_is_the_run_s(
+    course: Callable[..., l2t.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> None:
+        raise ZeroDivisionError("out of ink")
+
+    monkeypatch.setattr("l2t.states.save_file", broken)
+    with pytest.raises(ZeroDivisionError, match="out of ink"):
+        course(schedule=schedule.TwoLevel(1))
+    run = course(schedule=schedule.TwoLevel(6))
+    with pytest.raises(ZeroDivisionError, match="out of ink"):
+        run.backward()
+
+
+def test_few_states_wait_to_be_written(
+    course: Callable[..., l2t.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, gate = [], threading.Event()
+
+    def slow(tensors: dict[str, Tensor], path: Path) -> None:
+        begun.append(path)
+        gate.wait(60)
+
+    def open_at_last(model: Net, more: Tensor, value: Tensor, step: int) -> float:
+        steps.append(step)
+        return 0.0
+
+    steps: list[int] = []
+    monkeypatch.setattr("l2t.states.save_file", slow)
+    timer = threading.Timer(0.5, lambda: (begun.append(len(steps)), gate.set()))
+    timer.start()
+    course(open_at_last, schedule=schedule.TwoLevel(1))
+    timer.join()
+    assert begun[1] == schedule.WRITING + 1
+
+
+def test_a_directory_needs_a_plan_that_writes(course: Callable[..., l2t.Run], tmp_path: Path) -> None:
+    for plan in ("all", "every"):
+        with pytest.raises(
+            ValueError, match=r"directory must be None with schedule=.*, which writes nothing to disk"
+        ):
+            course(schedule=plan, directory=tmp_path)
+    with pytest.raises(ValueError, match=r"level must be one of disk, host"):
+        schedule.TwoLevel(2, level="tape")
+    with pytest.raises(ValueError, match=r"length must be an integer of 1 or more, got 0"):
+        schedule.TwoLevel(0)
+
+
+@given(steps=st.integers(1, 60), state=st.integers(1, 9), step=st.integers(1, 9), memory=st.integers(1, 200))
+def test_a_plan_with_a_disk_fits_and_takes_no_step_twice_again(
+    steps: int, state: int, step: int, memory: int
+) -> None:
+    if memory < min(steps * step, 2 * state + step):
+        with pytest.raises(ValueError, match="memory must hold one step of the run"):
+            schedule.fit_outside(steps, state, step, memory)
+        return
+    plan = schedule.fit_outside(steps, state, step, memory)
+    found = schedule.tally(plan, steps, state, step)
+    assert found.memory <= memory
+    assert found.host == 0
+    assert found.steps_again < steps
+    taken = [t for action, t in plan.actions(steps) if action in (Action.FORWARD, Action.TAPE)]
+    assert found.steps_again == len(taken) - steps
+    assert max(taken.count(t) for t in range(steps)) <= 2
+
+
+def test_the_tally_of_a_plan() -> None:
+    """Counted by hand: with two slots the state before 4 and then before 2 is stored, or that on disk."""
+    assert schedule.tally(schedule.StoreAll(), 5, 3, 2) == (10, 0, 0, 0)
+    assert schedule.tally(schedule.Segments(2), 6, 3, 2) == (2 * 3 + 2 * 2, 0, 0, 4)
+    assert schedule.tally(schedule.TwoLevel(2), 6, 3, 2) == (2 * 2 + 2 * 3, 0, 2 * 3, 4)
+    assert schedule.tally(schedule.TwoLevel(2, level="host"), 6, 3, 2) == (2 * 2, 2 * 3, 0, 4)

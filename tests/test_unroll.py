@@ -31,6 +31,7 @@ import l2t
 from l2t import schedule
 from l2t.curvature import CURVATURES
 from l2t.optim import SGD
+from l2t.run import KEEP
 from l2t.schedule import Action
 from l2t.tape import Adjoint
 
@@ -376,6 +377,9 @@ PLANS: dict[str, dict[str, Any]] = {
     "pairs": {"schedule": schedule.Segments(2, 1)},
     "binomial": {"schedule": "binomial", "memory": "100kB"},
     "auto": {"schedule": "auto", "memory": 50_000},
+    "disk": {"schedule": "disk"},
+    "disk and pairs": {"schedule": schedule.TwoLevel(3, schedule.Segments(1, 0))},
+    "host": {"schedule": schedule.TwoLevel(2, level="host")},
 }
 
 
@@ -1602,7 +1606,7 @@ class Play:
         self.reversed: list[int] = []
         self.slots = self.tapes = self.forwards = 0
         for action, step in plan.actions(steps):
-            if action is Action.STORE:
+            if action in KEEP:
                 assert state == step
                 stored.add(step)
             elif action is Action.FORWARD:
@@ -1641,7 +1645,9 @@ def fewest_forwards(count: int, slots: int) -> int:
 def test_a_plan_reverses_every_step_once_from_its_own_state(
     steps: int, length: int, slots: int | None
 ) -> None:
-    for plan in (schedule.StoreAll(), schedule.Segments(length, slots)):
+    inner = schedule.Segments(1, slots)
+    outer = schedule.TwoLevel(length, inner), schedule.TwoLevel(2 * length, schedule.TwoLevel(2), "host")
+    for plan in (schedule.StoreAll(), schedule.Segments(length, slots), *outer):
         assert Play(plan, steps).reversed == list(reversed(range(steps)))
     played = Play(schedule.Segments(length, slots), steps)
     assert played.tapes <= length
@@ -1685,7 +1691,7 @@ def test_a_schedule_and_its_memory_are_checked() -> None:
     _, _, run = simple()
     for wrong in ("some", 3, None, schedule.Segments):
         with pytest.raises(
-            ValueError, match=r"schedule must be one of auto, all, every, binomial or an object"
+            ValueError, match=r"schedule must be one of auto, all, every, binomial, disk or an object"
         ):
             run(schedule=wrong)
     for wrong in ("64", "64XB", "1.2.3MB", -5, 0, True, 2.5):
@@ -1698,7 +1704,7 @@ def test_a_schedule_and_its_memory_are_checked() -> None:
             ValueError, match=r"memory must be None with schedule=.*, which does not go by it"
         ):
             run(schedule=wrong, memory="64MB")
-    for name in ("binomial", "auto"):
+    for name in ("binomial", "auto", "disk"):
         with pytest.raises(ValueError, match=r"memory must hold one step of the run, \d+ bytes here, got 10"):
             run(schedule=name, memory=10)
     for good in ("100kB", "0.1MiB", "1GB", " 2 TB", 10**6):

@@ -1,0 +1,110 @@
+"""What a run's states and steps take in memory, and the schedule that fits.
+
+Docs: section 6 of docs/math.md. Sizes are read off the first step before the run: a state by its tensors, a
+step that keeps its graph by trying it twice. Which plans there are is in l2t/schedule.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from l2t import check
+from l2t.curvature import Curvature, gradient
+from l2t.optim import Slot
+from l2t.schedule import Schedule, Segments, TwoLevel, fit, fit_outside
+from l2t.tape import Randomness, State, Student
+
+__all__ = ["Sizes", "choose", "sizes", "state_bytes", "tensors_of"]
+
+
+class Sizes(NamedTuple):
+    """Bytes of a state that is remembered, and of a step that is taped."""
+
+    state: int
+    step: int
+
+
+def choose(schedule: str, steps: int, memory: int | None, measured: Callable[[], Sizes]) -> Schedule:
+    """The schedule of a name for so many steps and this memory. Sizes are asked for where they matter."""
+    if schedule == "every" or (schedule == "disk" and memory is None):
+        length = max(math.isqrt(steps), 1)
+        return Segments(length) if schedule == "every" else TwoLevel(length)
+    assert memory is not None
+    size = measured()
+    if schedule == "auto":
+        return fit(steps, size.state, size.step, memory).schedule
+    if schedule == "disk":
+        return fit_outside(steps, size.state, size.step, memory)
+    check.schedule_memory(memory, size.step)
+    return Segments(1, (memory - size.step) // size.state)
+
+
+def sizes(
+    student: Student,
+    loss: Callable[..., Tensor],
+    batch: Any,
+    state: State,
+    curvature: Curvature,
+    reads: bool,
+    narrows: bool = False,
+) -> Sizes:
+    """Sizes from the first step.
+
+    Args:
+        student: the student.
+        loss: the loss of a step.
+        batch: the first batch.
+        state: the state before the first step.
+        curvature: what decides on what a step keeps.
+        reads: whether the optimiser's transpose reads weights, slots and gradients.
+        narrows: whether states are kept as bfloat16.
+    """
+    slots = tensors_of(state.slots)
+    step_bytes = _bytes([*state.weights, *state.buffers, *(slots if reads else ())])
+    step_bytes += _bytes(state.weights) * curvature.keeps_gradient(reads)
+    if curvature.keeps_graph:
+        step_bytes += _graph_bytes(student, loss, batch, state)
+    return Sizes(state_bytes(state, narrows), step_bytes)
+
+
+def state_bytes(state: State, narrows: bool = False) -> int:
+    """Bytes of a state that is remembered."""
+    return _bytes([*state.weights, *tensors_of(state.slots), *state.buffers], narrows)
+
+
+def _graph_bytes(student: Student, loss: Callable[..., Tensor], batch: Any, state: State) -> int:
+    """What the graph of a step keeps alive: what a second one of the same step adds."""
+    seen, kept = [], []
+    randomness = Randomness.now(student.cuda_devices)
+    for _ in range(2):
+        storages: dict[int, int] = {}
+
+        def note(x: Tensor, storages: dict[int, int] = storages) -> Tensor:
+            storage = x.untyped_storage()
+            storages[storage._cdata] = storage.nbytes()
+            return x
+
+        student.bind(state.weights, state.buffers)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            kept.append(gradient(loss(student.module, batch, 0), state.weights))
+        student.release()
+        randomness.restore(student.cuda_devices)
+        seen.append(storages)
+    return sum(size for at, size in seen[1].items() if at not in seen[0])
+
+
+def tensors_of(slots: Sequence[Slot]) -> list[Tensor]:
+    """The tensors of an optimiser's slots."""
+    return [x for slot in slots for x in slot if isinstance(x, Tensor)]
+
+
+def _bytes(tensors: Sequence[Tensor], narrows: bool = False) -> int:
+    def width(x: Tensor) -> int:
+        return min(x.element_size(), 2) if narrows and x.is_floating_point() else x.element_size()
+
+    return sum(x.numel() * width(x) for x in tensors)

@@ -52,6 +52,7 @@ def sizes(
     curvature: Curvature,
     reads: bool,
     narrows: bool = False,
+    micro_batches: int = 1,
 ) -> Sizes:
     """Sizes from the first step.
 
@@ -63,12 +64,17 @@ def sizes(
         curvature: what decides on what a step keeps.
         reads: whether the optimiser's transpose reads weights, slots and gradients.
         narrows: whether states are kept as bfloat16.
+        micro_batches: how many a batch is a sequence of; the first one stands for all.
     """
     slots = tensors_of(state.slots)
     step_bytes = _bytes([*state.weights, *state.buffers, *(slots if reads else ())])
-    step_bytes += _bytes(state.weights) * curvature.keeps_gradient(reads)
+    gradients: int = curvature.keeps_gradient(reads)
+    if micro_batches > 1:
+        batch = check.unroll_micro_batches(batch, micro_batches, 0)[0]
+        gradients = reads + micro_batches * curvature.keeps_gradient(False)
+    step_bytes += _bytes(state.weights) * gradients + _bytes(state.buffers) * (micro_batches - 1)
     if curvature.keeps_graph:
-        step_bytes += _graph_bytes(student, loss, batch, state)
+        step_bytes += micro_batches * _graph_bytes(student, loss, batch, state)
     return Sizes(state_bytes(state, narrows), step_bytes)
 
 
@@ -87,7 +93,7 @@ def _graph_bytes(student: Student, loss: Callable[..., Tensor], batch: Any, stat
         def note(x: Tensor, storages: dict[int, int] = storages) -> Tensor:
             storage = x.untyped_storage()
             storages[storage._cdata] = storage.nbytes()
-            return x
+            return x.detach()  # an output that is returned as it is would hold its own graph for ever
 
         student.bind(state.weights, state.buffers)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):

@@ -757,6 +757,31 @@ def unroll_truncate(truncate: object, meta: Sequence[Tensor] | None, student: nn
         )
 
 
+def unroll_accumulate(accumulate: object) -> None:
+    """A number of micro-batches."""
+    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+        raise ValueError(
+            f"l2t.unroll: accumulate must be an integer of 1 or more, got {accumulate!r}. "
+            "Give the number of micro-batches that a batch is a sequence of."
+        )
+
+
+def unroll_micro_batches(batch: object, count: int, step: int) -> Sequence[Any]:
+    """Returns the micro-batches of a step."""
+    sequence: Any = batch
+    if not (hasattr(batch, "__len__") and hasattr(batch, "__getitem__")) or len(sequence) != count:
+        got = (
+            f"{type(batch).__name__} of {len(sequence)}"
+            if hasattr(batch, "__len__")
+            else type(batch).__name__
+        )
+        raise ValueError(
+            f"l2t.unroll: each of batches must be a sequence of {count} micro-batches with accumulate={count}, got "
+            f"a {got} at step {step}. Put that many things that loss takes in a list."
+        )
+    return [sequence[i] for i in range(count)]
+
+
 def unroll_loss(value: object, step: int) -> None:
     """The loss is a scalar with a graph."""
     if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():

@@ -92,12 +92,14 @@ class Run:
         truncate: int | None,
         verify: str | None,
         states: States,
+        micro_batches: int,
     ) -> None:
         self._student, self._loss, self._measures = student, loss, measures
         self._optimizer = optimizer = optimizer.bound(student.aliases, student.parameters)
         self._meta, self._curvature, self._curvature_name = meta, CURVATURES[curvature], curvature
         self._products = self._curvature
         self._order, self._truncate, self._first = order, truncate, 0
+        self._micro_batches = micro_batches
         self._replay = Replay(self._again, coarsest(student.parameters))
         self._modes = modes()
         self._settings = functools.cache(optimizer.settings())  # a function of the step is asked once
@@ -211,8 +213,8 @@ class Run:
     def _measured(self, batch: object, state: State) -> Sizes:
         """Bytes of states and steps, from the first step."""
         reads = self._optimizer.reads or bool(self._settings(0).wanted)
-        narrows = self._states.narrows
-        return sizes(self._student, self._loss, batch, state, self._curvature, reads, narrows)
+        narrows, count = self._states.narrows, self._micro_batches
+        return sizes(self._student, self._loss, batch, state, self._curvature, reads, narrows, count)
 
     def _start(self) -> State:
         """The state before the first step, from the student's own parameters and buffers."""
@@ -233,6 +235,31 @@ class Run:
             randomness = Randomness.now(student.cuda_devices, before)
         reads = self._optimizer.reads or bool(hyper.wanted)
         step = Step(t, hyper, w, b, slots if reads else ()) if tapes else None
+        if self._micro_batches == 1:
+            value, g, b = self._gradient(step, t, w, b, batch, reads)
+        else:
+            value, g, b = self._accumulated(step, t, w, b, batch, taken.randomness if again else randomness)
+        w, slots, reached = _update(self._optimizer, w, slots, g, hyper)
+        if again:
+            check.unroll_replayed(value, taken.loss, t)
+        else:
+            taken = Taken(randomness, value, reached)
+            self._course.append(taken)
+        if step is not None:
+            self._tape[t] = step
+            step.reached, step.loss, step.randomness = reached, taken.loss, taken.randomness
+            if step.parts and reads:
+                step.grads = g
+        state = State(w, slots, b)
+        if self._seen is not None:
+            self._seen.see(t + 1, state)
+        return state
+
+    def _gradient(
+        self, step: Step | None, t: int, w: Tensors, b: list[Tensor], batch: object, reads: bool
+    ) -> tuple[Tensor, Grads, list[Tensor]]:
+        """Loss and gradient of a batch, and the buffers after it; a step remembers what curvatures read."""
+        student = self._student
         student.bind(w, b)
         value = self._loss(student.module, batch, t)
         check.unroll_loss(value, t)
@@ -241,24 +268,47 @@ class Run:
         g, d_others = self._curvature.gradient(value, w, self._meta)
         b = student.present_buffers()
         student.release()
-        w, slots, reached = _update(self._optimizer, w, slots, g, hyper)
-        if again:
-            check.unroll_replayed(value, taken.loss, t)
-        else:
-            taken = Taken(randomness, value.detach(), reached)
-            self._course.append(taken)
         if step is not None:
-            self._tape[t] = step
-            step.reached, step.loss = reached, taken.loss
             if self._curvature.keeps_graph:
                 step.roots = Roots.of(g)
             else:
-                step.batch, step.randomness, step.d_others = batch, taken.randomness, d_others
+                step.batch, step.d_others = batch, d_others
             step.grads = g if self._curvature.keeps_gradient(reads) else None
-        state = State(w, slots, b)
-        if self._seen is not None:
-            self._seen.see(t + 1, state)
-        return state
+        return value.detach(), g, b
+
+    def _accumulated(
+        self,
+        step: Step | None,
+        t: int,
+        w: Tensors,
+        b: list[Tensor],
+        batch: object,
+        randomness: Randomness | None,
+    ) -> tuple[Tensor, Grads, list[Tensor]]:
+        """The same of micro-batches, one after another: the means of their losses and gradients."""
+        count, parts = self._micro_batches, []
+        losses: list[Tensor] = []
+        total: list[Tensor | None] = [None] * len(w)
+        for micro in check.unroll_micro_batches(batch, count, t):
+            part = None
+            if step is not None:
+                part = Step(t, step.hyper, w, b, ())
+                if not self._curvature.keeps_graph:
+                    part.randomness = randomness = Randomness.now(self._student.cuda_devices, randomness)
+                parts.append(part)
+            loss, g, b = self._gradient(part, t, w, b, micro, reads=False)
+            losses.append(loss)
+            if part is not None:
+                part.loss, part.reached = loss, _reached(g)
+            for i, x in enumerate(g):
+                if x is not None:
+                    before, x = total[i], x.detach()
+                    total[i] = x if before is None else before + x
+            del g
+        if step is not None:
+            step.parts = parts
+        mean = tuple(None if x is None else x / count for x in total)
+        return torch.stack(losses).sum(0) / count, mean, b
 
     def backward(self, gradient: Tensor | None = None) -> None:
         """Walks back over the run and adds d measure / d meta to ``.grad`` of the meta tensors.
@@ -376,6 +426,17 @@ class Run:
         accumulate([value], [v], self._inputs(step.weights, step.index))
 
     def _curve(self, step: Step, a: Tensors) -> None:
+        """Adds H a and ∂_Φ⟨g, a⟩: those of each part, where a step has parts."""
+        if not step.parts:
+            self._product(step, a)
+            return
+        places = _places(step.weights, step.reached)
+        shares = dict(zip(places, torch._foreach_div(a, len(step.parts)), strict=True))
+        for part in step.parts:
+            if part.reached != []:
+                self._product(part, [shares[i] for i in _places(part.weights, part.reached)])
+
+    def _product(self, step: Step, a: Tensors) -> None:
         """Adds H a and ∂_Φ⟨g, a⟩, and measures an inexact curvature at the first step that comes."""
         report, wanted = self.report, Wanted(self._order == "exact", self._beside(step.index))
         if not report._measured:
@@ -391,7 +452,7 @@ class Run:
             # Steps are taken as before, so that those taken again are the same.
             report.curvature = "recompute"
             self._products = CURVATURES[report.curvature]
-            warnings.warn(str(error), stacklevel=5)
+            warnings.warn(str(error), stacklevel=6)
             self._products.product(step, self._replay, a, wanted)
         self._replay = self._replay._replace(examines=False)
 
@@ -413,7 +474,7 @@ class Run:
             value = self._loss(self._student.module, step.batch, step.index)
         if weights is step.weights:
             check.unroll_replayed(value, step.loss, step.index)
-            if self._seen is not None:
+            if self._seen is not None and self._micro_batches == 1:
                 self._seen.see(step.index, State(weights, (), step.buffers))
                 self._seen.see(step.index + 1, State([], (), self._student.present_buffers()))
         for w, part in zip(weights, lent, strict=True):
@@ -447,7 +508,7 @@ def _update(
 ) -> tuple[Tensors, Sequence[Slot], list[int] | None]:
     """Weights after a step, as leaves; slots; and which weights the loss reaches, None for all."""
     grads = [x for x in g if x is not None]
-    reached = None if len(grads) == len(g) else [i for i, x in enumerate(g) if x is not None]
+    reached = _reached(g)
     with torch.no_grad():
         new_w, new_slots = _pick(w, reached), _pick(slots, reached)
         if grads:
@@ -460,6 +521,12 @@ def _update(
     for x in new_w:
         x.requires_grad_()
     return new_w, new_slots, reached
+
+
+def _reached(g: Sequence[Tensor | None]) -> list[int] | None:
+    """The places of the weights that a gradient reaches, None for all."""
+    reached = [i for i, x in enumerate(g) if x is not None]
+    return None if len(reached) == len(g) else reached
 
 
 def _places(weights: Tensors, reached: list[int] | None) -> Sequence[int]:

@@ -178,7 +178,9 @@ class Step:
     ``roots`` are there where the step's graph is kept, ``batch`` and ``randomness`` where it is to be run
     again instead; ``slots`` and ``grads`` where the transpose of the update or a hypergradient reads them;
     ``grads`` and ``d_others``, the gradient of the loss to leaves beside the weights, where a curvature does.
-    ``reached`` lists the weights that the loss reaches, None for all of them.
+    ``reached`` lists the weights that the loss reaches, None for all of them. A step of several micro-batches
+    has ``parts``, a step each, at the same weights: these hold what a curvature reads, and the step itself
+    holds what the transpose of the update reads.
     """
 
     index: int
@@ -193,6 +195,7 @@ class Step:
     grads: Grads | None = None
     d_others: list[tuple[Tensor, Tensor]] | None = None
     reached: list[int] | None = None
+    parts: Sequence[Step] = ()
 
 
 class Adjoint:

@@ -27,7 +27,11 @@ __all__ = ["Run", "unroll"]
 
 
 def _looked_at(
-    student: nn.Module, batches: Iterable[Any], loss: Callable[..., Tensor], curvature: str
+    student: nn.Module,
+    batches: Iterable[Any],
+    loss: Callable[..., Tensor],
+    curvature: str,
+    micro_batches: int,
 ) -> Iterable[Any]:
     """The batches, after a look at the step of the first one."""
     if indexed(batches):
@@ -37,6 +41,8 @@ def _looked_at(
         first = list(itertools.islice(rest, 1))
         batches = itertools.chain(first, rest)
     for batch in first:
+        if micro_batches > 1:
+            batch = check.unroll_micro_batches(batch, micro_batches, 0)[0]
         found = look(student, batch, loss)
         check.preflight_suits(found.suits(curvature), curvature, found)
     return batches
@@ -64,6 +70,7 @@ def unroll(
     memory: int | str | None = None,
     directory: str | os.PathLike[str] | None = None,
     verify: str | None = None,
+    accumulate: int = 1,
     preflight: bool = False,
 ) -> Run:
     """Trains a student over batches so that what it ends in can be differentiated to what shaped it.
@@ -129,6 +136,11 @@ def unroll(
             were there, by a hash of their bytes, and raise the name of the first tensor that differs:
             ``"all"`` of them, or the ``"first"``: those of the first steps that are taken again, up to the
             next step back. A loss whose value differs raises without. None: no hashes.
+        accumulate: micro-batches a step. Each batch is then a sequence of so many things that ``loss`` takes,
+            and the step's loss is the mean of theirs: that of one batch of them all, to rounding, where they
+            are of one size, losses are means, and nothing such as BatchNorm looks across samples. Activations
+            of one micro-batch are alive at a time, in the walk back too; but ``"reverse"`` keeps a step's.
+            Buffers and random numbers go from one micro-batch to the next.
         preflight: look at the first step with :func:`l2t.preflight` before the run, and raise what it found
             where ``curvature`` does not suit. It costs some ten steps and more for a student of many modules.
 
@@ -175,14 +187,17 @@ def unroll(
     check.unroll_directory(directory, schedule)
     check.known("unroll", "order", order, ORDERS)
     check.unroll_truncate(truncate, chosen, student)
+    check.unroll_accumulate(accumulate)
     if verify is not None:
         check.known("unroll", "verify", verify, VERIFY)
     path = check.unroll_along(along)
     if preflight:
-        batches = _looked_at(student, batches, loss, curvature)
+        batches = _looked_at(student, batches, loss, curvature, accumulate)
     places, states = Student(student), States(directory=directory)
     measures = Measures(measure, places, path)
-    run = Run(places, loss, measures, optimizer, chosen, curvature, order, truncate, verify, states)
+    run = Run(
+        places, loss, measures, optimizer, chosen, curvature, order, truncate, verify, states, accumulate
+    )
     try:
         with torch.enable_grad():
             run._forward(batches, schedule, budget)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import itertools
 import math
 import warnings
@@ -169,6 +170,7 @@ class Course:
     dtype: torch.dtype
     nesterov: bool = False
     use: tuple[str, ...] = ()  # kinds that are leaves; the others are constants of the same value
+    pieces: int = 1  # micro-batches a step
     metas: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -211,12 +213,13 @@ class Course:
     def leaves(self) -> list[Tensor]:
         return [x for xs in self.metas.values() for x in xs]
 
-    def loss(self, model: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+    def loss(self, model: Callable[[Tensor], Tensor], batch: tuple[Any, ...], step: int) -> Tensor:
+        rows = batch[2] if len(batch) > 2 else slice(None)
         logits = model(batch[0])
         bias = self.teacher(torch.tensor([step / STEPS, 1.0], dtype=self.dtype))
         u = (self.weight[batch[1]] * logits.log_softmax(dim=1)).sum(dim=1) + bias[batch[1]]
         each = -torch.sigmoid(u) + self.strength * logits.square().sum(dim=1)
-        return (self.sample_weight[step] * each).mean()
+        return (self.sample_weight[step, rows] * each).mean()
 
     def measure(self, model: Callable[[Tensor], Tensor]) -> Tensor:
         logits = model(self.dev[0])
@@ -225,6 +228,10 @@ class Course:
     def batches(self) -> list[tuple[Tensor, Tensor]]:
         return list(zip(self.data, self.target, strict=True))
 
+    def micro_batches(self) -> list[list[tuple[Any, ...]]]:
+        rows = torch.arange(BATCH).chunk(self.pieces)
+        return [[(x[i], y[i], i) for i in rows] for x, y in self.batches()]
+
     def lr(self, step: int) -> Tensor:
         return self.log_lr.exp() * (0.9**step if self.nesterov else 1)
 
@@ -232,9 +239,10 @@ class Course:
         torch.manual_seed(5)
         return l2t.unroll(
             self.student,
-            self.batches(),
+            self.batches() if self.pieces == 1 else self.micro_batches(),
             self.loss,
             self.measure,
+            accumulate=self.pieces,
             optimizer=SGD(
                 lr=self.lr if self.nesterov else self.lr(0),
                 momentum=self.momentum,
@@ -253,6 +261,7 @@ class Course:
 
         With ``first`` gradients are taken at weights of their own, to which no graph leads; truncated, all
         graphs begin at that step. ``along`` are the weights of measures by steps taken, {STEPS: 1} if none.
+        Micro-batches are taken one after another.
         """
         total = torch.zeros((), dtype=self.dtype)
         torch.manual_seed(5)
@@ -264,15 +273,17 @@ class Course:
         def model(x: Tensor) -> Tensor:
             return torch.func.functional_call(self.student, {**at, **buffers}, (x,))
 
-        for step, batch in enumerate(self.batches()):
+        for step, micro_batches in enumerate(self.micro_batches()):
             if step == STEPS - truncate > 0:
                 weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
                 momentum = {name: m.detach() for name, m in momentum.items()}
             at = {name: w.detach().requires_grad_() for name, w in weights.items()} if first else weights
-            # Forward may write into buffers; what autograd has saved of the last step must not change with
-            # them.
-            buffers = {name: b.clone() for name, b in buffers.items()}
-            value = self.loss(model, batch, step)
+            value = torch.zeros((), dtype=self.dtype)
+            for batch in micro_batches:
+                # Forward may write into buffers; what autograd has saved of the last step must not change
+                # with them.
+                buffers = {name: b.clone() for name, b in buffers.items()}
+                value = value + self.loss(model, batch, step) / self.pieces
             grads = torch.autograd.grad(value, list(at.values()), create_graph=True)
             for (name, w), g in zip(list(weights.items()), grads, strict=True):
                 d = g + self.decay_by_step[step] * w
@@ -1206,6 +1217,19 @@ def test_a_step_is_freed_as_soon_as_it_is_reversed() -> None:
 
     l2t.unroll(student, [x] * STEPS, loss, lambda model: model(x).mean()).backward()
     assert counts == list(range(STEPS, 0, -1))
+
+
+def test_the_trial_of_a_step_for_its_size_leaves_nothing_behind() -> None:
+    _, _, run = simple(
+        student=mlp(), batches=[torch.randn(4, 8)] * 3, loss=lambda model, x, t: model(x).mean()
+    )
+
+    def tensors() -> int:
+        run(memory="1MB", measure=lambda model: model[2].bias.sum()).backward()
+        gc.collect()
+        return sum(issubclass(type(x), Tensor) for x in gc.get_objects())
+
+    assert tensors() == tensors()
 
 
 # ---- the report

@@ -96,7 +96,9 @@ class States:
 class _Form(NamedTuple):
     """What a tensor was before it was packed."""
 
-    like: Tensor  # of its shape, strides and dtype, without numbers
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
     device: torch.device
 
 
@@ -126,7 +128,8 @@ def _pack(state: State, narrows: bool, to_host: bool) -> _Packed:
             return x
         if id(x) not in places:
             places[id(x)] = _At(len(tensors))
-            forms.append(_Form(torch.empty_like(x, device="meta", requires_grad=False), x.device))
+            strides = (x if x.is_contiguous() else torch.empty_like(x)).stride()  # as of a clone
+            forms.append(_Form(x.shape, strides, x.dtype, x.device))
             narrow = narrows and x.is_floating_point() and x.element_size() > 2
             x = x.detach().to("cpu" if to_host else x.device, torch.bfloat16 if narrow else x.dtype)
             tensors.append(x)
@@ -140,7 +143,7 @@ def _pack(state: State, narrows: bool, to_host: bool) -> _Packed:
 
 def _unpack(packed: _Packed, tensors: Sequence[Tensor]) -> State:
     # Into fresh memory, aligned as any tensor's is: kernels may go by it.
-    made = [torch.empty_like(form.like, device=form.device) for form in packed.forms]
+    made = [torch.empty_strided(x.shape, x.strides, dtype=x.dtype, device=x.device) for x in packed.forms]
     for x, kept in zip(made, tensors, strict=True):
         (torch.view_as_real(x) if x.is_complex() and not kept.is_complex() else x).copy_(kept)
 

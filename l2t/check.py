@@ -585,6 +585,22 @@ def unroll_memory(memory: object, schedule: object) -> int | None:
     )
 
 
+def unroll_store(store: str, verify: object, schedule: object, memory: object) -> None:
+    """States are rounded where there are some, and none is expected to come back as it was."""
+    if store == "exact":
+        return
+    if schedule == "all" or (schedule == "auto" and memory is None):
+        raise ValueError(
+            f"l2t.unroll: store must be 'exact' with schedule={schedule!r} and memory={memory!r}, which store no states, "
+            f"got {store!r}. Give a memory, or a schedule that stores some."
+        )
+    if verify is not None:
+        raise ValueError(
+            f"l2t.unroll: verify must be None with store={store!r}, from which no state comes back as it was, got "
+            f"{verify!r}. Take store='exact'."
+        )
+
+
 def unroll_directory(directory: object, schedule: object) -> None:
     """A directory is given where states may go to disk: by name or by an object that plans."""
     if directory is not None and isinstance(schedule, str) and schedule != "disk":

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
+
+from l2t.budget import Sizes
+from l2t.schedule import Schedule, StoreAll, tally
 
 __all__ = ["Report"]
 
@@ -19,6 +23,13 @@ class Report:
         steps: the number of steps T.
         seconds_forward: seconds of this process for the run, the measure included.
         seconds_backward: seconds for the walk back; None before it.
+        seconds_again: seconds of the walk back for steps that were taken again by the schedule.
+        schedule: the schedule of the run, an object of :mod:`l2t.schedule`.
+        sizes: bytes of a state that is remembered and of a taped step, where these are known before the run:
+            with a schedule that goes by a memory, or a curvature that keeps no graphs; else None.
+        cuda_peak_bytes: of the student's GPUs, ``torch.cuda.max_memory_allocated`` after the walk back; None
+            without one.
+        store: ``"exact"`` or ``"bfloat16"``, as asked for.
         steps_again: how many steps the walk back has taken again, by its schedule.
         curvature: the name of the way to second derivatives; where ``"forward"`` had to fall back, the way
             that it fell back to.
@@ -41,7 +52,13 @@ class Report:
         self.steps = len(losses)
         self.seconds_forward = seconds_forward
         self.seconds_backward: float | None = None
+        self.seconds_again = 0.0
         self.steps_again = 0
+        self.schedule: Schedule = StoreAll()
+        self.sizes: Sizes | None = None
+        self.cuda_peak_bytes: int | None = None
+        self.store = "exact"
+        self._rounding: Tensor | None = None
         self.curvature, self.order, self.truncate = curvature, order, truncate
         self.curvature_error: float | None = None
         self.curvature_error_reason: str | None = None
@@ -54,6 +71,34 @@ class Report:
     def losses(self) -> list[float]:
         """The loss of each step."""
         return [float(x) for x in self._losses]
+
+    @property
+    def seconds_reverse(self) -> float | None:
+        """Seconds of the walk back without those for steps taken again by the schedule; None before it."""
+        return None if self.seconds_backward is None else self.seconds_backward - self.seconds_again
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """What is remembered of the run at most at a time where the student lives, by the plan's own count:
+        states and taped steps; None where ``sizes`` is.
+        """
+        if self.sizes is None:
+            return None
+        walked = self.steps if self.truncate is None else min(self.truncate, self.steps)
+        return tally(self.schedule, walked, *self.sizes).memory
+
+    @property
+    def store_error(self) -> float | None:
+        """By how much the loss of a step taken again was off at most, relative to its value in the run: what
+        the rounding of stored states does. 0 for exact ones, None before a step was taken again.
+        """
+        if self.store == "exact":
+            return 0.0
+        return None if self._rounding is None else float(self._rounding)
+
+    def _rounded(self, again: Tensor, value: Tensor) -> None:
+        off = (again - value).abs() / value.abs()
+        self._rounding = off if self._rounding is None else torch.maximum(off, self._rounding)
 
     @property
     def adjoint_norms(self) -> list[float]:
@@ -90,5 +135,5 @@ class Report:
         return (
             f"Report(steps={self.steps}, forward={self.seconds_forward:.3g} s, backward={back}, "
             f"nonfinite={self.nonfinite}, curvature={self.curvature}, order={self.order}, "
-            f"truncate={self.truncate})"
+            f"truncate={self.truncate}, schedule={self.schedule}, store={self.store})"
         )

@@ -35,7 +35,7 @@ from l2t.curvature import (
 from l2t.measures import Measures
 from l2t.optim import Hyper, Optimizer, Point, Slot, Tensors
 from l2t.record import Report
-from l2t.schedule import Action, Schedule, first_again, tally
+from l2t.schedule import Action, Schedule, StoreAll, first_again, tally
 from l2t.states import Fingerprints, States
 from l2t.tape import Adjoint, Grads, Randomness, Roots, State, Step, Student, Taken, modes
 
@@ -110,7 +110,7 @@ class Run:
             self._seen = Fingerprints(student, optimizer.slot_names, () if verify == "first" else None)
         self._states = states
         self._sizes: Sizes | None = None
-        self._rounding: Tensor | None = None  # of losses taken again from rounded states
+        self._schedule: Schedule = StoreAll()
         self._tape: dict[int, Step] = {}
         self._rest: Iterator[tuple[Action, int]] = iter(())  # the actions of the walk back
         self._value: Tensor | None = None  # the measure after the last step, with its graph
@@ -145,7 +145,7 @@ class Run:
             self._data = data = cast("Sequence[Any]", batches) if indexed(batches) else list(batches)
             check.unroll_along_steps(self._measures.along, len(data))
             first = self._first = self._begin(len(data))
-            chosen = self._chosen(schedule, memory, data, len(data) - first, state)
+            self._schedule = chosen = self._chosen(schedule, memory, data, len(data) - first, state)
             if seen is not None:
                 if seen.states is not None:
                     again = {first + t for t in first_again(chosen.actions(len(data) - first))}
@@ -179,6 +179,8 @@ class Run:
         self.report = Report(
             losses, self.measures, perf_counter() - start, self._curvature_name, self._order, self._truncate
         )
+        self.report.schedule, self.report.sizes = self._schedule, self._sizes
+        self.report.store = "bfloat16" if self._states.narrows else "exact"
 
     def _first_time(self, t: int, state: State, batch: object, *, tapes: bool) -> State:
         """Takes step t, and the measure after it where one along the way is asked for."""
@@ -204,6 +206,8 @@ class Run:
                 return self._sizes
             return Sizes(state_bytes(state), 0)
 
+        if steps and not self._curvature.keeps_graph:
+            measured()  # without a try
         chosen = choose(schedule, steps, memory, measured) if isinstance(schedule, str) else schedule
         disk = tally(chosen, steps, state_bytes(state, self._states.narrows), 0).disk
         if disk:
@@ -240,7 +244,10 @@ class Run:
         else:
             value, g, b = self._accumulated(step, t, w, b, batch, taken.randomness if again else randomness)
         w, slots, reached = _update(self._optimizer, w, slots, g, hyper)
-        if again:
+        if again and self._states.narrows:
+            self.report._rounded(value, taken.loss)
+            taken = taken._replace(loss=value)
+        elif again:
             check.unroll_replayed(value, taken.loss, t)
         else:
             taken = Taken(randomness, value, reached)
@@ -350,6 +357,8 @@ class Run:
                 p.grad = kept
             randomness.restore(devices)
         self.report.seconds_backward = perf_counter() - start
+        if devices:
+            self.report.cuda_peak_bytes = sum(map(torch.cuda.max_memory_allocated, devices))
 
     def _walk_back(self, v: Tensor) -> None:
         assert self._end is not None
@@ -388,9 +397,11 @@ class Run:
                 self._states.drop(t)
             else:
                 assert self._data is not None
+                begin = perf_counter()
                 with torch.enable_grad(), self._modes():
                     state = self._take(t, state, self._data[t], tapes=action is Action.TAPE)
                 self.report.steps_again += 1
+                self.report.seconds_again += perf_counter() - begin
         self._finish(v_w, v_settings)
 
     def _reverse(

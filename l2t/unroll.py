@@ -50,6 +50,7 @@ def _looked_at(
 
 ORDERS = ("exact", "first")
 VERIFY = ("first", "all")
+STORES = ("exact", "bfloat16")
 SCHEDULES = ("auto", "all", "every", "binomial", "disk")
 DEFAULT_OPTIMIZER = SGD(lr=0.1, momentum=0.9)
 
@@ -69,6 +70,7 @@ def unroll(
     schedule: str | Schedule = "auto",
     memory: int | str | None = None,
     directory: str | os.PathLike[str] | None = None,
+    store: str = "exact",
     verify: str | None = None,
     accumulate: int = 1,
     preflight: bool = False,
@@ -132,6 +134,9 @@ def unroll(
             tried twice before the run, to see what it keeps.
         directory: where a run makes a folder for the states that go to disk, which is gone when the run is
             walked back, forgotten or broken off. None: the system's place for temporary files.
+        store: ``"exact"``, or ``"bfloat16"``: states between steps are kept rounded, in half the memory of
+            float32. Steps are then taken again from rounded weights, so the gradient is not exact:
+            ``run.report.store_error`` says how far the losses of such steps were off.
         verify: compare the states (weights, optimiser state, buffers) that are reached again with those that
             were there, by a hash of their bytes, and raise the name of the first tensor that differs:
             ``"all"`` of them, or the ``"first"``: those of the first steps that are taken again, up to the
@@ -190,10 +195,12 @@ def unroll(
     check.unroll_accumulate(accumulate)
     if verify is not None:
         check.known("unroll", "verify", verify, VERIFY)
+    check.known("unroll", "store", store, STORES)
+    check.unroll_store(store, verify, schedule, memory)
     path = check.unroll_along(along)
     if preflight:
         batches = _looked_at(student, batches, loss, curvature, accumulate)
-    places, states = Student(student), States(directory=directory)
+    places, states = Student(student), States(store == "bfloat16", directory)
     measures = Measures(measure, places, path)
     run = Run(
         places, loss, measures, optimizer, chosen, curvature, order, truncate, verify, states, accumulate

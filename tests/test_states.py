@@ -440,3 +440,108 @@ def test_the_tally_of_a_plan() -> None:
     assert schedule.tally(schedule.Segments(2), 6, 3, 2) == (2 * 3 + 2 * 2, 0, 0, 4)
     assert schedule.tally(schedule.TwoLevel(2), 6, 3, 2) == (2 * 2 + 2 * 3, 0, 2 * 3, 4)
     assert schedule.tally(schedule.TwoLevel(2, level="host"), 6, 3, 2) == (2 * 2, 2 * 3, 0, 4)
+
+
+# ---- rounded states
+
+
+@pytest.mark.parametrize(
+    "plan", [schedule.Segments(1), schedule.TwoLevel(1), schedule.TwoLevel(1, level="host")]
+)
+def test_rounded_states_give_the_gradient_through_steps_from_rounded_weights(plan: Any) -> None:
+    """The oracle is autograd through each step by itself, of which the one in the middle begins rounded."""
+    torch.manual_seed(0)
+    student, scale = nn.Linear(4, 1).double(), torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+
+    def value(w: Tensor, b: Tensor, x: Tensor) -> Tensor:
+        return (scale * F.linear(x, w, b).tanh() - 0.5).square().mean()
+
+    def stepped(weights: list[Tensor], t: int) -> list[Tensor]:
+        g = torch.autograd.grad(value(*weights, x[t]), weights, create_graph=True)
+        return [w - 0.3 * d for w, d in zip(weights, g, strict=True)]
+
+    def leaves(weights: Any, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+        return [w.detach().to(dtype).double().requires_grad_() for w in weights]
+
+    starts = [leaves(student.parameters())]
+    for t in range(2):
+        starts.append(leaves(stepped(starts[t], t)))
+    losses = [value(*start, x[t]) for t, start in enumerate(starts)]
+    ends = leaves(stepped(starts[2], 2))
+    *v, expected = torch.autograd.grad(value(*ends, x[0]), [*ends, scale])
+    starts[1] = leaves(starts[1], torch.bfloat16)
+    for t in (2, 1, 0):
+        *v, d = torch.autograd.grad(stepped(starts[t], t), [*starts[t], scale], v)
+        expected = expected + d
+
+    run = l2t.unroll(
+        student,
+        x,
+        lambda model, batch, step: value(model.weight, model.bias, batch),
+        lambda model: value(model.weight, model.bias, x[0]),
+        optimizer=l2t.optim.SGD(lr=0.3),
+        meta=[scale],
+        schedule=plan,
+        store="bfloat16",
+    )
+    assert run.report.store_error is None
+    run.backward()
+    off = abs(float(value(*starts[1], x[1]) / losses[1]) - 1)
+    assert run.report.store_error == pytest.approx(off, rel=1e-6)
+    assert run.report.store == "bfloat16"
+    assert off > 1e-6
+    torch.testing.assert_close(scale.grad, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("curvature", ["reverse", "recompute", "forward", "central", "one-sided"])
+def test_rounding_is_mild_and_half_the_bytes(course: Callable[..., l2t.Run], curvature: str) -> None:
+    exact = course(schedule="every", curvature=curvature)
+    exact.backward()
+    expected = exact.scale.grad
+    run = course(schedule="every", store="bfloat16", curvature=curvature)
+    run.backward()
+    assert 0 < abs(float(run.scale.grad / expected) - 1) < 0.1
+    assert 0 < run.report.store_error < 0.1
+    assert exact.report.store_error == 0
+    if curvature != "reverse":
+        # Of float64; the count of BatchNorm's batches is an integer.
+        assert exact.report.sizes.state - 8 == 4 * (run.report.sizes.state - 8)
+
+
+def test_a_store_is_checked(course: Callable[..., l2t.Run]) -> None:
+    with pytest.raises(ValueError, match=r"store must be one of exact, bfloat16"):
+        course(store="float8")
+    for options in ({}, {"schedule": "all"}):
+        with pytest.raises(
+            ValueError, match=r"store must be 'exact' with schedule=.*, which store no states, got"
+        ):
+            course(store="bfloat16", **options)
+    with pytest.raises(
+        ValueError, match=r"verify must be None with store='bfloat16', from which no state comes"
+    ):
+        course(store="bfloat16", schedule="every", verify="all")
+
+
+# ---- the report
+
+
+def test_the_report_counts_bytes_and_seconds(course: Callable[..., l2t.Run]) -> None:
+    report = course(schedule="all").report
+    assert report.sizes is report.peak_bytes is report.seconds_reverse is report.cuda_peak_bytes is None
+    assert repr(report.schedule) == "StoreAll()"
+
+    run = course(schedule="auto", memory="20kB", truncate=6)
+    run.backward()
+    report = run.report
+    assert 0 < report.peak_bytes <= 20_000
+    assert report.steps_again > 0
+    assert 0 < report.seconds_again < report.seconds_backward
+    assert report.seconds_reverse == report.seconds_backward - report.seconds_again
+    assert f"schedule={report.schedule}, store=exact" in repr(report)
+
+    # By hand: all of 8 bytes; as much momentum as weights; BatchNorm has 13 buffers, and there is another.
+    weights, buffers = 8 * (30 + 6 + 6 + 6 + 18 + 3 + 1), 8 * 14
+    report = course(schedule=schedule.Segments(2, 1), curvature="recompute").report
+    assert report.sizes == (2 * weights + buffers, weights + buffers)
+    assert report.peak_bytes == 2 * weights + buffers + 2 * (weights + buffers)

@@ -6,6 +6,7 @@ One function a check or a sentence, grouped by the module that calls it. The for
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -723,7 +724,8 @@ def unroll_optimizer(optimizer: object, known_type: type) -> None:
         got = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
         raise TypeError(
             f"l2t.unroll: optimizer must be one of l2t.optim, got {got}. "
-            "Use l2t.optim.SGD(lr=..., momentum=..., weight_decay=...), or another one there."
+            "Use l2t.optim.SGD(lr=..., momentum=..., weight_decay=...), another one there, or l2t.optim.FromTorch("
+            "torch.optim.NAdam, lr=...) for one of torch.optim."
         )
 
 
@@ -1133,6 +1135,27 @@ def optim_one_group(owner: str, name: str, one: int, other: int) -> None:
             f"l2t.optim.{owner}: a parameter must be in one group at most, got {name} in groups {one} and {other}. "
             "Make their patterns narrower."
         )
+
+
+def optim_torch_kind(kind: object) -> None:
+    """A class of torch.optim of which an update can be differentiated."""
+    known = inspect.signature(kind).parameters if isinstance(kind, type) else {}
+    own = getattr(kind, "__module__", "").startswith("torch.optim.")
+    if not own or "differentiable" not in known:
+        got = f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else _described(kind)
+        raise TypeError(
+            f"l2t.optim.FromTorch: kind must be a class of torch.optim that has a mode differentiable=True, got {got}. "
+            "Give torch.optim.NAdam say, and its options beside it; or write a subclass of l2t.optim.Optimizer."
+        )
+
+
+def optim_torch_options(kind: str, options: Iterable[str], known: Sequence[str]) -> None:
+    """The options are those of the class, without the modes that are chosen here."""
+    for name in options:
+        if name not in known:
+            raise TypeError(
+                f"l2t.optim.FromTorch: options of {kind} must be among {', '.join(known)}, got {name!r}. Leave it out."
+            )
 
 
 def optim_nesterov(nesterov: bool, has_momentum: bool, has_dampening: bool) -> None:

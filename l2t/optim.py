@@ -33,12 +33,14 @@ from l2t.optim_base import (
     transpose_apart,
     update_apart,
 )
+from l2t.optim_torch import FromTorch
 
 __all__ = [
     "SGD",
     "Adam",
     "AdamW",
     "Found",
+    "FromTorch",
     "Hyper",
     "Hyperparameter",
     "Optimizer",

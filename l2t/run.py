@@ -199,6 +199,8 @@ class Run:
         self, schedule: Schedule | str, memory: int | None, data: Sequence[Any], steps: int, state: State
     ) -> Schedule:
         """The schedule of that name for so many steps and this memory, and whether the disk can take it."""
+        if steps and not tensors_of(state.slots):  # an optimiser may begin with nothing
+            state = state._replace(slots=self._slots_later(state))
 
         def measured() -> Sizes:
             if steps:
@@ -213,6 +215,13 @@ class Run:
         if disk:
             self._states.open(disk)
         return chosen
+
+    def _slots_later(self, state: State) -> Sequence[Slot]:
+        """Slots of the size that they have after a step."""
+        w, hyper = state.weights, self._settings(0)
+        with torch.no_grad():
+            point = Point(w, state.slots, [torch.zeros_like(x) for x in w], hyper, range(len(w)))
+            return self._optimizer.update(point)[1]
 
     def _measured(self, batch: object, state: State) -> Sizes:
         """Bytes of states and steps, from the first step."""

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import l2t
-from l2t.optim import SGD, Adam, AdamW, Hyper, Optimizer, Point, RMSprop
+from l2t.optim import SGD, Adam, AdamW, FromTorch, Hyper, Optimizer, Point, RMSprop
 from l2t.schedule import Segments
 
 Values = dict[str, Any]
@@ -485,6 +485,9 @@ ROOTED = {
     "adamw": functools.partial(AdamW, eps=0.1, weight_decay=0.01),
     "rmsprop": functools.partial(RMSprop, eps=0.1),
     "rmsprop centered": functools.partial(RMSprop, eps=0.1, momentum=0.9, centered=True),
+    "torch's adam": lambda lr: FromTorch(torch.optim.Adam, lr=lr, eps=0.1, amsgrad=True),
+    "torch's adagrad": lambda lr: FromTorch(torch.optim.Adagrad, lr=lr, eps=0.1),
+    "torch's nadam": lambda lr: FromTorch(torch.optim.NAdam, lr=lr, eps=0.1),
 }
 
 

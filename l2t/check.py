@@ -644,6 +644,9 @@ def schedule_memory(memory: int, step_bytes: int) -> None:
         )
 
 
+SHARING = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
+
+
 def unroll_student(student: object) -> None:
     """The student is a module whose parameters can be replaced for a call."""
     if not isinstance(student, nn.Module) or isinstance(student, torch.jit.ScriptModule):
@@ -674,6 +677,13 @@ def unroll_student(student: object) -> None:
                 "run would pass by. Do in loss or in the module what the hook does, and remove it."
             )
     for name, part in student.named_modules():
+        sharing = {kind.__name__ for kind in type(part).__mro__} & SHARING
+        if sharing:
+            raise TypeError(
+                f"l2t.unroll: modules of student must leave gradients to the run, got a {sharing.pop()} at "
+                f"{name or 'the student itself'}, which sums over ranks what backward() leaves in .grad, and nothing of "
+                "a run. Give the module inside of it, and sum the .grad of the meta tensors over the ranks."
+            )
         if _has_fused_weight_norm(part):
             raise ValueError(
                 "l2t.unroll: operations of student must have right second derivatives, got weight_norm on "
@@ -819,7 +829,8 @@ def unroll_trains(trains: bool) -> None:
     if not trains:
         raise ValueError(
             "l2t.unroll: loss must depend on the parameters of the model that it is given, got none of them at any "
-            "step. Use the model argument, not another module or tensors kept from before the run."
+            "step. Use the model argument, not another module or tensors kept from before the run, and "
+            "torch.utils.checkpoint with use_reentrant=False."
         )
 
 

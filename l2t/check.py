@@ -810,6 +810,43 @@ def unroll_micro_batches(batch: object, count: int, step: int) -> Sequence[Any]:
     return [sequence[i] for i in range(count)]
 
 
+def unroll_group(group: object, meta: object, batches: object) -> None:
+    """A group of processes that this one is in, and what they must know before the run."""
+    if group is None:
+        return
+    if not (torch.distributed.is_available() and isinstance(group, torch.distributed.ProcessGroup)):
+        raise TypeError(
+            f"l2t.unroll: group must be a torch.distributed process group that this process is in, got {_described(group)}. "
+            "Give torch.distributed.group.WORLD after init_process_group."
+        )
+    if meta is None:
+        raise ValueError(
+            "l2t.unroll: meta must be a list of tensors with group, got None: ranks add up gradients in its order. "
+            "Give the same list on every rank, such as list(teacher.parameters())."
+        )
+    if not hasattr(batches, "__len__"):
+        raise TypeError(
+            f"l2t.unroll: batches must have a length with group, got {_described(batches)}: all ranks take as many steps. "
+            "Give a list."
+        )
+
+
+def unroll_ranks_agree(what: str, values: Sequence[Any], when: str) -> None:
+    """What all ranks hold alike; tensors by name as hashes."""
+    first = values[0]
+    for rank, value in enumerate(values):
+        if value == first:
+            continue
+        got = f"{first} on rank 0 and {value} on rank {rank}"
+        if isinstance(value, dict):
+            names = [name for name in first | value if first.get(name) != value.get(name)]
+            got = f"{names[0]} that differs on rank {rank}"
+        raise ValueError(
+            f"l2t.unroll: {what} must be the same on all ranks of group {when}, got {got}. Give every rank the same "
+            "numbers of batches, meta tensors, weights (torch.manual_seed, or broadcast them), optimizer and settings."
+        )
+
+
 def unroll_loss(value: object, step: int) -> None:
     """The loss is a scalar with a graph."""
     if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():

@@ -80,11 +80,11 @@ class Measures:
             return self.along
         return dict.fromkeys(self.values, 1 / len(self.values))
 
-    def total(self) -> Tensor:
-        """J."""
+    def total(self, values: dict[int, Tensor]) -> Tensor:
+        """J of these measures."""
         if self.along is None:
-            return next(iter(self.values.values()))
+            return next(iter(values.values()))
         shares = self.shares()
-        values = [shares[taken] * value for taken, value in self.values.items()]
-        total: Tensor = torch.stack(values).sum(0)
+        parts = [shares[taken] * value for taken, value in values.items()]
+        total: Tensor = torch.stack(parts).sum(0)
         return total

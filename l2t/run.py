@@ -11,6 +11,7 @@ remembered). What a student learns, and from which loss, is the caller's.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import warnings
@@ -34,6 +35,7 @@ from l2t.curvature import (
 )
 from l2t.measures import Measures
 from l2t.optim import Hyper, Optimizer, Point, Slot, Tensors
+from l2t.ranks import Ranks
 from l2t.record import Report
 from l2t.schedule import Action, Schedule, StoreAll, first_again, tally
 from l2t.states import Fingerprints, States
@@ -93,13 +95,14 @@ class Run:
         verify: str | None,
         states: States,
         micro_batches: int,
+        ranks: Ranks | None,
     ) -> None:
         self._student, self._loss, self._measures = student, loss, measures
         self._optimizer = optimizer = optimizer.bound(student.aliases, student.parameters)
         self._meta, self._curvature, self._curvature_name = meta, CURVATURES[curvature], curvature
         self._products = self._curvature
         self._order, self._truncate, self._first = order, truncate, 0
-        self._micro_batches = micro_batches
+        self._micro_batches, self._ranks = micro_batches, ranks
         self._replay = Replay(self._again, coarsest(student.parameters))
         self._modes = modes()
         self._settings = functools.cache(optimizer.settings())  # a function of the step is asked once
@@ -173,7 +176,12 @@ class Run:
             self._value = measures.take(len(losses), state.weights, state.buffers)
         student.release()
         self._end = state
-        self.measure, self.measures = measures.total(), measures.values
+        self.measures = measures.values
+        if self._ranks is not None:
+            weights = dict(zip(student.names, state.weights, strict=True))
+            self._ranks.agree("after the run (is optimizer the same?)", weights=weights)
+            self.measures = self._ranks.means(self.measures)
+        self.measure = measures.total(self.measures)
         self.weights = {name: x.detach() for name, x in zip(student.names, state.weights, strict=True)}
         self.buffers = dict(zip(student.buffer_names, state.buffers, strict=True))
         self.report = Report(
@@ -227,7 +235,8 @@ class Run:
         """Bytes of states and steps, from the first step."""
         reads = self._optimizer.reads or bool(self._settings(0).wanted)
         narrows, count = self._states.narrows, self._micro_batches
-        return sizes(self._student, self._loss, batch, state, self._curvature, reads, narrows, count)
+        found = sizes(self._student, self._loss, batch, state, self._curvature, reads, narrows, count)
+        return found if self._ranks is None else Sizes(*self._ranks.most(found))
 
     def _start(self) -> State:
         """The state before the first step, from the student's own parameters and buffers."""
@@ -248,7 +257,7 @@ class Run:
             randomness = Randomness.now(student.cuda_devices, before)
         reads = self._optimizer.reads or bool(hyper.wanted)
         step = Step(t, hyper, w, b, slots if reads else ()) if tapes else None
-        if self._micro_batches == 1:
+        if self._micro_batches == 1 and self._ranks is None:
             value, g, b = self._gradient(step, t, w, b, batch, reads)
         else:
             value, g, b = self._accumulated(step, t, w, b, batch, taken.randomness if again else randomness)
@@ -301,11 +310,14 @@ class Run:
         batch: object,
         randomness: Randomness | None,
     ) -> tuple[Tensor, Grads, list[Tensor]]:
-        """The same of micro-batches, one after another: the means of their losses and gradients."""
+        """The same of micro-batches, one after another: the means of their losses and gradients.
+
+        Of several ranks the mean gradient, and the rank's own loss.
+        """
         count, parts = self._micro_batches, []
         losses: list[Tensor] = []
         total: list[Tensor | None] = [None] * len(w)
-        for micro in check.unroll_micro_batches(batch, count, t):
+        for micro in check.unroll_micro_batches(batch, count, t) if count > 1 else (batch,):
             part = None
             if step is not None:
                 part = Step(t, step.hyper, w, b, ())
@@ -318,12 +330,13 @@ class Run:
                 part.loss, part.reached = loss, _reached(g)
             for i, x in enumerate(g):
                 if x is not None:
-                    before, x = total[i], x.detach()
-                    total[i] = x if before is None else before + x
+                    total[i] = _sum(total[i], x.detach())
             del g
         if step is not None:
             step.parts = parts
-        mean = tuple(None if x is None else x / count for x in total)
+        mean: Grads = tuple(None if x is None else x / count for x in total)
+        if self._ranks is not None:
+            mean = self._ranks.gradient(mean, w)
         return torch.stack(losses).sum(0) / count, mean, b
 
     def backward(self, gradient: Tensor | None = None) -> None:
@@ -350,11 +363,16 @@ class Run:
         # meta=None gives every leaf that is reached its gradient, but the student's own are to be left out.
         own = self._student.parameters if self._meta is None else []
         own_grads = [p.grad for p in own]
-        for p in own:
-            p.grad = None
+        metas = self._meta if self._ranks is not None and self._meta is not None else []
+        meta_grads = [x.grad for x in metas]
+        for x in [*own, *metas]:
+            x.grad = None
         try:
             with torch.no_grad():
                 self._walk_back(v)
+                if self._ranks is not None:
+                    found = self._ranks.gradient([x.grad for x in metas], metas)
+                    meta_grads = [_sum(x, y) for x, y in zip(meta_grads, found, strict=True)]
         finally:
             self._student.release()
             self._tape.clear()
@@ -362,7 +380,7 @@ class Run:
             self._course.clear()
             self._settings.cache_clear()
             self._data = None
-            for p, kept in zip(own, own_grads, strict=True):
+            for p, kept in zip([*own, *metas], [*own_grads, *meta_grads], strict=True):
                 p.grad = kept
             randomness.restore(devices)
         self.report.seconds_backward = perf_counter() - start
@@ -384,7 +402,8 @@ class Run:
         _lend(w, v_w, steps)
         self._student.bind(w, b)
         if value is not None:
-            accumulate([value], [shares[steps] * v], self._inputs(w, steps))  # v_w = ∇M(w_T), v_s = 0
+            with self._sharing(w, v_w):
+                accumulate([value], [shares[steps] * v], self._inputs(w, steps))  # v_w = ∇M(w_T), v_s = 0
         del value, w
         norms.append(v_w.norm())
         for action, t in self._rest:
@@ -436,14 +455,23 @@ class Run:
         v_w, v_slots = _pick(adjoint.parts, reached), _pick(v_slots, reached)
         a, found = optimizer.transpose(point, v_w, v_slots)
         v_settings += [(x, d.to(x)) for x, d in found]
-        self._curve(step, a)  # v_w += H a
+        if self._ranks is None:
+            self._curve(step, a)  # v_w += H a
+        else:
+            with self._ranks.sharing(step.weights, adjoint):
+                self._curve(step, a)
+
+    def _sharing(self, weights: Tensors, adjoint: Adjoint) -> contextlib.AbstractContextManager[None]:
+        """In it ranks add to the adjoint the mean of what they find."""
+        return contextlib.nullcontext() if self._ranks is None else self._ranks.sharing(weights, adjoint)
 
     def _measure_again(self, step: Step, adjoint: Adjoint, v: Tensor) -> None:
         """Adds the gradient of the measure that was taken before this step: v_w += ∇M(w_t)."""
         value = self._measures.again(step.index, step.weights, step.buffers)
         for w, part in zip(step.weights, adjoint.parts, strict=True):
             w.grad = part  # the measure may have called model.zero_grad()
-        accumulate([value], [v], self._inputs(step.weights, step.index))
+        with self._sharing(step.weights, adjoint):
+            accumulate([value], [v], self._inputs(step.weights, step.index))
 
     def _curve(self, step: Step, a: Tensors) -> None:
         """Adds H a and ∂_Φ⟨g, a⟩: those of each part, where a step has parts."""
@@ -541,6 +569,10 @@ def _update(
     for x in new_w:
         x.requires_grad_()
     return new_w, new_slots, reached
+
+
+def _sum(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+    return x if y is None else y if x is None else x + y
 
 
 def _reached(g: Sequence[Tensor | None]) -> list[int] | None:

@@ -33,7 +33,7 @@ from l2t import check
 from l2t.schedule import WRITING, Action
 from l2t.tape import State, Student
 
-__all__ = ["Fingerprints", "States"]
+__all__ = ["Fingerprints", "States", "fingerprint"]
 
 _FOLDER = "l2t-states-"
 
@@ -257,7 +257,7 @@ class Fingerprints:
         """
         if self.states is not None and t not in self.states:
             return
-        now = {name: _fingerprint(x) for name, x in self._named(state)}
+        now = {name: fingerprint(x) for name, x in self._named(state)}
         before = self._seen.setdefault(t, now)
         check.unroll_state_again(t, next((x for x in now if before.get(x, now[x]) != now[x]), None))
 
@@ -272,7 +272,7 @@ class Fingerprints:
         yield from zip((f"buffer {name}" for name in buffers), state.buffers, strict=False)
 
 
-def _fingerprint(x: object) -> bytes:
+def fingerprint(x: object) -> bytes:
     """A hash of all bytes, so that 0 and -0, and NaNs of other bits, are told apart."""
     found = hashlib.blake2b(digest_size=16)
     if isinstance(x, Tensor):

@@ -206,14 +206,14 @@ class Adjoint:
         for i, w in enumerate(weights):
             groups.setdefault((w.dtype, w.device), []).append(i)
         parts: dict[int, Tensor] = {}
-        self._flats: list[Tensor] = []
+        self.flats: list[Tensor] = []
         for (dtype, device), members in groups.items():
             sizes = [weights[i].numel() for i in members]
-            self._flats.append(torch.zeros(sum(sizes), dtype=dtype, device=device))
-            for i, piece in zip(members, self._flats[-1].split(sizes), strict=True):
+            self.flats.append(torch.zeros(sum(sizes), dtype=dtype, device=device))
+            for i, piece in zip(members, self.flats[-1].split(sizes), strict=True):
                 parts[i] = piece.view(weights[i].shape)
         self.parts = [parts[i] for i in range(len(weights))]
 
     def norm(self) -> list[Tensor]:
         """The norm of each flat tensor: one number a dtype and device, not one a weight."""
-        return [torch.linalg.vector_norm(x) for x in self._flats]
+        return [torch.linalg.vector_norm(x) for x in self.flats]

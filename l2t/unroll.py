@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from l2t import check
@@ -18,6 +19,7 @@ from l2t.curvature import CURVATURES
 from l2t.measures import Measures
 from l2t.optim import SGD, Optimizer
 from l2t.preflight import preflight as look
+from l2t.ranks import Ranks
 from l2t.run import Run, indexed
 from l2t.schedule import Schedule
 from l2t.states import States
@@ -73,6 +75,7 @@ def unroll(
     store: str = "exact",
     verify: str | None = None,
     accumulate: int = 1,
+    group: dist.ProcessGroup | None = None,
     preflight: bool = False,
 ) -> Run:
     """Trains a student over batches so that what it ends in can be differentiated to what shaped it.
@@ -146,6 +149,12 @@ def unroll(
             are of one size, losses are means, and nothing such as BatchNorm looks across samples. Activations
             of one micro-batch are alive at a time, in the walk back too; but ``"reverse"`` keeps a step's.
             Buffers and random numbers go from one micro-batch to the next.
+        group: a ``torch.distributed`` process group whose ranks take the run together, each with batches of
+            its own, as in data-parallel training. The loss of a step is the mean of theirs and J the mean of
+            their measures, taken each on its own part of the dev set or all on the same. Weights, measures
+            and the gradients of ``meta``, which must be named, are the same on all ranks; buffers, random
+            numbers and ``report.losses`` are each rank's own. Number of batches, settings, weights and meta
+            tensors are compared before the run, and the weights after it.
         preflight: look at the first step with :func:`l2t.preflight` before the run, and raise what it found
             where ``curvature`` does not suit. It costs some ten steps and more for a student of many modules.
 
@@ -193,6 +202,7 @@ def unroll(
     check.known("unroll", "order", order, ORDERS)
     check.unroll_truncate(truncate, chosen, student)
     check.unroll_accumulate(accumulate)
+    check.unroll_group(group, meta, batches)
     if verify is not None:
         check.known("unroll", "verify", verify, VERIFY)
     check.known("unroll", "store", store, STORES)
@@ -202,8 +212,27 @@ def unroll(
         batches = _looked_at(student, batches, loss, curvature, accumulate)
     places, states = Student(student), States(store == "bfloat16", directory)
     measures = Measures(measure, places, path)
+    ranks = None
+    if group is not None:
+        ranks = Ranks(group)
+        plan = schedule if isinstance(schedule, str) else type(schedule).__name__
+        settings = f"{plan}, {budget}, {curvature}, {order}, {truncate}, {path}"
+        weights, metas = dict(student.named_parameters()), {str(i): x for i, x in enumerate(chosen or ())}
+        number = len(cast("Sequence[Any]", batches))
+        ranks.agree("before the run", steps=number, settings=settings, weights=weights, meta=metas)
     run = Run(
-        places, loss, measures, optimizer, chosen, curvature, order, truncate, verify, states, accumulate
+        places,
+        loss,
+        measures,
+        optimizer,
+        chosen,
+        curvature,
+        order,
+        truncate,
+        verify,
+        states,
+        accumulate,
+        ranks,
     )
     try:
         with torch.enable_grad():

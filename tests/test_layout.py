@@ -27,6 +27,7 @@ LAYERS = (
             "run",
             "record",
             "measures",
+            "ranks",
             "tape",
             "states",
             "budget",

@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from l2t import check
 from l2t.reference import LINKS
+from l2t.schedule import Action, Schedule
 from l2t.teacher import StudentState, Teacher
 
 if TYPE_CHECKING:
@@ -533,7 +534,7 @@ def _running_median(values: Any, window: int = 7) -> Any:
 @_styled
 def adjoint(norms: Mapping[str, Sequence[float]]) -> str:
     """Norm of the adjoint of the student's weights by step, one line an update: how far back the measure
-    reaches.
+    reaches. Lines without names have no legend.
     """
     figure, ax = _figure(430, 250)
     everything: list[float] = []
@@ -546,5 +547,93 @@ def adjoint(norms: Mapping[str, Sequence[float]]) -> str:
         _log_axis(ax, min(everything), max(everything))
     ax.set_xlabel("student step")
     ax.set_ylabel("adjoint norm")
-    ax.legend(loc="best", title="at update")
-    return _svg(figure, "Norm of the adjoint by step, at several updates")
+    if any(norms):
+        ax.legend(loc="best", title="at update")
+    return _svg(figure, "Norm of the adjoint by step" + ", at several updates" * any(norms))
+
+
+_KINDS = {
+    "taken to be forgotten": (Action.FORWARD, colour("plain"), 0.9),
+    "taped": (Action.TAPE, colour("series-0"), 1.7),
+    "reversed": (Action.REVERSE, colour("taught"), 1.7),
+}
+_LEVELS: dict[Action, Any] = {Action.STORE: "-", Action.TO_HOST: (0, (5, 1.5)), Action.TO_DISK: (0, (1, 1))}
+
+
+@_styled
+def schedule(plan: Schedule, steps: int) -> str:
+    """A plan as a picture: which step is taken or reversed when, and from when to when a state is remembered.
+
+    Each slot has a colour; a state in host memory is dashed, one on disk dotted.
+    """
+    from matplotlib.collections import LineCollection
+    from matplotlib.lines import Line2D
+
+    stretches, states, clock = _course(plan, steps)
+    width, height = 640, 300
+    figure, ax = _figure(width, height)
+
+    def drawn(lines: Sequence[_Line], tint: str, **style: Any) -> None:
+        # Lines that the picture cannot tell apart are drawn once.
+        x, y = max(clock, 1) / width, max(steps, 1) / height
+        places = dict.fromkeys(
+            (round(a / x), round(b / y), round(c / x), round(d / y)) for a, b, c, d in lines
+        )
+        found = [((a * x, b * y), (c * x, d * y)) for a, b, c, d in places]
+        ax.add_collection(LineCollection(found, colors=tint, capstyle="butt", **style))
+
+    handles = []
+    for name, (kind, tint, linewidth) in _KINDS.items():
+        if stretches[kind]:
+            drawn(stretches[kind], tint, linewidths=linewidth)
+            handles.append(Line2D([], [], color=tint, linewidth=linewidth, label=name))
+    for (kind, slot), lines in states.items():
+        tint = colour(f"series-{1 + slot % (SERIES - 1)}")
+        drawn(lines, tint, linewidths=1.2, linestyles=[_LEVELS[kind]])
+    for kind, style in _LEVELS.items():
+        if any(kind is other for other, _ in states):
+            where = {Action.STORE: "remembered", Action.TO_HOST: "in host memory", Action.TO_DISK: "on disk"}[
+                kind
+            ]
+            handles.append(
+                Line2D([], [], color=colour("series-1"), linewidth=1.2, linestyle=style, label=where)
+            )
+    ax.set_xlim(0, max(clock, 1))
+    ax.set_ylim(0, max(steps, 1))
+    ax.set_xlabel("steps taken and reversed so far")
+    ax.set_ylabel("student step")
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
+    return _svg(figure, f"The plan {plan} for {steps} steps", broad=True)
+
+
+_Line = tuple[float, float, float, float]
+
+
+def _course(
+    plan: Schedule, steps: int
+) -> tuple[dict[Action, list[_Line]], dict[tuple[Action, int], list[_Line]], int]:
+    """The stretches of a plan by kind, the lives of its states by level and slot, and the time it takes.
+
+    A line is (begin, step, end, step); a slot is the lowest number that is free.
+    """
+    stretches: dict[Action, list[_Line]] = {kind: [] for kind, _, _ in _KINDS.values()}
+    states: dict[tuple[Action, int], list[_Line]] = {}
+    kept: dict[int, tuple[Action, int, int]] = {}
+    clock, last = 0, None
+    for action, step in plan.actions(steps):
+        if action in stretches:
+            begin, end = (step + 1, step) if action is Action.REVERSE else (step, step + 1)
+            lines = stretches[action]
+            if last is action and lines[-1][3] == begin:
+                lines[-1] = (*lines[-1][:2], clock + 1, end)
+            else:
+                lines.append((clock, begin, clock + 1, end))
+            clock += 1
+        elif action in _LEVELS:
+            taken = {slot for level, slot, _ in kept.values() if level is action}
+            kept[step] = action, next(i for i in range(len(taken) + 1) if i not in taken), clock
+        elif action is Action.DROP:
+            level, slot, begin = kept.pop(step)
+            states.setdefault((level, slot), []).append((begin, step, clock, step))
+        last = action
+    return stretches, states, clock

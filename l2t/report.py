@@ -2,7 +2,7 @@
 
 `find_runs` looks for runs, `write` reads what `l2t teach` and `l2t compare` left in them and writes
 ``report.html`` beside it: result, learned loss, course of the teaching, settings. The page asks for nothing
-over the network.
+over the network. `write_run` makes such a page about a single run of `l2t.unroll`: its cost and its plan.
 
 Not here: how a figure is drawn (figures.py); what is in the files (teach.py, compare.py).
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from l2t import check, figures
 from l2t.files import write_whole
+from l2t.record import Report
 from l2t.teacher import StudentState, Teacher
 
 ALPHA = 0.01  # where a difference is called one
@@ -106,6 +108,46 @@ def page(runs: Sequence[Run]) -> str:
     parts.append(_settings(runs))
     title = f"l2t: {_subject(runs[0])}"
     return _PAGE.format(title=html.escape(title), style=_STYLE, body="\n".join(parts))
+
+
+def write_run(path: str | os.PathLike[str], report: Report) -> None:
+    """Writes a page about a run of :func:`l2t.unroll`: its cost, its plan, and its adjoint by step.
+
+    Example:
+        >>> import torch, l2t
+        >>> from l2t.report import write_run
+        >>> student = torch.nn.Linear(1, 1)
+        >>> def loss(model, batch, step):
+        ...     return model.weight.square().sum()
+        >>> run = l2t.unroll(student, range(9), loss, lambda model: model.weight.sum(), schedule="every")
+        >>> run.backward()
+        >>> write_run(getfixture("tmp_path") / "run.html", run.report)
+    """
+    walked = report.steps if report.truncate is None else min(report.steps, report.truncate)
+    peak = report.peak_bytes
+    seconds = {
+        "the run": report.seconds_forward,
+        "steps taken again": report.seconds_again,
+        "steps reversed": report.seconds_reverse,
+    }
+    rows = {
+        "steps": str(report.steps),
+        "schedule": str(report.schedule),
+        "steps taken again": str(report.steps_again),
+        "remembered at most": "not counted" if peak is None else f"{peak / 1e6:.3g} MB",
+        "states are stored": f"{report.store}, store error {report.store_error}",
+        "curvature": f"{report.curvature}, error {report.curvature_error}",
+        **{f"seconds for {name}": f"{value:.3g}" for name, value in seconds.items() if value is not None},
+    }
+    table = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items())
+    drawn = [(figures.schedule(report.schedule, walked), "The plan of the steps that were walked back over.")]
+    if report.adjoint_norms:
+        norms = figures.adjoint({"": report.adjoint_norms})
+        drawn.append(
+            (norms, "Norm of the derivative of the measure to the weights before each of these steps.")
+        )
+    body = f'<table class="settings">{table}</table>' + _figures(drawn)
+    write_whole(Path(path), _PAGE.format(title="l2t: a run", style=_STYLE, body=_section("A run", body)))
 
 
 # ---- words ----

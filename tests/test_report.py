@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import l2t
-from l2t import figures, report
+from l2t import figures, report, schedule
+from l2t.schedule import Action
 from l2t.teacher import GateTeacher, StudentState, static_teacher
 
 STEPS = 30
@@ -350,3 +351,63 @@ def test_without_matplotlib_the_command_is_named(monkeypatch, tmp_path):
         ImportError, match=r"package matplotlib must be installed.*pip install 'l2t\[tasks\]'"
     ):
         report.page(report.find_runs(tmp_path))
+
+
+def test_the_course_of_a_plan_is_drawn_as_it_is_played():
+    """By hand: forward over 0 and 1, store 2 (slot 0), tape 2 and 3, reverse them, and the same from 0."""
+    stretches, states, clock = figures._course(schedule.Segments(2, 1), 4)
+    assert stretches == {
+        Action.FORWARD: [(0, 0, 2, 2)],
+        Action.TAPE: [(2, 2, 4, 4), (6, 0, 8, 2)],
+        Action.REVERSE: [(4, 4, 6, 2), (8, 2, 10, 0)],
+    }
+    assert states == {(Action.STORE, 0): [(2, 2, 6, 2)]}
+    assert clock == 10
+    _, states, _ = figures._course(schedule.TwoLevel(1), 3)
+    assert states == {(Action.TO_DISK, 0): [(1, 1, 6, 1)], (Action.TO_DISK, 1): [(2, 2, 4, 2)]}
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (schedule.StoreAll(), ["taped", "reversed"]),
+        (schedule.Segments(3, 4), ["taken to be forgotten", "remembered"]),
+        (schedule.TwoLevel(90, schedule.Segments(3, 4)), ["remembered", "on disk"]),
+        (schedule.TwoLevel(90, level="host"), ["in host memory"]),
+    ],
+)
+def test_a_plan_is_a_picture_of_bounded_size(plan, words):
+    every = ["taken to be forgotten", "taped", "reversed", "remembered", "in host memory", "on disk"]
+    for steps in (0, 1, 1000):
+        svg = figures.schedule(plan, steps)
+        assert len(svg) < 500_000
+    assert [word for word in every if f">{word}<" in svg and word in words] == words
+    assert ">on disk<" not in svg or "on disk" in words
+
+
+def test_a_run_has_a_page(tmp_path):
+    student = torch.nn.Linear(1, 1)
+    run = l2t.unroll(
+        student,
+        range(9),
+        lambda model, batch, step: model.weight.square().sum(),
+        lambda model: model.weight.sum(),
+        schedule="every",
+        curvature="recompute",
+    )
+    report.write_run(tmp_path / "run.html", run.report)
+    before = (tmp_path / "run.html").read_text()
+    assert "steps reversed" not in before
+    run.backward()
+    report.write_run(tmp_path / "run.html", run.report)
+    page = (tmp_path / "run.html").read_text()
+    for word in (
+        "Segments(length=3, slots=None)",
+        "steps reversed",
+        "adjoint norm",
+        "student step",
+        "recompute",
+    ):
+        assert word in page
+    assert page.count("<svg") == 2 == before.count("<svg") + 1
+    assert "http://" not in page.replace("http://www.w3.org", "")

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 from test_optim import (
-    PLANS,
     Sometimes,
     State,
     Task,
     Values,
     adam_arguments,
     assert_agrees,
+    assert_slope,
     assert_trained_to,
     batches,
     loss,
@@ -35,7 +35,6 @@ from torch import Tensor, nn
 
 import l2t
 from l2t.optim import Adam, FromTorch, Point
-from l2t.schedule import Segments
 
 OPTIMISERS = [
     x for x in vars(torch.optim).values() if isinstance(x, type) and issubclass(x, torch.optim.Optimizer)
@@ -169,9 +168,9 @@ def test_every_meta_tensor_agrees_with_autograd_through_the_whole_run(kind: str)
 
     expected = task.oracle(update, kept)
     optimizer = FromTorch(KINDS[kind], **options_of(task.settings))
-    assert_agrees(
-        task, optimizer, expected, PLANS if kind in {"NAdam", "SGD"} else [{"schedule": Segments(1, 1)}]
-    )
+    assert_agrees(task, optimizer, expected)
+    for leaf in (task.settings["lr"], task.sample_weight, task.initial[0]):
+        assert_slope(task, optimizer, leaf)
 
 
 # ---- options beside the settings

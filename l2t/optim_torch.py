@@ -243,6 +243,8 @@ class Whole(TorchFunctionMode):
         if name == "lerp_":
             weight = named.pop("weight", rest[-1])
             rest = [rest[0], weight.to(first) if isinstance(weight, Tensor) else weight]
+        if name == "clamp_" and any(isinstance(x, Tensor) for x in rest):
+            rest = [torch.as_tensor(x, dtype=first.dtype, device=first.device) for x in rest]
         if named.get("dtype") == torch.float32 and name in ("zeros", "ones", "tensor", "as_tensor"):
             named["dtype"] = torch.float64
         out = function(*[first][: len(args)], *rest, **named)

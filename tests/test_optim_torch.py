@@ -203,19 +203,22 @@ class Walk:
     """Six steps of one weight from everything moved by t along a direction, and the way back over them."""
 
     def __init__(
-        self, name: str, switches: Values, shape: tuple[int, ...], t: float = 0.0, dtype: Any = torch.float64
+        self,
+        name: str,
+        switches: Values,
+        shape: tuple[int, ...],
+        t: float = 0.0,
+        dtype: torch.dtype = torch.float64,
+        only: str | None = None,
     ) -> None:
         generator = torch.Generator().manual_seed(3)
         at, along = (
             [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(7)] for _ in range(2)
         )
         values = values_of(name, switches)
-        self.moved = {x: 0.1 * v for x, v in values.items() if v}
-        self.leaves = {
-            x: torch.tensor(v + t * self.moved.get(x, 0.0), requires_grad=x in self.moved)
-            for x, v in values.items()
-        }
-        self.optimizer = FromTorch(KINDS[name], **options_of(self.leaves), **switches)
+        self.moved = {x: 0.1 * v for x, v in values.items() if v and only in (None, x)}
+        self.leaves = {x: torch.tensor(values[x] + t * v, requires_grad=True) for x, v in self.moved.items()}
+        self.optimizer = FromTorch(KINDS[name], **options_of(values | self.leaves), **switches)
         w, *grads = ((x + t * d).to(dtype) for x, d in zip(at, along, strict=True))
         self.along = along
         self.points: list[Point] = []
@@ -249,6 +252,14 @@ def test_transposes_are_differences_of_steps(name: str, switches: Values, shape:
     ends = [Walk(name, switches, shape, t).end() for t in (1e-6, -1e-6)]
     slope = Walk(name, switches, shape).slope()
     assert slope == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_settings_are_tensors_one_at_a_time(name: str) -> None:
+    for setting in Walk(name, {}, (3,)).moved:
+        ends = [Walk(name, {}, (3,), t, only=setting).end() for t in (1e-6, -1e-6)]
+        slope = Walk(name, {}, (3,), only=setting).slope()
+        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-6, abs=1e-7), setting
 
 
 @pytest.mark.parametrize("name", list(KINDS))

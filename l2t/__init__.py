@@ -11,6 +11,7 @@ from l2t import optim
 from l2t.functional import dynamic_loss
 from l2t.linear import dynamic_linear_loss
 from l2t.loss import DynamicLoss
+from l2t.plan import Plan, plan
 from l2t.preflight import Preflight, preflight
 from l2t.teach import Recipe, Taught, teach
 from l2t.teacher import Coefficients, GateTeacher, StudentState, Teacher, static_teacher
@@ -26,6 +27,7 @@ __all__ = [
     "Full",
     "GateTeacher",
     "LowRank",
+    "Plan",
     "Preflight",
     "Recipe",
     "Run",
@@ -35,6 +37,7 @@ __all__ = [
     "dynamic_linear_loss",
     "dynamic_loss",
     "optim",
+    "plan",
     "preflight",
     "static_teacher",
     "teach",

@@ -7,6 +7,7 @@ step that keeps its graph by trying it twice. Which plans there are is in l2t/sc
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from l2t import check
 from l2t.curvature import Curvature, gradient
 from l2t.optim import Slot
-from l2t.schedule import Schedule, Segments, TwoLevel, fit, fit_outside
+from l2t.schedule import Schedule, Segments, StoreAll, TwoLevel, fit, fit_outside
 from l2t.tape import Randomness, State, Student
 
 __all__ = ["Sizes", "choose", "sizes", "state_bytes", "tensors_of"]
@@ -31,6 +32,8 @@ class Sizes(NamedTuple):
 
 def choose(schedule: str, steps: int, memory: int | None, measured: Callable[[], Sizes]) -> Schedule:
     """The schedule of a name for so many steps and this memory. Sizes are asked for where they matter."""
+    if schedule == "all" or (schedule == "auto" and memory is None):
+        return StoreAll()
     if schedule == "every" or (schedule == "disk" and memory is None):
         length = max(math.isqrt(steps), 1)
         return Segments(length) if schedule == "every" else TwoLevel(length)
@@ -85,23 +88,29 @@ def state_bytes(state: State, narrows: bool = False) -> int:
 
 def _graph_bytes(student: Student, loss: Callable[..., Tensor], batch: Any, state: State) -> int:
     """What the graph of a step keeps alive: what a second one of the same step adds."""
-    seen, kept = [], []
+    saved: list[list[weakref.ref[Tensor]]] = []
+    kept = []
     randomness = Randomness.now(student.cuda_devices)
     for _ in range(2):
-        storages: dict[int, int] = {}
+        saved.append([])
 
-        def note(x: Tensor, storages: dict[int, int] = storages) -> Tensor:
-            storage = x.untyped_storage()
-            storages[storage._cdata] = storage.nbytes()
-            return x.detach()  # an output that is returned as it is would hold its own graph for ever
+        def note(x: Tensor) -> Tensor:
+            x = x.detach()  # an output that is returned as it is would hold its own graph for ever
+            saved[-1].append(weakref.ref(x))
+            return x
 
         student.bind(state.weights, state.buffers)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
             kept.append(gradient(loss(student.module, batch, 0), state.weights))
         student.release()
         randomness.restore(student.cuda_devices)
-        seen.append(storages)
-    return sum(size for at, size in seen[1].items() if at not in seen[0])
+    first, second = ({x._cdata: x.nbytes() for x in _storages(refs)} for refs in saved)
+    return sum(size for at, size in second.items() if at not in first)
+
+
+def _storages(refs: Sequence[weakref.ref[Tensor]]) -> list[torch.UntypedStorage]:
+    """Of the tensors that are alive: graphs of which nothing is left have freed theirs."""
+    return [x.untyped_storage() for ref in refs if (x := ref()) is not None]
 
 
 def tensors_of(slots: Sequence[Slot]) -> list[Tensor]:

@@ -586,6 +586,15 @@ def unroll_memory(memory: object, schedule: object) -> int | None:
     )
 
 
+def plan_batches(batches: object) -> None:
+    """The number of steps is known, and there is a first one to try."""
+    if not (hasattr(batches, "__len__") and hasattr(batches, "__getitem__") and len(batches)):
+        raise ValueError(
+            f"l2t.plan: batches must have a length of 1 or more and be indexed, got {_described(batches)}. "
+            "Give a list or such as [batch] * 1000."
+        )
+
+
 def unroll_store(store: str, verify: object, schedule: object, memory: object) -> None:
     """States are rounded where there are some, and none is expected to come back as it was."""
     if store == "exact":

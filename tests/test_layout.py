@@ -30,6 +30,7 @@ LAYERS = (
             "ranks",
             "tape",
             "states",
+            "plan",
             "budget",
             "schedule",
             "curvature",

@@ -39,12 +39,15 @@ __all__ = [
     "Reverse",
     "Wanted",
     "accumulate",
+    "add_scaled",
     "coarsest",
+    "dtypes",
     "first_gradient",
     "gradient",
     "leaves",
     "measured_error",
     "norm",
+    "power_of_two",
     "products",
 ]
 
@@ -173,6 +176,12 @@ def differentiable(roots: Sequence[Tensor | GradientEdge]) -> None:
             raise check.unroll_once_differentiable()
 
 
+def dtypes(value: Tensor) -> set[torch.dtype]:
+    """The dtypes of the numbers that go back through the graph of a loss: autocast inside it shows here."""
+    every = {x.dtype for node in _nodes([value]) for x in node._input_metadata}
+    return {dtype for dtype in every if dtype.is_floating_point}
+
+
 class Wanted(NamedTuple):
     """Whose derivatives of ⟨g, a⟩ are wanted."""
 
@@ -196,6 +205,8 @@ class Replay(NamedTuple):
     """The step's loss at these weights, with the batch, the random numbers and the buffers of the step."""
     unit: float
     """The rounding unit of the coarsest arithmetic that the run is taken in."""
+    half: bool = False
+    """Whether the step computes in float16, whose numbers end at 6e-8: products with a are then scaled."""
     examines: bool = True
     """Whether graphs are looked at for derivatives that are left out in silence: at one step of a run."""
 
@@ -233,7 +244,7 @@ class _SecondOrder:
         return gradient(loss, weights), None
 
     @staticmethod
-    def _product(roots: Roots, a: Tensors, weights: Tensors, wanted: Wanted, examines: bool) -> None:
+    def _product(roots: Roots, a: Tensors, weights: Tensors, wanted: Wanted, replay: Replay) -> None:
         if roots.moving is not None:
             a = [a[i] for i in roots.moving]
         if not roots.edges:
@@ -244,9 +255,13 @@ class _SecondOrder:
             inputs = wanted.beside(weights, roots.edges)
             if not inputs:  # which would mean every leaf
                 return
-        if examines:
+        if replay.examines:
             differentiable(roots.edges)
-        accumulate(roots.edges, a, inputs)
+        if replay.half:
+            targets = [*(weights if wanted.hessian else ()), *wanted.beside(weights, roots.edges)]
+            add_scaled(targets, lambda by: accumulate(roots.edges, torch._foreach_mul(a, by), targets), a)
+        else:
+            accumulate(roots.edges, a, inputs)
 
 
 class Reverse(_SecondOrder):
@@ -261,7 +276,7 @@ class Reverse(_SecondOrder):
     def product(self, step: Step, replay: Replay, a: Tensors, wanted: Wanted) -> None:
         """As :class:`Curvature` says, through the kept graph."""
         assert step.roots is not None
-        self._product(step.roots, a, step.weights, wanted, replay.examines)
+        self._product(step.roots, a, step.weights, wanted, replay)
 
 
 class Recompute(_SecondOrder):
@@ -278,7 +293,7 @@ class Recompute(_SecondOrder):
         grads = step.grads
         if grads is None or not any(g is not None and g.requires_grad for g in grads):
             grads = gradient(replay.loss(step, step.weights), step.weights)
-        self._product(Roots.of(grads), a, step.weights, wanted, replay.examines)
+        self._product(Roots.of(grads), a, step.weights, wanted, replay)
 
 
 class _FirstOrder:
@@ -305,6 +320,9 @@ class Forward(_FirstOrder):
 
     def product(self, step: Step, replay: Replay, a: Tensors, wanted: Wanted) -> None:
         """As :class:`Curvature` says; raises :class:`check.ForwardModeError` before anything is added."""
+        scale = power_of_two(a) if replay.half else None
+        if scale is not None:
+            a = torch._foreach_mul(a, scale)
         try:
             with forward_ad.dual_level():
                 weights = [w.detach() for w in step.weights]
@@ -319,6 +337,8 @@ class Forward(_FirstOrder):
                 inputs = [*(weights if wanted.hessian else ()), *others]
                 grads = first_gradient(value, inputs) if inputs else ()
                 tangents = [None if g is None else forward_ad.unpack_dual(g).tangent for g in grads]
+                if scale is not None:
+                    tangents = [None if t is None else t / scale for t in tangents]
         except RuntimeError as error:  # NotImplementedError is one
             check.unroll_forward_mode(error)
             raise
@@ -466,6 +486,37 @@ def _add(targets: Sequence[Tensor], products: Sequence[Tensor | None]) -> None:
                 x.grad += product
 
 
+def power_of_two(a: Sequence[Tensor]) -> Tensor:
+    """The power of two that brings the norm of a to between 8 and 16: multiplying by it is exact."""
+    size = norm(a)
+    mantissa, _ = torch.frexp(size)
+    scale = torch.where(size > 0, 16 * mantissa / size, 1.0).clamp(max=2.0**100)
+    return scale.cpu() if len({x.device for x in a}) > 1 else scale
+
+
+def add_scaled(
+    targets: Sequence[Tensor],
+    add: Callable[[Tensor], None],
+    a: Sequence[Tensor],
+    factors: Sequence[float] = (1.0,),
+) -> None:
+    """Adds to ``.grad`` of leaves what ``add(scale)`` would add there, without the scale, which suits a.
+
+    Of several factors of the scale, the first that leaves all finite is taken, or the last.
+    """
+    suits = power_of_two(a)
+    with _scratch(targets):
+        for factor in factors:
+            for x in targets:
+                x.grad = None
+            scale = factor * suits
+            add(scale)
+            found = [x.grad for x in targets]
+            if factor == factors[-1] or all(bool(g.isfinite().all()) for g in found if g is not None):
+                break
+    _add(targets, [None if g is None else g / scale.to(g.device) for g in found])
+
+
 def coarsest(weights: Sequence[Tensor]) -> float:
     """The rounding unit of the coarsest dtype in which steps of these weights are now taken."""
     dtypes = {w.dtype for w in weights}
@@ -506,7 +557,8 @@ def measured_error(
         found: list[list[list[Tensor]]] = []
         targets = [x for group in groups for x in group]
         with _scratch(targets):
-            _SecondOrder._product(roots, a, step.weights, Wanted(wanted.hessian, groups[-1]), True)
+            exact = replay._replace(examines=True)
+            _SecondOrder._product(roots, a, step.weights, Wanted(wanted.hessian, groups[-1]), exact)
             found.append([_grads(group) for group in groups])
         with _scratch(targets):
             curvature.product(step, replay, a, Wanted(wanted.hessian, groups[-1]))

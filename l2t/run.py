@@ -29,8 +29,11 @@ from l2t.curvature import (
     Replay,
     Wanted,
     accumulate,
+    add_scaled,
     coarsest,
+    dtypes,
     gradient,
+    leaves,
     measured_error,
 )
 from l2t.measures import Measures
@@ -103,7 +106,7 @@ class Run:
         self._products = self._curvature
         self._order, self._truncate, self._first = order, truncate, 0
         self._micro_batches, self._ranks = micro_batches, ranks
-        self._replay = Replay(self._again, coarsest(student.parameters))
+        self._replay: Replay | None = None  # known from the first step on
         self._modes = modes()
         self._settings = functools.cache(optimizer.settings())  # a function of the step is asked once
         self._data: Sequence[Any] | None = None  # batches by step, where steps may be taken again
@@ -288,6 +291,10 @@ class Run:
         student.bind(w, b)
         value = self._loss(student.module, batch, t)
         check.unroll_loss(value, t)
+        if self._replay is None:
+            found = dtypes(value)
+            unit = max(coarsest(student.parameters), *(torch.finfo(x).eps for x in found))
+            self._replay = Replay(self._again, unit, torch.float16 in found)
         # The graph is built in steps that are taken to be forgotten, too: without it some of PyTorch's
         # derivatives come from other kernels, with other bits.
         g, d_others = self._curvature.gradient(value, w, self._meta)
@@ -403,7 +410,7 @@ class Run:
         self._student.bind(w, b)
         if value is not None:
             with self._sharing(w, v_w):
-                accumulate([value], [shares[steps] * v], self._inputs(w, steps))  # v_w = ∇M(w_T), v_s = 0
+                self._measure_back(value, shares[steps] * v, w, steps)  # v_w = ∇M(w_T), v_s = 0
         del value, w
         norms.append(v_w.norm())
         for action, t in self._rest:
@@ -471,7 +478,20 @@ class Run:
         for w, part in zip(step.weights, adjoint.parts, strict=True):
             w.grad = part  # the measure may have called model.zero_grad()
         with self._sharing(step.weights, adjoint):
-            accumulate([value], [v], self._inputs(step.weights, step.index))
+            self._measure_back(value, v, step.weights, step.index)
+
+    def _measure_back(self, value: Tensor, v: Tensor, weights: Tensors, index: int) -> None:
+        """Adds the gradient of a measure; of one in float16 at a larger scale, where that is finite."""
+        inputs = self._inputs(weights, index)
+        if torch.float16 not in dtypes(value):
+            accumulate([value], [v], inputs)
+            return
+        targets = inputs or leaves([value])
+
+        def add(scale: Tensor) -> None:
+            accumulate([value], [(scale * v).to(v)], targets)
+
+        add_scaled(targets, add, [v], (64.0, 1 / 16))
 
     def _curve(self, step: Step, a: Tensors) -> None:
         """Adds H a and ∂_Φ⟨g, a⟩: those of each part, where a step has parts."""
@@ -486,6 +506,7 @@ class Run:
 
     def _product(self, step: Step, a: Tensors) -> None:
         """Adds H a and ∂_Φ⟨g, a⟩, and measures an inexact curvature at the first step that comes."""
+        assert self._replay is not None
         report, wanted = self.report, Wanted(self._order == "exact", self._beside(step.index))
         if not report._measured:
             report._measured = True

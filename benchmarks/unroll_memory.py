@@ -9,7 +9,7 @@ set for each process, at some cost in time; --malloc leaves it as it is.
 Examples:
   python benchmarks/unroll_memory.py
   python benchmarks/unroll_memory.py --malloc
-  python benchmarks/unroll_memory.py --steps 10000 --schedules auto
+  python benchmarks/unroll_memory.py --steps 10000 --schedules auto disk
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=400, help="steps T of the student (default 400)")
     parser.add_argument("--hidden", type=int, default=500, help="width of the student (default 500)")
-    parser.add_argument("--memory", default="64MB", help="for auto and binomial (default 64MB)")
+    parser.add_argument("--memory", default="64MB", help="for auto, binomial and disk (default 64MB)")
     parser.add_argument(
-        "--schedules", nargs="+", default=["all", "every", "auto", "binomial"], help="which ones"
+        "--schedules", nargs="+", default=["all", "every", "auto", "binomial", "disk"], help="which ones"
     )
     parser.add_argument("--malloc", action="store_true", help="leave glibc's malloc as it is")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)

@@ -34,7 +34,8 @@ class Plan:
     Attributes:
         steps: the number of steps T.
         walked: how many of them are walked back over.
-        schedule: the schedule, an object of :mod:`l2t.schedule`; :func:`l2t.unroll` takes it as it is.
+        schedule: the schedule, an object of :mod:`l2t.schedule`; :func:`l2t.unroll` takes it as it is, and
+            ``l2t.figures.schedule(plan.schedule, plan.walked)`` draws it.
         sizes: bytes of a state that is remembered, and of a taped step.
         needs: bytes that are remembered at most at a time where the student lives (``memory``), in host
             memory (``host``) and on disk (``disk``), and ``steps_again``.

@@ -7,7 +7,8 @@ l2t/tape.py.
 A step is taped where its reversal comes next or nearly so; between tapes there are states, from which steps
 are taken again. `Segments` covers the known ways: every step taped (one segment), every k-th state stored
 (as many slots as segments), and the binomial schedule of Griewank and Walther (segments of one step), which
-for a number of slots takes the fewest steps again. `fit` picks among them for a memory.
+for a number of slots takes the fewest steps again. `TwoLevel` keeps states outside the memory and plans
+between them. `fit` and `fit_outside` pick among them for a memory, and `tally` counts what one needs.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ class Schedule(Protocol):
     """The order of storing, stepping and reversing in a run."""
 
     def actions(self, steps: int) -> Actions:
-        """All actions of a run: TAPE and REVERSE once for each step, the last step reversed first."""
+        """All actions of a run: TAPE and REVERSE once for each step, the last step reversed first.
+
+        Asked for more than once: to count through them, and to play them.
+        """
 
 
 class StoreAll:

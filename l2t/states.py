@@ -217,7 +217,10 @@ def _write(path: Path, tensors: Sequence[Tensor]) -> None:
 def _remove(writer: ThreadPoolExecutor, folder: Path, lock: int, owner: int) -> None:
     if os.getpid() != owner:  # in a fork of it
         return
-    writer.shutdown(cancel_futures=True)
+    with contextlib.suppress(
+        RuntimeError
+    ):  # the writer itself collects the garbage, and cannot wait for itself
+        writer.shutdown(cancel_futures=True)
     shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)
 

@@ -228,6 +228,29 @@ def test_states_outside_come_back_bit_for_bit(
         assert all(torch.equal(x, y) for x, y in zip(expected, found, strict=True))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("level", ["disk", "host"])
+def test_states_of_a_gpu_come_back_bit_for_bit(level: str) -> None:
+    torch.manual_seed(0)
+    student, x = Net().cuda(), torch.randn(STEPS, 8, 5, device="cuda")
+    scale = torch.ones((), device="cuda", requires_grad=True)
+    found = []
+    for plan in ("all", schedule.TwoLevel(3, level=level)):
+        torch.manual_seed(1)
+        scale.grad = None
+        run = l2t.unroll(
+            student,
+            x,
+            lambda model, batch, step: scale * model(batch).square().mean(),
+            lambda model: model(x[0]).square().mean(),
+            schedule=plan,
+        )
+        run.backward()
+        found.append([scale.grad, *run.weights.values(), *run.buffers.values()])
+    assert run.report.cuda_peak_bytes > 0
+    assert all(torch.equal(a, b) and a.device == b.device for a, b in zip(*found, strict=True))
+
+
 def test_a_layout_comes_back_as_it_was(tmp_path: Path) -> None:
     student = Student(Net())
     shared = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)

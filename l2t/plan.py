@@ -41,6 +41,14 @@ class Plan:
             memory (``host``) and on disk (``disk``), and ``steps_again``.
         seconds_step: of a step, as tried.
         seconds_reverse: of the reversal of a taped step, as tried.
+
+    Example:
+        >>> import torch, l2t
+        >>> def loss(model, batch, step):
+        ...     return model.weight.square().sum()
+        >>> found = l2t.plan(torch.nn.Linear(2, 2), range(100), loss, schedule="every")
+        >>> found.schedule, found.needs.steps_again, found.seconds > 0
+        (Segments(length=10, slots=None), 90, True)
     """
 
     steps: int
@@ -53,7 +61,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Expected seconds of the run and the walk back."""
+        """Expected seconds of the run and the walk back, without those that the disk takes."""
         taken = self.steps + self.needs.steps_again
         return taken * self.seconds_step + self.walked * self.seconds_reverse
 

@@ -114,14 +114,14 @@ def write_run(path: str | os.PathLike[str], report: Report) -> None:
     """Writes a page about a run of :func:`l2t.unroll`: its cost, its plan, and its adjoint by step.
 
     Example:
-        >>> import torch, l2t
+        >>> import tempfile, torch, l2t
         >>> from l2t.report import write_run
         >>> student = torch.nn.Linear(1, 1)
         >>> def loss(model, batch, step):
         ...     return model.weight.square().sum()
         >>> run = l2t.unroll(student, range(9), loss, lambda model: model.weight.sum(), schedule="every")
         >>> run.backward()
-        >>> write_run(getfixture("tmp_path") / "run.html", run.report)
+        >>> write_run(tempfile.mkdtemp() + "/run.html", run.report)
     """
     walked = report.steps if report.truncate is None else min(report.steps, report.truncate)
     peak = report.peak_bytes

@@ -181,18 +181,18 @@ class TwoLevel:
 
     def actions(self, steps: int) -> Actions:
         """Down the run storing states outside, then back, stretch by stretch."""
-        begins = range(0, steps, self.length)
-        for begin in begins:
+        # The last stretch is a full one, since it is not taken again.
+        stretches = [(max(end - self.length, 0), end) for end in range(steps, 0, -self.length)]
+        for begin, end in reversed(stretches):
             if begin:
                 yield LEVELS[self.level], begin
-            if begin + self.length < steps:
-                for step in range(begin, begin + self.length):
+            if end < steps:
+                for step in range(begin, end):
                     yield Action.FORWARD, step
-        for begin in reversed(begins):
-            count = min(self.length, steps - begin)
-            if begin + count < steps:
+        for begin, end in stretches:
+            if end < steps:
                 yield Action.RESTORE, begin
-            for action, step in self.inner.actions(count):
+            for action, step in self.inner.actions(end - begin):
                 yield action, begin + step
             if begin:
                 yield Action.DROP, begin

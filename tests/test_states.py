@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -408,23 +409,31 @@ def test_an_error_of_the_writer_is_the_run_s(
 def test_few_states_wait_to_be_written(
     course: Callable[..., l2t.Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, gate = [], threading.Event()
+    steps: list[int] = []
+    seen: list[int] = []
+    gate = threading.Event()
 
     def slow(tensors: dict[str, Tensor], path: Path) -> None:
-        begun.append(path)
         gate.wait(60)
 
-    def open_at_last(model: Net, more: Tensor, value: Tensor, step: int) -> float:
+    def counted(model: Net, more: Tensor, value: Tensor, step: int) -> float:
         steps.append(step)
         return 0.0
 
-    steps: list[int] = []
+    def opens() -> None:
+        end = time.monotonic() + 60
+        while len(steps) <= schedule.WRITING and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        seen.append(len(steps))
+        gate.set()
+
     monkeypatch.setattr("l2t.states.save_file", slow)
-    timer = threading.Timer(0.5, lambda: (begun.append(len(steps)), gate.set()))
-    timer.start()
-    course(open_at_last, schedule=schedule.TwoLevel(1))
-    timer.join()
-    assert begun[1] == schedule.WRITING + 1
+    opener = threading.Thread(target=opens)
+    opener.start()
+    course(counted, schedule=schedule.TwoLevel(1))
+    opener.join()
+    assert seen == [schedule.WRITING + 1]
 
 
 def test_a_directory_needs_a_plan_that_writes(course: Callable[..., l2t.Run], tmp_path: Path) -> None:

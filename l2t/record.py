@@ -24,7 +24,8 @@ class Report:
         seconds_forward: seconds of this process for the run, the measure included.
         seconds_backward: seconds for the walk back; None before it.
         seconds_again: seconds of the walk back for steps that were taken again by the schedule.
-        schedule: the schedule of the run, an object of :mod:`l2t.schedule`.
+        schedule: the schedule of the run, an object of :mod:`l2t.schedule`; ``l2t.report.write_run`` draws
+            it.
         sizes: bytes of a state that is remembered and of a taped step, where these are known before the run:
             with a schedule that goes by a memory, or a curvature that keeps no graphs; else None.
         cuda_peak_bytes: of the student's GPUs, ``torch.cuda.max_memory_allocated`` after the walk back; None

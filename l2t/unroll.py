@@ -136,7 +136,8 @@ def unroll(
             step and the adjoint need. With ``"auto"``, ``"binomial"`` and ``"disk"`` the first step is
             tried twice before the run, to see what it keeps.
         directory: where a run makes a folder for the states that go to disk, which is gone when the run is
-            walked back, forgotten or broken off. None: the system's place for temporary files.
+            walked back, forgotten or broken off. None: the system's place for temporary files, which on some
+            systems lies in memory.
         store: ``"exact"``, or ``"bfloat16"``: states between steps are kept rounded, in half the memory of
             float32. Steps are then taken again from rounded weights, so the gradient is not exact:
             ``run.report.store_error`` says how far the losses of such steps were off.

@@ -14,7 +14,7 @@ HAS_GPU := import sys, torch; from l2t import ops; sys.exit(None if ops.HAS_CUDA
   else 'This needs a GPU, a torch that sees it, and l2t built with nvcc: l2t doctor says what there is.')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-memcheck lint format bench bench-gpu bench-teaching roofline clean
+.PHONY: help setup demo test test-long test-memcheck lint format bench bench-gpu bench-teaching bench-peers roofline clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ roofline: setup  ## the paper roofline of the CUDA kernels (needs nvcc, no GPU);
 bench-teaching: setup  ## one teacher gradient against plain autograd, and the guard against three runs that diverge
 	$(BIN)/python benchmarks/teacher_gradient.py
 	$(BIN)/python benchmarks/guard.py
+
+bench-peers: setup  ## one teacher gradient by l2t and by the libraries in PEERS, a virtual environment; draws docs/benchmarks.md
+	$(BIN)/python benchmarks/unroll_peers.py $(if $(PEERS),--peers $(PEERS)) --out docs/benchmarks/unroll.jsonl
+	$(BIN)/python benchmarks/draw.py
 
 bench-gpu: setup  ## on a GPU: checks the CUDA kernels, then times every op against PyTorch and the bound
 	$(BIN)/python -c "$(HAS_GPU)"

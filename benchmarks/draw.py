@@ -3,6 +3,7 @@
     docs/benchmarks/cpu.jsonl    rows of the CPU
     docs/benchmarks/gpu.jsonl    rows of `--gpu`; without them the page has, in their place,
     docs/benchmarks/roofline.md  what benchmarks/roofline.py says of the compiled CUDA kernels
+    docs/benchmarks/unroll.jsonl rows of benchmarks/unroll_peers.py
 
 Run: python benchmarks/draw.py [--folder docs/benchmarks] [--page docs/benchmarks.md]
 """
@@ -46,6 +47,12 @@ says "all".
 `make bench` measures the CPU, `make bench-gpu` a GPU, `make roofline` says what is known of the CUDA kernels
 without one."""
 
+UNROLL = """\
+Drawn from rows of `benchmarks/unroll_peers.py`, whose head says what is done and by whom: an exact gradient
+of a dev loss to the coefficients of the loss of all T steps of SGD, the same for everybody, each compared
+with float64. Extra memory is the peak of resident memory above what was resident before; where it is large
+only with the heap as it is, freed blocks lie between live ones, and the run itself remembers less."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -84,6 +91,10 @@ def draw(folder: Path, page: Path) -> None:
         parts += [*times(rows), "### Left out on the GPU", left_out(rows)]
     elif roofline.exists():
         parts += ["## GPU: on paper", roofline.read_text().strip()]
+    unroll = folder / "unroll.jsonl"
+    if unroll.exists():
+        rows = criteria.read(unroll)
+        parts += ["## One teacher gradient", setting(rows), UNROLL, *teacher_gradients(rows)]
     write_whole(page, "\n\n".join(parts) + "\n")
 
 
@@ -154,6 +165,40 @@ def times(rows: list[Row]) -> list[str]:
             parts.append(f"### {op}: {what}, {dtype}")
             head = ["shape", "W", *columns, "bound", "kernel GB/s", "of bound"]
             parts.append(markdown(head, lines))
+    return parts
+
+
+def teacher_gradients(rows: list[Row]) -> list[str]:
+    """A heading and a table for each student: time and memory of the contenders, and who is left out."""
+    parts = []
+    for student in dict.fromkeys(row["student"] for row in rows):
+        of_student = [row for row in rows if row["student"] == student]
+        lines, out, steps = [], [], {row["what"]: row["steps"] for row in of_student}
+        plain = next((r["ms"] for r in of_student if r["contender"] == "plain training" and "ms" in r), None)
+        for name in dict.fromkeys(row["contender"] for row in of_student):
+            found = {(r["what"], r.get("heap")): r for r in of_student if r["contender"] == name}
+            out += [f"{name}: {r['left_out']}." for r in found.values() if "left_out" in r]
+            time = found.get(("time", None), {})
+            cells = [name, "", "", ""]
+            if "ms" in time:
+                cells[1] = duration(*(1e3 * time[key] for key in ("ms", "q25", "q75")))
+                cells[2] = f"{time['of_autograd']:.2f}" if "of_autograd" in time else ""
+                cells[3] = f"{time['ms'] / plain:.2f}" if plain else ""
+            for heap in ("returned", "as it is"):
+                extra = found.get(("memory", heap), {}).get("extra_mb")
+                cells.append("" if extra is None else f"{extra:.0f} MB")
+            lines += [cells] if any(cells[1:]) else []
+        at = [f"T = {steps[what]} for {what}" for what in ("time", "memory") if what in steps]
+        head = [
+            "contender",
+            "time",
+            "of autograd",
+            "of plain training",
+            "extra memory",
+            "with the heap as it is",
+        ]
+        parts += [f"### {student}, {', '.join(at)}", markdown(head, lines)]
+        parts += ["Left out: " + " ".join(dict.fromkeys(out))] if out else []
     return parts
 
 

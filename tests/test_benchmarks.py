@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -15,8 +16,11 @@ import draw
 import pytest
 import run
 import torch
+import unroll_peers
 from cases import OPS, STRUCTURES, Case, Job
 from contenders import CONTENDERS, compiled, eager
+
+import l2t
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SHAPES = ("6x5", "16x144")  # rows that no vector fits, and rows that streaming stores and their sums do
@@ -322,6 +326,74 @@ def test_from_the_command_line_to_the_page(tmp_path):
     done = script("criteria.py", folder / "cpu.jsonl", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "not measured." in done.stdout
+
+
+def peers():
+    names = ["autograd", "l2t", "l2t 64MB", "l2t fused", "l2t one-sided", "plain training", "nobody"]
+    return argparse.Namespace(contenders=names, momentum=0.5, rounds=1)
+
+
+@pytest.mark.parametrize("student", unroll_peers.STUDENTS)
+def test_teacher_gradients_agree_and_a_wrong_one_gets_no_time(student, monkeypatch):
+    def wrong(work):
+        right = unroll_peers.autograd(work)
+        return lambda: 1.001 * right()
+
+    def missing(work):
+        raise ImportError("No module named 'nobody'")
+
+    monkeypatch.setitem(unroll_peers.CONTENDERS, "l2t", wrong)
+    monkeypatch.setitem(unroll_peers.CONTENDERS, "nobody", missing)
+    rows = {row["contender"]: row for row in unroll_peers.times(student, 2, peers())}
+    assert rows["l2t"]["left_out"] == "wrong by 1.0e-03"
+    assert rows["nobody"]["left_out"] == "not installed: No module named 'nobody'"
+    assert rows["plain training"]["error"] is None
+    for name in ("autograd", "l2t 64MB", "l2t fused", "l2t one-sided", "plain training"):
+        assert rows[name]["q25"] <= rows[name]["ms"] <= rows[name]["q75"]
+        assert rows[name]["of_autograd"] > 0
+    assert rows["autograd"]["of_autograd"] == 1
+    assert "left out: wrong" in unroll_peers.shown(rows["l2t"])
+
+
+def test_plain_training_takes_the_steps_that_are_differentiated():
+    work = unroll_peers.make_work("64-128-10", 3, momentum=0.5)
+    before = [p.detach().clone() for p in work.layers.parameters()]
+    ends = []
+    step = torch.optim.SGD.step
+
+    def seen(self, *args):
+        step(self, *args)
+        ends[:] = [p.detach().clone() for p in work.layers.parameters()]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", seen)
+        unroll_peers.plain_training(work)()
+    assert all(torch.equal(p, w) for p, w in zip(work.layers.parameters(), before, strict=True))
+    run = l2t.unroll(
+        work.layers,
+        work.order,
+        lambda model, i, step: unroll_peers.loss_of(model(work.x[i]), work.y[i], work.weight, work.bias),
+        lambda model: model(work.dev[0]).sum(),
+        optimizer=l2t.optim.SGD(lr=work.lr, momentum=work.momentum),
+    )
+    for w, end in zip(run.weights.values(), ends, strict=True):
+        torch.testing.assert_close(w, end)
+
+
+def test_memory_of_teacher_gradients_from_the_command_line_to_the_page(tmp_path):
+    out = tmp_path / "unroll.jsonl"
+    arguments = ["--students", "784-500-10", "--memory-steps", "20", "--steps", "1", "--rounds", "1"]
+    done = script("unroll_peers.py", *arguments, "--contenders", "l2t", "--out", out, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = criteria.read(out)
+    memory = {(row["contender"], row.get("heap")): row for row in rows if row["what"] == "memory"}
+    assert 20 < memory["l2t", "returned"]["extra_mb"] < 100  # the weights of twenty steps are 32 MB
+    assert memory["l2t", "returned"]["error"] < 1e-4
+    text = "\n".join(draw.teacher_gradients(rows))
+    assert "### 784-500-10, T = 1 for time, T = 20 for memory" in text
+    assert f"{memory['l2t', 'returned']['extra_mb']:.0f} MB" in text
+    rows[0] = {**rows[0], "contender": "higher", "left_out": "not installed: No module named 'higher'"}
+    assert "Left out: higher: not installed: No module named 'higher'." in draw.teacher_gradients(rows)[-1]
 
 
 @pytest.mark.parametrize(

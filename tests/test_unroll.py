@@ -127,6 +127,24 @@ class MathAttention(Attention):
             return super().forward(x)
 
 
+class Transformer(nn.Module):
+    """A language model's parts: an embedding that is the read-out, too, and an encoder layer with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.inward = nn.Embedding(CLASSES, 4), nn.Linear(2, 4)
+        self.layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.1, activation="gelu", batch_first=True)
+        self.read_out = nn.Linear(4, CLASSES, bias=False)
+        self.read_out.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(-1, 4, 2)
+        tokens = (x > 0).sum(dim=2)  # 0, 1, 2, beside which the numbers themselves go in
+        with sdpa_kernel(SDPBackend.MATH):
+            hidden = self.layer(self.embedding(tokens) + self.inward(x))
+        return self.read_out(hidden.mean(dim=1))
+
+
 class UnitRows(nn.Module):
     def forward(self, v: Tensor) -> Tensor:
         return v / torch.linalg.vector_norm(v, dim=1, keepdim=True)
@@ -155,6 +173,7 @@ STUDENTS: dict[str, Callable[[], nn.Module]] = {
     "normaliser": Normaliser,
     "lstm": Recurrent,
     "attention": MathAttention,
+    "transformer": Transformer,
     "parametrised": parametrised,
 }
 

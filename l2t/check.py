@@ -691,7 +691,7 @@ def unroll_student(student: object) -> None:
             raise TypeError(
                 f"l2t.unroll: modules of student must leave gradients to the run, got a {sharing.pop()} at "
                 f"{name or 'the student itself'}, which sums over ranks what backward() leaves in .grad, and nothing of "
-                "a run. Give the module inside of it, and sum the .grad of the meta tensors over the ranks."
+                "a run. Give the module inside of it, and the process group as group."
             )
         if _has_fused_weight_norm(part):
             raise ValueError(
@@ -1012,6 +1012,14 @@ def unroll_second_derivative(error: RuntimeError) -> None:
             "torch.backends.cudnn.flags(enabled=False), and compile neither model nor loss. Or take "
             "curvature='central', which asks for first derivatives only."
         ) from error
+
+
+def unroll_reentrant() -> RuntimeError:
+    """A loss with a graph that does not name the weights of what is in a checkpoint."""
+    return RuntimeError(
+        "l2t.unroll: activation checkpoints of loss must be of the kind that gradients see through, got one with "
+        "use_reentrant=True, whose modules would not be trained. Call torch.utils.checkpoint with use_reentrant=False."
+    )
 
 
 def unroll_once_differentiable() -> RuntimeError:

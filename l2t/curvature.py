@@ -182,6 +182,15 @@ def dtypes(value: Tensor) -> set[torch.dtype]:
     return {dtype for dtype in every if dtype.is_floating_point}
 
 
+def checkpoints(value: Tensor) -> None:
+    """Raises where the graph of a loss holds an activation checkpoint of the reentrant kind.
+
+    It names no weight of the modules in it: ``backward()`` fills their ``.grad``, a gradient passes them by.
+    """
+    if any(node.name() == "CheckpointFunctionBackward" for node in _nodes([value])):
+        raise check.unroll_reentrant()
+
+
 class Wanted(NamedTuple):
     """Whose derivatives of ⟨g, a⟩ are wanted."""
 

@@ -30,6 +30,7 @@ from l2t.curvature import (
     Wanted,
     accumulate,
     add_scaled,
+    checkpoints,
     coarsest,
     dtypes,
     gradient,
@@ -292,6 +293,7 @@ class Run:
         value = self._loss(student.module, batch, t)
         check.unroll_loss(value, t)
         if self._replay is None:
+            checkpoints(value)
             found = dtypes(value)
             unit = max(coarsest(student.parameters), *(torch.finfo(x).eps for x in found))
             self._replay = Replay(self._again, unit, torch.float16 in found)

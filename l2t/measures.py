@@ -62,12 +62,13 @@ class Measures:
         self.values[taken] = value.detach()
         return value
 
-    def again(self, taken: int, weights: Tensors, buffers: list[Tensor]) -> Tensor:
-        """Takes a measure along the way again, with its graph: the same numbers."""
+    def again(self, taken: int, weights: Tensors, buffers: list[Tensor], rounded: bool) -> Tensor:
+        """Takes a measure along the way again, with its graph: the same numbers, but at rounded weights."""
         self._randomness.pop(taken).restore(self._student.cuda_devices)
         with torch.enable_grad(), self._modes():
             value = self._value(weights, buffers)
-        check.unroll_measured_again(value, self.values[taken], taken)
+        if not rounded:
+            check.unroll_measured_again(value, self.values[taken], taken)
         return value
 
     def _value(self, weights: Tensors, buffers: list[Tensor]) -> Tensor:

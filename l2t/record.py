@@ -38,6 +38,9 @@ class Report:
         curvature_error: the relative error of the products of an inexact curvature, against the exact ones at
             the last step; 0 for an exact curvature, None before the walk back, and where it cannot be told.
         curvature_error_reason: why ``curvature_error`` cannot be told; None where it can.
+        nonfinite_tensor: the parameter with which ``nonfinite`` began, of a student on the CPU. Of a loss or
+            a measure, the first one that was itself not finite any more, since its gradient in the step
+            before was not; of an adjoint, the first one whose adjoint is not. None where there is none such.
         order: ``"exact"`` or ``"first"``, as asked for.
         truncate: how many steps the walk back was limited to; None for no limit.
     """
@@ -64,6 +67,7 @@ class Report:
         self.curvature, self.order, self.truncate = curvature, order, truncate
         self.curvature_error: float | None = None
         self.curvature_error_reason: str | None = None
+        self.nonfinite_tensor: str | None = None
         self._measured = False
         self._losses = losses
         self._measures = measures
@@ -136,6 +140,7 @@ class Report:
         back = "none" if self.seconds_backward is None else f"{self.seconds_backward:.3g} s"
         return (
             f"Report(steps={self.steps}, forward={self.seconds_forward:.3g} s, backward={back}, "
-            f"nonfinite={self.nonfinite}, curvature={self.curvature}, order={self.order}, "
-            f"truncate={self.truncate}, schedule={self.schedule}, store={self.store})"
+            f"nonfinite={self.nonfinite}, nonfinite_tensor={self.nonfinite_tensor}, "
+            f"curvature={self.curvature}, order={self.order}, truncate={self.truncate}, "
+            f"schedule={self.schedule}, store={self.store})"
         )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
@@ -36,6 +37,7 @@ from l2t.curvature import (
     gradient,
     leaves,
     measured_error,
+    norm,
 )
 from l2t.measures import Measures
 from l2t.optim import Hyper, Optimizer, Point, Slot, Tensors
@@ -109,6 +111,9 @@ class Run:
         self._micro_batches, self._ranks = micro_batches, ranks
         self._replay: Replay | None = None  # known from the first step on
         self._modes = modes()
+        # Values that are not finite are traced to a parameter where a look costs no wait for a device.
+        self._looks = all(p.is_cpu for p in student.parameters)
+        self._culprit: str | None = None
         self._settings = functools.cache(optimizer.settings())  # a function of the step is asked once
         self._data: Sequence[Any] | None = None  # batches by step, where steps may be taken again
         self._course: list[Taken] = []  # what a step is taken again by
@@ -179,6 +184,8 @@ class Run:
         if measures.at_end and len(losses) not in measures.values:
             self._value = measures.take(len(losses), state.weights, state.buffers)
         student.release()
+        if self._looks and not all(bool(x.isfinite().all()) for x in measures.values.values()):
+            self._trace(state.weights)
         self._end = state
         self.measures = measures.values
         if self._ranks is not None:
@@ -192,13 +199,14 @@ class Run:
             losses, self.measures, perf_counter() - start, self._curvature_name, self._order, self._truncate
         )
         self.report.schedule, self.report.sizes = self._schedule, self._sizes
+        self.report.nonfinite_tensor = self._culprit
         self.report.store = "bfloat16" if self._states.narrows else "exact"
 
     def _first_time(self, t: int, state: State, batch: object, *, tapes: bool) -> State:
         """Takes step t, and the measure after it where one along the way is asked for."""
         self._value = None
         state = self._take(t, state, batch, tapes=tapes)
-        if self._measures.after(t + 1):
+        if self._measures.along is not None and self._measures.after(t + 1):
             self._value = self._measures.take(t + 1, state.weights, state.buffers)
             self._student.release()
         return state
@@ -274,6 +282,8 @@ class Run:
         else:
             taken = Taken(randomness, value, reached)
             self._course.append(taken)
+            if self._looks and not math.isfinite(value):
+                self._trace(state.weights)
         if step is not None:
             self._tape[t] = step
             step.reached, step.loss, step.randomness = reached, taken.loss, taken.randomness
@@ -283,6 +293,12 @@ class Run:
         if self._seen is not None:
             self._seen.see(t + 1, state)
         return state
+
+    def _trace(self, tensors: Tensors) -> None:
+        """Notes the first parameter whose tensor is not finite, at the first value of a run that is not."""
+        self._looks = False
+        names = zip(self._student.names, tensors, strict=True)
+        self._culprit = next((name for name, x in names if not norm([x.detach()]).isfinite()), None)
 
     def _gradient(
         self, step: Step | None, t: int, w: Tensors, b: list[Tensor], batch: object, reads: bool
@@ -392,6 +408,7 @@ class Run:
             for p, kept in zip([*own, *metas], [*own_grads, *meta_grads], strict=True):
                 p.grad = kept
             randomness.restore(devices)
+        self.report.nonfinite_tensor = self._culprit
         self.report.seconds_backward = perf_counter() - start
         if devices:
             self.report.cuda_peak_bytes = sum(map(torch.cuda.max_memory_allocated, devices))
@@ -401,6 +418,7 @@ class Run:
         state, self._end = self._end, None
         value, self._value = self._value, None
         shares = self._measures.shares()
+        along = self._measures.along is not None
         last = max(shares)  # J does not depend on the steps after the last measure
         steps, norms = self.report.steps, self.report._norms
         w, b = state.weights, state.buffers
@@ -415,15 +433,19 @@ class Run:
                 self._measure_back(value, shares[steps] * v, w, steps)  # v_w = ∇M(w_T), v_s = 0
         del value, w
         norms.append(v_w.norm())
+        if self._looks and not all(map(math.isfinite, norms[-1])):
+            self._trace(v_w.parts)
         for action, t in self._rest:
             if action is Action.REVERSE:
                 step = self._tape.pop(t)
                 if t < last:
                     self._reverse(step, v_w, v_slots, v_settings)
-                if t > self._first and self._measures.after(t):
+                if along and t > self._first and self._measures.after(t):
                     self._measure_again(step, v_w, shares[t] * v)
                 del step
                 norms.append(v_w.norm())
+                if self._looks and not all(map(math.isfinite, norms[-1])):
+                    self._trace(v_w.parts)
             elif action in KEEP:
                 self._states.keep(t, state, action)
             elif action is Action.RESTORE:
@@ -464,11 +486,15 @@ class Run:
         v_w, v_slots = _pick(adjoint.parts, reached), _pick(v_slots, reached)
         a, found = optimizer.transpose(point, v_w, v_slots)
         v_settings += [(x, d.to(x)) for x, d in found]
-        if self._ranks is None:
-            self._curve(step, a)  # v_w += H a
-        else:
-            with self._ranks.sharing(step.weights, adjoint):
-                self._curve(step, a)
+        if not step.parts:
+            self._product(step, a)  # v_w += H a
+            return
+        with self._sharing(step.weights, adjoint):
+            places = _places(step.weights, reached)
+            shares = dict(zip(places, torch._foreach_div(a, len(step.parts)), strict=True))
+            for part in step.parts:
+                if part.reached != []:
+                    self._product(part, [shares[i] for i in _places(part.weights, part.reached)])
 
     def _sharing(self, weights: Tensors, adjoint: Adjoint) -> contextlib.AbstractContextManager[None]:
         """In it ranks add to the adjoint the mean of what they find."""
@@ -476,7 +502,8 @@ class Run:
 
     def _measure_again(self, step: Step, adjoint: Adjoint, v: Tensor) -> None:
         """Adds the gradient of the measure that was taken before this step: v_w += ∇M(w_t)."""
-        value = self._measures.again(step.index, step.weights, step.buffers)
+        rounded = self._states.narrows
+        value = self._measures.again(step.index, step.weights, step.buffers, rounded)
         for w, part in zip(step.weights, adjoint.parts, strict=True):
             w.grad = part  # the measure may have called model.zero_grad()
         with self._sharing(step.weights, adjoint):
@@ -495,17 +522,6 @@ class Run:
 
         add_scaled(targets, add, [v], (64.0, 1 / 16))
 
-    def _curve(self, step: Step, a: Tensors) -> None:
-        """Adds H a and ∂_Φ⟨g, a⟩: those of each part, where a step has parts."""
-        if not step.parts:
-            self._product(step, a)
-            return
-        places = _places(step.weights, step.reached)
-        shares = dict(zip(places, torch._foreach_div(a, len(step.parts)), strict=True))
-        for part in step.parts:
-            if part.reached != []:
-                self._product(part, [shares[i] for i in _places(part.weights, part.reached)])
-
     def _product(self, step: Step, a: Tensors) -> None:
         """Adds H a and ∂_Φ⟨g, a⟩, and measures an inexact curvature at the first step that comes."""
         assert self._replay is not None
@@ -523,7 +539,7 @@ class Run:
             # Steps are taken as before, so that those taken again are the same.
             report.curvature = "recompute"
             self._products = CURVATURES[report.curvature]
-            warnings.warn(str(error), stacklevel=6)
+            warnings.warn(str(error), stacklevel=5)
             self._products.product(step, self._replay, a, wanted)
         self._replay = self._replay._replace(examines=False)
 
@@ -579,7 +595,7 @@ def _update(
 ) -> tuple[Tensors, Sequence[Slot], list[int] | None]:
     """Weights after a step, as leaves; slots; and which weights the loss reaches, None for all."""
     grads = [x for x in g if x is not None]
-    reached = _reached(g)
+    reached = None if len(grads) == len(g) else _reached(g)
     with torch.no_grad():
         new_w, new_slots = _pick(w, reached), _pick(slots, reached)
         if grads:

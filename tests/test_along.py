@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import l2t
 from l2t.curvature import CURVATURES
+from l2t.schedule import Segments
 
 STEPS = unrolled.STEPS
 ALONG: list[tuple[Any, dict[int, float]]] = [
@@ -169,6 +170,16 @@ def test_a_measure_along_the_way_that_is_not_finite_is_named() -> None:
     calls = iter([1.0, math.nan, 1.0])
     result = run(measure=lambda model: model.bias.sum() * next(calls), along=1)
     assert result.report.nonfinite == ("measure", 2)
+
+
+def test_a_path_is_judged_at_rounded_weights_where_states_are_kept_rounded() -> None:
+    course, found = unrolled.make_course("mlp", torch.float64), []
+    for store in ("exact", "bfloat16"):
+        for x in course.leaves():
+            x.grad = None
+        course.unroll("recompute", course.leaves(), along=1, schedule=Segments(1, 1), store=store).backward()
+        found.append(unrolled.gradients(course.leaves()))
+    assert 0 < unrolled.relative(found[1], found[0]) < 0.05
 
 
 # ---- sentences

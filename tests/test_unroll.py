@@ -1302,6 +1302,46 @@ def test_the_report_says_where_a_value_is_not_finite(bad: float) -> None:
     assert result.report.nonfinite is None
     result.backward()
     assert result.report.nonfinite == ("adjoint", 1)
+    assert result.report.nonfinite_tensor == "weight"
+
+
+@pytest.mark.parametrize("plan", [{}, {"schedule": "every"}], ids=["all", "every"])
+@pytest.mark.parametrize("last", [False, True])
+def test_the_report_names_the_parameter_with_which_it_began(plan: dict[str, Any], last: bool) -> None:
+    """The second step's loss is finite, and so are all gradients of it but that of one parameter."""
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    x = torch.randn(5, 3)
+
+    def loss(model: Any, batch: Tensor, step: int) -> Tensor:
+        zero = model[1].bias - model[1].bias.detach()
+        return model(batch).square().mean() + (zero.sum().sqrt() if step == 1 else 0)  # d√x/dx at 0
+
+    run = l2t.unroll(student, [x] * (2 if last else 4), loss, lambda model: model(x).mean(), **plan)
+    report = run.report
+    assert (report.nonfinite, report.nonfinite_tensor) == (("measure" if last else "loss", 2), "1.bias")
+    assert "nonfinite_tensor=1.bias" in repr(report)
+    run.backward()
+    assert report.nonfinite_tensor == "1.bias"
+
+    run = l2t.unroll(student, [x] * 2, lambda m, b, t: m(b).mean() * math.inf, lambda m: m(x).mean(), **plan)
+    assert (run.report.nonfinite, run.report.nonfinite_tensor) == (("loss", 0), None)
+
+
+def test_the_report_names_the_parameter_whose_adjoint_is_not_finite() -> None:
+    torch.manual_seed(0)
+    student, x = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(5, 3)
+
+    def loss(model: Any, batch: Tensor, step: int) -> Tensor:
+        zero = model[1].weight - model[1].weight.detach()
+        return model(batch).square().mean() + (zero.abs().pow(1.5).sum() if step == 1 else 0)
+
+    for measure in (lambda model: model(x).mean(), lambda model: (model[1].weight.sum() * 0).sqrt()):
+        run = l2t.unroll(student, [x] * 3, loss, measure)
+        assert run.report.nonfinite_tensor is None
+        run.backward()
+        assert run.report.nonfinite[0] == "adjoint"
+        assert run.report.nonfinite_tensor == "1.weight"
 
 
 # ---- sentences

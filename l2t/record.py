@@ -27,8 +27,8 @@ class Report:
         schedule: the schedule of the run, an object of :mod:`l2t.schedule`; ``l2t.report.write_run`` draws
             it.
         sizes: bytes of a state that is remembered and of a taped step, where these were looked at before the
-            run: with a schedule that goes by a memory, and with any but ``"all"`` where the curvature keeps no
-            graphs. Else None; :func:`l2t.plan` looks for every schedule.
+            run: with a schedule that goes by a memory, and with any but ``"all"`` where the curvature keeps
+            no graphs. Else None; :func:`l2t.plan` looks for every schedule.
         cuda_peak_bytes: of the student's GPUs, ``torch.cuda.max_memory_allocated`` after the walk back; None
             without one.
         store: ``"exact"`` or ``"bfloat16"``, as asked for.

@@ -117,7 +117,7 @@ def remembered(steps: int, **options: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.1, momentum=0.9), Adam(lr=0.1)], ids=["SGD", "Adam"])
-def test_higher_6_37_learn2learn_284_393_maml_21_memory_does_not_grow_with_the_steps(
+def test_higher_6_37_learn2learn_284_393_maml_21_closer_look_2_memory_does_not_grow_with_the_steps(
     optimizer: l2t.optim.Optimizer,
 ) -> None:
     """Out of memory as the inner steps grow: "no solution if you back-propagate through them"."""
@@ -343,6 +343,19 @@ def test_pytorch_181581_a_gradient_that_has_lost_its_graph_is_found() -> None:
     same(teach(student, curvature="central", preflight=True)[0], plain(mlp()), 1e-7)
 
 
+@pytest.mark.parametrize("curvature", ["reverse", "recompute", "forward"])
+def test_pytorch_190855_second_derivatives_are_not_compiled(curvature: str) -> None:
+    """A constant added to every entry of a compiled Hessian where the function has a torch.trace."""
+
+    def traced(x: Tensor) -> Tensor:
+        return 1 / (3 + x.tanh() + 0.1 * torch.trace(x[:3, :3]))
+
+    student = with_function(traced)
+    found, _ = teach(student, curvature=curvature)
+    same(found, plain(student))
+    same(found, teach(student, curvature="central")[0], 1e-7)  # which no second derivative is asked for
+
+
 class OwnTangent(torch.autograd.Function):
     """x², whose jvp is its own."""
 
@@ -445,7 +458,7 @@ def test_mrcl_15_first_order_by_accident() -> None:
 # ---- row 6: several GPUs
 
 
-def test_higher_40_learn2learn_128_170_263_pytorch_47562_63812_63929_data_parallel_is_refused(
+def test_higher_40_learn2learn_128_170_263_mwn_6_pytorch_47562_63812_63929_data_parallel_is_refused(
     tmp_path: Path,
 ) -> None:
     """DistributedDataParallel passes by torch.autograd.grad: each rank would go its own way, in silence."""

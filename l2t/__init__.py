@@ -13,6 +13,7 @@ from l2t.linear import dynamic_linear_loss
 from l2t.loss import DynamicLoss
 from l2t.plan import Plan, plan
 from l2t.preflight import Preflight, preflight
+from l2t.students import Stack
 from l2t.teach import Recipe, Taught, teach
 from l2t.teacher import Coefficients, GateTeacher, StudentState, Teacher, static_teacher
 from l2t.unroll import Run, unroll
@@ -31,6 +32,7 @@ __all__ = [
     "Preflight",
     "Recipe",
     "Run",
+    "Stack",
     "StudentState",
     "Taught",
     "Teacher",

@@ -50,11 +50,20 @@ class Stack(nn.Module):
         RuntimeError: in forward, when ``torch.vmap`` cannot run the student.
 
     Example:
-        >>> import torch
-        >>> from l2t.students import Stack
-        >>> stack = Stack(lambda: torch.nn.Linear(8, 3), seeds=range(5))
-        >>> stack(torch.randn(5, 16, 8)).shape
+        >>> import torch, l2t
+        >>> stack = l2t.Stack(lambda: torch.nn.Linear(8, 3), seeds=range(5))
+        >>> x, weight = torch.randn(5, 16, 8), torch.ones(5, 16, requires_grad=True)
+        >>> stack(x).shape
         torch.Size([5, 16, 3])
+
+        Five runs at once, with the gradient of each student's measure to its own sample weights:
+
+        >>> run = l2t.unroll(stack, [x] * 4, lambda model, batch, step:
+        ...                  (weight * model(batch).square().sum(2)).mean(1).sum(),
+        ...                  lambda model: model(x).square().mean((1, 2)))
+        >>> run.backward()
+        >>> run.measure.shape, weight.grad.shape
+        (torch.Size([5]), torch.Size([5, 16]))
     """
 
     def __init__(self, make: Make, seeds: Iterable[int]) -> None:

@@ -92,7 +92,10 @@ def unroll(
     require a gradient stay constant.
 
     Args:
-        student: any ``nn.Module`` with a parameter that requires a gradient.
+        student: any ``nn.Module`` with a parameter that requires a gradient. Small students leave a machine
+            idle: several of one shape run side by side as one :class:`l2t.Stack`, with a loss that sums
+            theirs and a measure of shape (S,), each as if it were alone under an optimiser that does not look
+            across weights (as clipping by norm does).
         batches: an iterable (list, DataLoader, generator), one batch a step; a batch is what ``loss`` takes.
         loss: ``loss(model, batch, step)``, the 0-dim loss of a step, differentiable twice, or once where
             ``curvature`` is a difference. It reaches earlier steps through the model's weights alone: what

@@ -53,6 +53,46 @@ def alone(make, seed):
         return make()
 
 
+@pytest.mark.parametrize("plan", [{}, {"schedule": "every"}, {"curvature": "forward"}], ids=str)
+@pytest.mark.parametrize("make", [mlp, batch_norm, Tied])
+def test_a_stack_is_unrolled_as_the_students_alone(make, plan):
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 3, 10, 6), torch.randint(3, (4, 3, 10))
+    optimizer = l2t.optim.AdamW(lr=0.01)
+
+    def run_alone(i):
+        weight = torch.ones(10, requires_grad=True)
+        run = l2t.unroll(
+            alone(make, SEEDS[i]),
+            range(4),
+            lambda model, _, t: (weight * F.cross_entropy(model(x[t, i]), y[t, i], reduction="none")).mean(),
+            lambda model: F.cross_entropy(model(x[0, i]), y[0, i]),
+            optimizer=optimizer,
+            **plan,
+        )
+        run.backward()
+        return run.measure, weight.grad
+
+    weight = torch.ones(3, 10, requires_grad=True)
+
+    def rows(model, t):
+        return F.cross_entropy(model(x[t]).flatten(0, 1), y[t].flatten(), reduction="none").view(3, 10)
+
+    run = l2t.unroll(
+        Stack(make, SEEDS),
+        range(4),
+        lambda model, _, t: (weight * rows(model, t)).mean(1).sum(),
+        lambda model: rows(model, 0).mean(1),
+        optimizer=optimizer,
+        **plan,
+    )
+    run.backward()
+    for i in range(3):
+        measure, gradient = run_alone(i)
+        torch.testing.assert_close(run.measure[i], measure)
+        torch.testing.assert_close(weight.grad[i], gradient, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("make", [mlp, batch_norm, Tied])
 def test_a_stack_is_the_students_alone(make):
     stack, students = Stack(make, SEEDS), [alone(make, seed) for seed in SEEDS]

@@ -31,10 +31,10 @@ def train(seed, log_lr, judges=dev):
 
 
 constant = [torch.full((20,), 0.1 * 1.4**i).log() for i in range(7)]
-best = min(constant, key=lambda rates: sum(float(train(seed, rates).measure) for seed in range(10)))
-log_lr = torch.full((20,), 0.1).log().requires_grad_()
-outer = torch.optim.Adam([log_lr], lr=0.1)
-for seed in range(60):
+best = min(constant, key=lambda rates: sum(float(train(seed, rates).measure) for seed in range(6)))
+log_lr = best.clone().requires_grad_()
+outer = torch.optim.Adam([log_lr], lr=0.05)
+for seed in range(50):
     outer.zero_grad()
     train(seed, log_lr).backward()
     outer.step()

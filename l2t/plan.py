@@ -188,7 +188,7 @@ def plan(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             run = taken(1)
-            wanted = run._settings(0).wanted
+            wanted = run._steps.settings(0).wanted
             _lay_aside(leaves(list(wanted.values())), touched, grads)
             run.backward()
             marks.clear()

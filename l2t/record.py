@@ -6,6 +6,7 @@ The run (l2t/run.py) fills it in as it goes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +14,29 @@ from torch import Tensor
 from l2t.budget import Sizes
 from l2t.schedule import Schedule, StoreAll, tally
 
-__all__ = ["Report"]
+__all__ = ["Report", "Trace"]
+
+
+class Trace:
+    """The parameter with which the first value of a run that is not finite began.
+
+    Attributes:
+        looks: whether none has come yet, and a look costs no wait for a device.
+        name: the parameter; None where there is none.
+    """
+
+    def __init__(self, names: Sequence[str], parameters: Sequence[Tensor]) -> None:
+        self._names = names
+        self.looks = all(p.is_cpu for p in parameters)
+        self.name: str | None = None
+
+    def to(self, tensors: Sequence[Tensor]) -> None:
+        """Takes the first of the parameters whose tensor is not finite."""
+        self.looks = False
+        for name, x in zip(self._names, tensors, strict=True):
+            if not torch.linalg.vector_norm(x.detach()).isfinite():
+                self.name = name
+                return
 
 
 class Report:

@@ -4,21 +4,21 @@ Docs: section 5 of docs/math.md. The run is taken as any training loop takes it;
 over its steps with the adjoint (v_w, v_s) of weights and optimiser state, by the formulas of that section in
 their order.
 
-The parts: l2t/optim.py (an update and its transpose), l2t/curvature.py (derivatives of a step's gradient),
-l2t/tape.py (what is remembered of a step, the student at given weights), l2t/schedule.py (which steps are
-remembered). What a student learns, and from which loss, is the caller's.
+The parts: l2t/steps.py (a step, taken for the first time or again), l2t/optim.py (an update and its
+transpose), l2t/curvature.py (derivatives of a step's gradient), l2t/tape.py (what is remembered of a step,
+the student at given weights), l2t/schedule.py (which steps are remembered). What a student learns, and from
+which loss, is the caller's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,29 +27,25 @@ from l2t import check
 from l2t.budget import Sizes, choose, sizes, state_bytes, tensors_of
 from l2t.curvature import (
     CURVATURES,
-    Replay,
     Wanted,
     accumulate,
     add_scaled,
-    checkpoints,
-    coarsest,
     dtypes,
     gradient,
     leaves,
     measured_error,
-    norm,
 )
 from l2t.measures import Measures
-from l2t.optim import Hyper, Optimizer, Point, Slot, Tensors
+from l2t.optim import Optimizer, Point, Slot, Tensors
 from l2t.ranks import Ranks
-from l2t.record import Report
+from l2t.record import Report, Trace
 from l2t.schedule import Action, Schedule, StoreAll, first_again, tally
 from l2t.states import Fingerprints, States
-from l2t.tape import Adjoint, Grads, Randomness, Roots, State, Step, Student, Taken, modes
+from l2t.steps import Steps, pick, places_of, total_of
+from l2t.tape import Adjoint, Randomness, State, Step, Student
 
 __all__ = ["Run", "indexed"]
 
-Entry = TypeVar("Entry")
 KEEP = (Action.STORE, Action.TO_HOST, Action.TO_DISK)
 
 
@@ -109,17 +105,14 @@ class Run:
         self._products = self._curvature
         self._order, self._truncate, self._first = order, truncate, 0
         self._micro_batches, self._ranks = micro_batches, ranks
-        self._replay: Replay | None = None  # known from the first step on
-        self._modes = modes()
-        # Values that are not finite are traced to a parameter where a look costs no wait for a device.
-        self._looks = all(p.is_cpu for p in student.parameters)
-        self._culprit: str | None = None
-        self._settings = functools.cache(optimizer.settings())  # a function of the step is asked once
         self._data: Sequence[Any] | None = None  # batches by step, where steps may be taken again
-        self._course: list[Taken] = []  # what a step is taken again by
         self._seen: Fingerprints | None = None
         if verify is not None:
             self._seen = Fingerprints(student, optimizer.slot_names, () if verify == "first" else None)
+        self._trace = Trace(student.names, student.parameters)
+        self._steps = Steps(
+            student, loss, optimizer, meta, self._curvature, micro_batches, ranks, self._seen, self._trace
+        )
         self._states = states
         self._sizes: Sizes | None = None
         self._schedule: Schedule = StoreAll()
@@ -136,7 +129,7 @@ class Run:
     ) -> None:
         start = perf_counter()
         student = self._student
-        state = self._start()
+        state = self._steps.start()
         seen = self._seen
         if indexed(batches):
             check.unroll_along_steps(self._measures.along, len(cast("Sequence[Any]", batches)))
@@ -146,10 +139,10 @@ class Run:
                 state = self._first_time(t, state, batch, tapes=True)
                 if self._truncate is not None:
                     self._tape.pop(t - self._truncate, None)
-            self._first = self._begin(len(self._course))
-            self._rest = ((Action.REVERSE, t) for t in reversed(range(self._first, len(self._course))))
+            self._first = self._begin(len(self._steps.course))
+            self._rest = ((Action.REVERSE, t) for t in reversed(range(self._first, len(self._steps.course))))
             if seen is not None and seen.states is not None and self._tape:
-                last = self._tape[len(self._course) - 1]
+                last = self._tape[len(self._steps.course) - 1]
                 seen.states = {last.index, last.index + 1}
                 seen.see(last.index, State(last.weights, (), last.buffers))
                 seen.see(last.index + 1, state)
@@ -178,14 +171,14 @@ class Run:
                 else:
                     state = self._first_time(t, state, data[t], tapes=action is Action.TAPE)
             self._rest = plan
-        losses, measures = [taken.loss for taken in self._course], self._measures
-        check.unroll_trains(any(taken.reached != [] for taken in self._course) or not losses)
+        losses, measures = [taken.loss for taken in self._steps.course], self._measures
+        check.unroll_trains(any(taken.reached != [] for taken in self._steps.course) or not losses)
         check.unroll_along_steps(measures.along, len(losses))
         if measures.at_end and len(losses) not in measures.values:
             self._value = measures.take(len(losses), state.weights, state.buffers)
         student.release()
-        if self._looks and not all(bool(x.isfinite().all()) for x in measures.values.values()):
-            self._trace(state.weights)
+        if self._trace.looks and not all(bool(x.isfinite().all()) for x in measures.values.values()):
+            self._trace.to(state.weights)
         self._end = state
         self.measures = measures.values
         if self._ranks is not None:
@@ -199,16 +192,25 @@ class Run:
             losses, self.measures, perf_counter() - start, self._curvature_name, self._order, self._truncate
         )
         self.report.schedule, self.report.sizes = self._schedule, self._sizes
-        self.report.nonfinite_tensor = self._culprit
-        self.report.store = "bfloat16" if self._states.narrows else "exact"
+        self.report.nonfinite_tensor = self._trace.name
+        if self._states.narrows:
+            self.report.store, self._steps.rounding = "bfloat16", self.report._rounded
 
     def _first_time(self, t: int, state: State, batch: object, *, tapes: bool) -> State:
         """Takes step t, and the measure after it where one along the way is asked for."""
         self._value = None
-        state = self._take(t, state, batch, tapes=tapes)
+        state = self._take(t, state, batch, tapes)
         if self._measures.along is not None and self._measures.after(t + 1):
             self._value = self._measures.take(t + 1, state.weights, state.buffers)
             self._student.release()
+        return state
+
+    def _take(self, t: int, state: State, batch: object, tapes: bool) -> State:
+        """Takes step t, and puts it on the tape if it is to be remembered."""
+        returns = self._data is not None and t >= self._first
+        state, step = self._steps.take(t, state, batch, tapes=tapes, returns=returns)
+        if step is not None:
+            self._tape[t] = step
         return state
 
     def _begin(self, steps: int) -> int:
@@ -238,131 +240,17 @@ class Run:
 
     def _slots_later(self, state: State) -> Sequence[Slot]:
         """Slots of the size that they have after a step."""
-        w, hyper = state.weights, self._settings(0)
+        w, hyper = state.weights, self._steps.settings(0)
         with torch.no_grad():
             point = Point(w, state.slots, [torch.zeros_like(x) for x in w], hyper, range(len(w)))
             return self._optimizer.update(point)[1]
 
     def _measured(self, batch: object, state: State) -> Sizes:
         """Bytes of states and steps, from the first step."""
-        reads = self._optimizer.reads or bool(self._settings(0).wanted)
+        reads = self._optimizer.reads or bool(self._steps.settings(0).wanted)
         narrows, count = self._states.narrows, self._micro_batches
         found = sizes(self._student, self._loss, batch, state, self._curvature, reads, narrows, count)
         return found if self._ranks is None else Sizes(*self._ranks.most(found))
-
-    def _start(self) -> State:
-        """The state before the first step, from the student's own parameters and buffers."""
-        w: Tensors = [p.detach().clone().requires_grad_() for p in self._student.parameters]
-        return State(w, self._optimizer.start(w), self._student.buffers)
-
-    def _take(self, t: int, state: State, batch: object, *, tapes: bool) -> State:
-        """Takes step t, for the first time or again, and returns the state after it."""
-        w, slots, b = state
-        student, hyper, again = self._student, self._settings(t), t < len(self._course)
-        randomness = None
-        if again:
-            taken = self._course[t]
-            assert taken.randomness is not None
-            taken.randomness.restore(student.cuda_devices)
-        elif (self._data is not None and t >= self._first) or (tapes and not self._curvature.keeps_graph):
-            before = self._course[-1].randomness if self._course else None
-            randomness = Randomness.now(student.cuda_devices, before)
-        reads = self._optimizer.reads or bool(hyper.wanted)
-        step = Step(t, hyper, w, b, slots if reads else ()) if tapes else None
-        if self._micro_batches == 1 and self._ranks is None:
-            value, g, b = self._gradient(step, t, w, b, batch, reads)
-        else:
-            value, g, b = self._accumulated(step, t, w, b, batch, taken.randomness if again else randomness)
-        w, slots, reached = _update(self._optimizer, w, slots, g, hyper)
-        if again and self._states.narrows:
-            self.report._rounded(value, taken.loss)
-            taken = taken._replace(loss=value)
-        elif again:
-            check.unroll_replayed(value, taken.loss, t)
-        else:
-            taken = Taken(randomness, value, reached)
-            self._course.append(taken)
-            if self._looks and not math.isfinite(value):
-                self._trace(state.weights)
-        if step is not None:
-            self._tape[t] = step
-            step.reached, step.loss, step.randomness = reached, taken.loss, taken.randomness
-            if step.parts and reads:
-                step.grads = g
-        state = State(w, slots, b)
-        if self._seen is not None:
-            self._seen.see(t + 1, state)
-        return state
-
-    def _trace(self, tensors: Tensors) -> None:
-        """Notes the first parameter whose tensor is not finite, at the first value of a run that is not."""
-        self._looks = False
-        names = zip(self._student.names, tensors, strict=True)
-        self._culprit = next((name for name, x in names if not norm([x.detach()]).isfinite()), None)
-
-    def _gradient(
-        self, step: Step | None, t: int, w: Tensors, b: list[Tensor], batch: object, reads: bool
-    ) -> tuple[Tensor, Grads, list[Tensor]]:
-        """Loss and gradient of a batch, and the buffers after it; a step remembers what curvatures read."""
-        student = self._student
-        student.bind(w, b)
-        value = self._loss(student.module, batch, t)
-        check.unroll_loss(value, t)
-        if self._replay is None:
-            checkpoints(value)
-            found = dtypes(value)
-            unit = max(coarsest(student.parameters), *(torch.finfo(x).eps for x in found))
-            self._replay = Replay(self._again, unit, torch.float16 in found)
-        # The graph is built in steps that are taken to be forgotten, too: without it some of PyTorch's
-        # derivatives come from other kernels, with other bits.
-        g, d_others = self._curvature.gradient(value, w, self._meta)
-        b = student.present_buffers()
-        student.release()
-        if step is not None:
-            if self._curvature.keeps_graph:
-                step.roots = Roots.of(g)
-            else:
-                step.batch, step.d_others = batch, d_others
-            step.grads = g if self._curvature.keeps_gradient(reads) else None
-        return value.detach(), g, b
-
-    def _accumulated(
-        self,
-        step: Step | None,
-        t: int,
-        w: Tensors,
-        b: list[Tensor],
-        batch: object,
-        randomness: Randomness | None,
-    ) -> tuple[Tensor, Grads, list[Tensor]]:
-        """The same of micro-batches, one after another: the means of their losses and gradients.
-
-        Of several ranks the mean gradient, and the rank's own loss.
-        """
-        count, parts = self._micro_batches, []
-        losses: list[Tensor] = []
-        total: list[Tensor | None] = [None] * len(w)
-        for micro in check.unroll_micro_batches(batch, count, t) if count > 1 else (batch,):
-            part = None
-            if step is not None:
-                part = Step(t, step.hyper, w, b, ())
-                if not self._curvature.keeps_graph:
-                    part.randomness = randomness = Randomness.now(self._student.cuda_devices, randomness)
-                parts.append(part)
-            loss, g, b = self._gradient(part, t, w, b, micro, reads=False)
-            losses.append(loss)
-            if part is not None:
-                part.loss, part.reached = loss, _reached(g)
-            for i, x in enumerate(g):
-                if x is not None:
-                    total[i] = _sum(total[i], x.detach())
-            del g
-        if step is not None:
-            step.parts = parts
-        mean: Grads = tuple(None if x is None else x / count for x in total)
-        if self._ranks is not None:
-            mean = self._ranks.gradient(mean, w)
-        return torch.stack(losses).sum(0) / count, mean, b
 
     def backward(self, gradient: Tensor | None = None) -> None:
         """Walks back over the run and adds d measure / d meta to ``.grad`` of the meta tensors.
@@ -397,18 +285,17 @@ class Run:
                 self._walk_back(v)
                 if self._ranks is not None:
                     found = self._ranks.gradient([x.grad for x in metas], metas)
-                    meta_grads = [_sum(x, y) for x, y in zip(meta_grads, found, strict=True)]
+                    meta_grads = [total_of(x, y) for x, y in zip(meta_grads, found, strict=True)]
         finally:
             self._student.release()
             self._tape.clear()
             self._states.close()
-            self._course.clear()
-            self._settings.cache_clear()
+            self._steps.forget()
             self._data = None
             for p, kept in zip([*own, *metas], [*own_grads, *meta_grads], strict=True):
                 p.grad = kept
             randomness.restore(devices)
-        self.report.nonfinite_tensor = self._culprit
+        self.report.nonfinite_tensor = self._trace.name
         self.report.seconds_backward = perf_counter() - start
         if devices:
             self.report.cuda_peak_bytes = sum(map(torch.cuda.max_memory_allocated, devices))
@@ -433,8 +320,8 @@ class Run:
                 self._measure_back(value, shares[steps] * v, w, steps)  # v_w = ∇M(w_T), v_s = 0
         del value, w
         norms.append(v_w.norm())
-        if self._looks and not all(map(math.isfinite, norms[-1])):
-            self._trace(v_w.parts)
+        if self._trace.looks and not all(map(math.isfinite, norms[-1])):
+            self._trace.to(v_w.parts)
         for action, t in self._rest:
             if action is Action.REVERSE:
                 step = self._tape.pop(t)
@@ -444,12 +331,12 @@ class Run:
                     self._measure_again(step, v_w, shares[t] * v)
                 del step
                 norms.append(v_w.norm())
-                if self._looks and not all(map(math.isfinite, norms[-1])):
-                    self._trace(v_w.parts)
+                if self._trace.looks and not all(map(math.isfinite, norms[-1])):
+                    self._trace.to(v_w.parts)
             elif action in KEEP:
                 self._states.keep(t, state, action)
             elif action is Action.RESTORE:
-                state = self._states.back(t) if t else self._start()
+                state = self._states.back(t) if t else self._steps.start()
                 if self._seen is not None:
                     self._seen.see(t, state)
             elif action is Action.DROP:
@@ -457,8 +344,8 @@ class Run:
             else:
                 assert self._data is not None
                 begin = perf_counter()
-                with torch.enable_grad(), self._modes():
-                    state = self._take(t, state, self._data[t], tapes=action is Action.TAPE)
+                with torch.enable_grad(), self._steps.modes():
+                    state = self._take(t, state, self._data[t], action is Action.TAPE)
                 self.report.steps_again += 1
                 self.report.seconds_again += perf_counter() - begin
         self._finish(v_w, v_settings)
@@ -476,25 +363,25 @@ class Run:
         if reached == []:
             return
         self._student.bind(step.weights, step.buffers)
-        point = Point((), (), (), hyper, _places(step.weights, reached))
+        point = Point((), (), (), hyper, places_of(step.weights, reached))
         if optimizer.reads or hyper.wanted:
             if step.grads is None:
-                step.grads = gradient(self._again(step, step.weights), step.weights)
+                step.grads = gradient(self._steps.again(step, step.weights), step.weights)
             grads = [g for g in step.grads if g is not None]
-            w, slots = _pick(step.weights, reached), _pick(step.slots, reached)
+            w, slots = pick(step.weights, reached), pick(step.slots, reached)
             point = point._replace(weights=w, slots=slots, grads=grads)
-        v_w, v_slots = _pick(adjoint.parts, reached), _pick(v_slots, reached)
+        v_w, v_slots = pick(adjoint.parts, reached), pick(v_slots, reached)
         a, found = optimizer.transpose(point, v_w, v_slots)
         v_settings += [(x, d.to(x)) for x, d in found]
         if not step.parts:
             self._product(step, a)  # v_w += H a
             return
         with self._sharing(step.weights, adjoint):
-            places = _places(step.weights, reached)
+            places = places_of(step.weights, reached)
             shares = dict(zip(places, torch._foreach_div(a, len(step.parts)), strict=True))
             for part in step.parts:
                 if part.reached != []:
-                    self._product(part, [shares[i] for i in _places(part.weights, part.reached)])
+                    self._product(part, [shares[i] for i in places_of(part.weights, part.reached)])
 
     def _sharing(self, weights: Tensors, adjoint: Adjoint) -> contextlib.AbstractContextManager[None]:
         """In it ranks add to the adjoint the mean of what they find."""
@@ -524,24 +411,24 @@ class Run:
 
     def _product(self, step: Step, a: Tensors) -> None:
         """Adds H a and ∂_Φ⟨g, a⟩, and measures an inexact curvature at the first step that comes."""
-        assert self._replay is not None
+        assert self._steps.replay is not None
         report, wanted = self.report, Wanted(self._order == "exact", self._beside(step.index))
         if not report._measured:
             report._measured = True
             if self._curvature.exact:
                 report.curvature_error = 0.0
             else:
-                found = measured_error(self._curvature, step, self._replay, a, wanted)
+                found = measured_error(self._curvature, step, self._steps.replay, a, wanted)
                 report.curvature_error, report.curvature_error_reason = found
         try:
-            self._products.product(step, self._replay, a, wanted)
+            self._products.product(step, self._steps.replay, a, wanted)
         except check.ForwardModeError as error:
             # Steps are taken as before, so that those taken again are the same.
             report.curvature = "recompute"
             self._products = CURVATURES[report.curvature]
             warnings.warn(str(error), stacklevel=5)
-            self._products.product(step, self._replay, a, wanted)
-        self._replay = self._replay._replace(examines=False)
+            self._products.product(step, self._steps.replay, a, wanted)
+        self._steps.replay = self._steps.replay._replace(examines=False)
 
     def _finish(self, v_w: Adjoint, v_settings: list[tuple[Tensor, Tensor]]) -> None:
         """Hands the gradients of settings and initial weights to the leaves behind them."""
@@ -550,23 +437,6 @@ class Run:
             ends = [*ends, *zip(self._student.parameters, v_w.parts, strict=True)]
         if ends:
             accumulate([x for x, _ in ends], [v for _, v in ends], self._meta or [])
-
-    def _again(self, step: Step, weights: Tensors) -> Tensor:
-        """The loss of a step, run again with its batch and random numbers. The student stays bound."""
-        assert step.randomness is not None
-        step.randomness.restore(self._student.cuda_devices)
-        self._student.bind(weights, step.buffers)
-        lent = [w.grad for w in weights]
-        with torch.enable_grad(), self._modes():
-            value = self._loss(self._student.module, step.batch, step.index)
-        if weights is step.weights:
-            check.unroll_replayed(value, step.loss, step.index)
-            if self._seen is not None and self._micro_batches == 1:
-                self._seen.see(step.index, State(weights, (), step.buffers))
-                self._seen.see(step.index + 1, State([], (), self._student.present_buffers()))
-        for w, part in zip(weights, lent, strict=True):
-            w.grad = part  # the loss may have called model.zero_grad()
-        return value
 
     def _inputs(self, weights: Tensors, index: int) -> Tensors:
         """The leaves whose ``.grad`` the reverse of a step fills; none for every leaf that it reaches."""
@@ -588,52 +458,6 @@ def _lend(weights: Tensors, adjoint: Adjoint, index: int) -> None:
         if w.grad is not None:
             raise check.unroll_leak(index)
         w.grad = part
-
-
-def _update(
-    optimizer: Optimizer, w: Tensors, slots: Sequence[Slot], g: Grads, hyper: Hyper
-) -> tuple[Tensors, Sequence[Slot], list[int] | None]:
-    """Weights after a step, as leaves; slots; and which weights the loss reaches, None for all."""
-    grads = [x for x in g if x is not None]
-    reached = None if len(grads) == len(g) else _reached(g)
-    with torch.no_grad():
-        new_w, new_slots = _pick(w, reached), _pick(slots, reached)
-        if grads:
-            point = Point(new_w, new_slots, grads, hyper, _places(w, reached))
-            new_w, new_slots = optimizer.update(point)
-        if reached is not None:
-            # The others stay as they are, but as leaves of their own: a leaf belongs to one step.
-            new_w = _put(new_w, reached, [x.detach() for x in w])
-            new_slots = _put(new_slots, reached, slots)
-    for x in new_w:
-        x.requires_grad_()
-    return new_w, new_slots, reached
-
-
-def _sum(x: Tensor | None, y: Tensor | None) -> Tensor | None:
-    return x if y is None else y if x is None else x + y
-
-
-def _reached(g: Sequence[Tensor | None]) -> list[int] | None:
-    """The places of the weights that a gradient reaches, None for all."""
-    reached = [i for i, x in enumerate(g) if x is not None]
-    return None if len(reached) == len(g) else reached
-
-
-def _places(weights: Tensors, reached: list[int] | None) -> Sequence[int]:
-    """The places of the weights that a step reaches among all."""
-    return range(len(weights)) if reached is None else reached
-
-
-def _pick(xs: Any, indices: list[int] | None) -> Any:
-    """The entries at these indices; all of them where there is nothing to pick."""
-    return xs if indices is None else [xs[i] for i in indices]
-
-
-def _put(xs: Sequence[Entry], indices: list[int], others: Sequence[Entry]) -> list[Entry]:
-    """These entries at these indices among others."""
-    by_index = dict(zip(indices, xs, strict=True))
-    return [by_index.get(i, x) for i, x in enumerate(others)]
 
 
 def indexed(batches: object) -> bool:

@@ -26,6 +26,7 @@ LAYERS = (
             "unroll",
             "run",
             "record",
+            "steps",
             "measures",
             "ranks",
             "tape",

@@ -1,0 +1,243 @@
+"""How a run takes its steps: for the first time, to be remembered or not, and again.
+
+Docs: sections 5 and 6 of docs/math.md. A step is loss, gradient and update at one state. It may be made of
+micro-batches and shared by ranks; then what a curvature reads of it lies in parts. In which order steps are
+taken is the run's (l2t/run.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from l2t import check
+from l2t.curvature import Curvature, Replay, checkpoints, coarsest, dtypes
+from l2t.optim import Hyper, Optimizer, Point, Slot, Tensors
+from l2t.ranks import Ranks
+from l2t.record import Trace
+from l2t.states import Fingerprints
+from l2t.tape import Grads, Randomness, Roots, State, Step, Student, Taken, modes
+
+__all__ = ["Steps", "pick", "places_of", "total_of"]
+
+Entry = TypeVar("Entry")
+
+
+class Steps:
+    """The steps of a run.
+
+    Attributes:
+        settings: the optimiser's, as a function of the step that is asked once a step.
+        course: what each step is taken again by.
+        modes: enters the modes that the run is taken in.
+        replay: how a curvature takes a step again; None before the first step.
+        rounding: told of the loss of a step taken again from a rounded state and of that in the run; None
+            where states are exact, and so are losses.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        loss: Callable[..., Tensor],
+        optimizer: Optimizer,
+        meta: list[Tensor] | None,
+        curvature: Curvature,
+        micro_batches: int,
+        ranks: Ranks | None,
+        seen: Fingerprints | None,
+        trace: Trace,
+    ) -> None:
+        self._student, self._loss, self._optimizer, self._meta = student, loss, optimizer, meta
+        self._curvature, self._micro_batches, self._ranks = curvature, micro_batches, ranks
+        self._seen, self._trace = seen, trace
+        self.settings = functools.cache(optimizer.settings())
+        self.course: list[Taken] = []
+        self.modes = modes()
+        self.replay: Replay | None = None
+        self.rounding: Callable[[Tensor, Tensor], None] | None = None
+
+    def forget(self) -> None:
+        """Lets go of the course."""
+        self.course.clear()
+        self.settings.cache_clear()
+
+    def start(self) -> State:
+        """The state before the first step, from the student's own parameters and buffers."""
+        w: Tensors = [p.detach().clone().requires_grad_() for p in self._student.parameters]
+        return State(w, self._optimizer.start(w), self._student.buffers)
+
+    def take(
+        self, t: int, state: State, batch: object, *, tapes: bool, returns: bool
+    ) -> tuple[State, Step | None]:
+        """Takes step t: the state after it, and what is remembered of the step if it is taped.
+
+        A step that is in the course is taken again. ``returns`` says of one that is not whether it will be.
+        """
+        w, slots, b = state
+        student, hyper, again = self._student, self.settings(t), t < len(self.course)
+        randomness = None
+        if again:
+            taken = self.course[t]
+            assert taken.randomness is not None
+            taken.randomness.restore(student.cuda_devices)
+        elif returns or (tapes and not self._curvature.keeps_graph):
+            before = self.course[-1].randomness if self.course else None
+            randomness = Randomness.now(student.cuda_devices, before)
+        reads = self._optimizer.reads or bool(hyper.wanted)
+        step = Step(t, hyper, w, b, slots if reads else ()) if tapes else None
+        if self._micro_batches == 1 and self._ranks is None:
+            value, g, b = self._gradient(step, t, w, b, batch, reads)
+        else:
+            value, g, b = self._accumulated(step, t, w, b, batch, taken.randomness if again else randomness)
+        w, slots, reached = _update(self._optimizer, w, slots, g, hyper)
+        if again and self.rounding is not None:
+            self.rounding(value, taken.loss)
+            taken = taken._replace(loss=value)
+        elif again:
+            check.unroll_replayed(value, taken.loss, t)
+        else:
+            taken = Taken(randomness, value, reached)
+            self.course.append(taken)
+            if self._trace.looks and not math.isfinite(value):
+                self._trace.to(state.weights)
+        if step is not None:
+            step.reached, step.loss, step.randomness = reached, taken.loss, taken.randomness
+            if step.parts and reads:
+                step.grads = g
+        state = State(w, slots, b)
+        if self._seen is not None:
+            self._seen.see(t + 1, state)
+        return state, step
+
+    def _gradient(
+        self, step: Step | None, t: int, w: Tensors, b: list[Tensor], batch: object, reads: bool
+    ) -> tuple[Tensor, Grads, list[Tensor]]:
+        """Loss and gradient of a batch, and the buffers after it; a step remembers what curvatures read."""
+        student = self._student
+        student.bind(w, b)
+        value = self._loss(student.module, batch, t)
+        check.unroll_loss(value, t)
+        if self.replay is None:
+            checkpoints(value)
+            found = dtypes(value)
+            unit = max(coarsest(student.parameters), *(torch.finfo(x).eps for x in found))
+            self.replay = Replay(self.again, unit, torch.float16 in found)
+        # The graph is built in steps that are taken to be forgotten, too: without it some of PyTorch's
+        # derivatives come from other kernels, with other bits.
+        g, d_others = self._curvature.gradient(value, w, self._meta)
+        b = student.present_buffers()
+        student.release()
+        if step is not None:
+            if self._curvature.keeps_graph:
+                step.roots = Roots.of(g)
+            else:
+                step.batch, step.d_others = batch, d_others
+            step.grads = g if self._curvature.keeps_gradient(reads) else None
+        return value.detach(), g, b
+
+    def _accumulated(
+        self,
+        step: Step | None,
+        t: int,
+        w: Tensors,
+        b: list[Tensor],
+        batch: object,
+        randomness: Randomness | None,
+    ) -> tuple[Tensor, Grads, list[Tensor]]:
+        """The same of micro-batches, one after another: the means of their losses and gradients.
+
+        Of several ranks the mean gradient, and the rank's own loss.
+        """
+        count, parts = self._micro_batches, []
+        losses: list[Tensor] = []
+        total: list[Tensor | None] = [None] * len(w)
+        for micro in check.unroll_micro_batches(batch, count, t) if count > 1 else (batch,):
+            part = None
+            if step is not None:
+                part = Step(t, step.hyper, w, b, ())
+                if not self._curvature.keeps_graph:
+                    part.randomness = randomness = Randomness.now(self._student.cuda_devices, randomness)
+                parts.append(part)
+            loss, g, b = self._gradient(part, t, w, b, micro, reads=False)
+            losses.append(loss)
+            if part is not None:
+                part.loss, part.reached = loss, _reached(g)
+            for i, x in enumerate(g):
+                if x is not None:
+                    total[i] = total_of(total[i], x.detach())
+            del g
+        if step is not None:
+            step.parts = parts
+        mean: Grads = tuple(None if x is None else x / count for x in total)
+        if self._ranks is not None:
+            mean = self._ranks.gradient(mean, w)
+        return torch.stack(losses).sum(0) / count, mean, b
+
+    def again(self, step: Step, weights: Tensors) -> Tensor:
+        """The loss of a step, run again with its batch and random numbers. The student stays bound."""
+        assert step.randomness is not None
+        step.randomness.restore(self._student.cuda_devices)
+        self._student.bind(weights, step.buffers)
+        lent = [w.grad for w in weights]
+        with torch.enable_grad(), self.modes():
+            value = self._loss(self._student.module, step.batch, step.index)
+        if weights is step.weights:
+            check.unroll_replayed(value, step.loss, step.index)
+            if self._seen is not None and self._micro_batches == 1:
+                self._seen.see(step.index, State(weights, (), step.buffers))
+                self._seen.see(step.index + 1, State([], (), self._student.present_buffers()))
+        for w, part in zip(weights, lent, strict=True):
+            w.grad = part  # the loss may have called model.zero_grad()
+        return value
+
+
+def _update(
+    optimizer: Optimizer, w: Tensors, slots: Sequence[Slot], g: Grads, hyper: Hyper
+) -> tuple[Tensors, Sequence[Slot], list[int] | None]:
+    """Weights after a step, as leaves; slots; and which weights the loss reaches, None for all."""
+    grads = [x for x in g if x is not None]
+    reached = None if len(grads) == len(g) else _reached(g)
+    with torch.no_grad():
+        new_w, new_slots = pick(w, reached), pick(slots, reached)
+        if grads:
+            point = Point(new_w, new_slots, grads, hyper, places_of(w, reached))
+            new_w, new_slots = optimizer.update(point)
+        if reached is not None:
+            # The others stay as they are, but as leaves of their own: a leaf belongs to one step.
+            new_w = _put(new_w, reached, [x.detach() for x in w])
+            new_slots = _put(new_slots, reached, slots)
+    for x in new_w:
+        x.requires_grad_()
+    return new_w, new_slots, reached
+
+
+def total_of(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+    """The sum of what is there."""
+    return x if y is None else y if x is None else x + y
+
+
+def _reached(g: Sequence[Tensor | None]) -> list[int] | None:
+    """The places of the weights that a gradient reaches, None for all."""
+    reached = [i for i, x in enumerate(g) if x is not None]
+    return None if len(reached) == len(g) else reached
+
+
+def places_of(weights: Tensors, reached: list[int] | None) -> Sequence[int]:
+    """The places of the weights that a step reaches among all."""
+    return range(len(weights)) if reached is None else reached
+
+
+def pick(xs: Any, indices: list[int] | None) -> Any:
+    """The entries at these indices; all of them where there is nothing to pick."""
+    return xs if indices is None else [xs[i] for i in indices]
+
+
+def _put(xs: Sequence[Entry], indices: list[int], others: Sequence[Entry]) -> list[Entry]:
+    """These entries at these indices among others."""
+    by_index = dict(zip(indices, xs, strict=True))
+    return [by_index.get(i, x) for i, x in enumerate(others)]

@@ -111,6 +111,7 @@ def setting(rows: list[Row]) -> str:
         "torch",
         "python",
         "instruction_set",
+        "peers",
     )
     said = {name: sorted({str(row[name]) for row in rows if name in row}) for name in names}
     return (
@@ -179,11 +180,13 @@ def teacher_gradients(rows: list[Row]) -> list[str]:
             found = {(r["what"], r.get("heap")): r for r in of_student if r["contender"] == name}
             out += [f"{name}: {r['left_out']}." for r in found.values() if "left_out" in r]
             time = found.get(("time", None), {})
-            cells = [name, "", "", ""]
+            errors = [r["error"] for r in found.values() if r.get("error") is not None]
+            cells = [name, "", "", "", ""]
             if "ms" in time:
                 cells[1] = duration(*(1e3 * time[key] for key in ("ms", "q25", "q75")))
                 cells[2] = f"{time['of_autograd']:.2f}" if "of_autograd" in time else ""
                 cells[3] = f"{time['ms'] / plain:.2f}" if plain else ""
+                cells[4] = f"{max(errors):.0e}" if errors else ""
             for heap in ("returned", "as it is"):
                 extra = found.get(("memory", heap), {}).get("extra_mb")
                 cells.append("" if extra is None else f"{extra:.0f} MB")
@@ -194,6 +197,7 @@ def teacher_gradients(rows: list[Row]) -> list[str]:
             "time",
             "of autograd",
             "of plain training",
+            "error",
             "extra memory",
             "with the heap as it is",
         ]

@@ -31,15 +31,17 @@ SEVERAL = ALONG[0][0]
 
 
 @pytest.mark.parametrize(("along", "weights"), ALONG, ids=str)
-@pytest.mark.parametrize("curvature", unrolled.EXACT)
-@pytest.mark.parametrize("student", ["mlp", "cnn", "normaliser"])
-@pytest.mark.parametrize("plan", [{}, {"schedule": "every"}], ids=["all", "every"])
+@pytest.mark.parametrize(
+    ("curvature", "schedule"),
+    [("reverse", "all"), ("reverse", "every"), ("recompute", "all"), ("forward", "every")],
+)
+@pytest.mark.parametrize("student", ["cnn", "normaliser"])
 def test_a_path_is_judged_as_by_autograd_through_the_whole_run(
-    student: str, curvature: str, plan: dict[str, Any], along: Any, weights: dict[int, float]
+    student: str, curvature: str, schedule: str, along: Any, weights: dict[int, float]
 ) -> None:
     course = unrolled.make_course(student, torch.float64)
     measure, trajectory = course.oracle(along=weights)
-    run = course.unroll(curvature, course.leaves(), along=along, **plan)
+    run = course.unroll(curvature, course.leaves(), along=along, schedule=schedule)
     run.backward()
     assert unrolled.relative([run.measure], [measure]) <= 1e-12
     assert list(run.measures) == sorted(weights)

@@ -18,6 +18,7 @@ from cases import SHAPES
 
 ROWS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "cpu.jsonl"
 FRESH, REUSED = "kernel, fresh outputs", "kernel, reused outputs"
+LEAST = "exponentials alone"
 WHOLE, IN_PLACE = "l2t.dynamic_loss", "l2t.dynamic_loss, in place"
 LARGE = ("256x1000", "64x32000", "1024x32000")
 HUGE = "1024x32000"
@@ -28,13 +29,14 @@ Key = tuple[str, str, str, str, int, str]
 
 
 class Verdict(NamedTuple):
-    """One promise at one case. `measured` is None where no row tells."""
+    """One promise at one case. `measured` is None where no row tells; `least`: exponentials alone."""
 
     promise: str
     case: str
     limit: float
     at_most: bool
     measured: float | None
+    least: float | None = None
 
     @property
     def met(self) -> bool | None:
@@ -86,9 +88,14 @@ def verdicts(rows: list[Row]) -> Iterator[Verdict]:
     for structure, usual in (("full", 1.3), ("diagonal", 1.35)):
         for shape in LARGE:
             limit = 2.0 if (shape, structure) == ("256x1000", "diagonal") else usual
-            found = times.to_bound(shape, structure, "value+grad", REUSED)
+            found, least = (times.to_bound(shape, structure, "value+grad", x) for x in (REUSED, LEAST))
             yield Verdict(
-                "1. value+gradient, kernel: ratio to the bound", f"{shape} {structure}", limit, True, found
+                "1. value+gradient, kernel: ratio to the bound",
+                f"{shape} {structure}",
+                limit,
+                True,
+                found,
+                least,
             )
     for other, usual, fresh, reused in (("eager", 5, 3, 10), ("torch.compile", 3, 1.4, 4)):
         for shape in SHAPES:
@@ -112,9 +119,14 @@ def verdicts(rows: list[Row]) -> Iterator[Verdict]:
         for shape in LARGE:
             for structure in ALL:
                 if not (op.endswith("all") and structure == "full" and shape != "256x1000"):
-                    found = times.to_bound(shape, structure, op, REUSED)
+                    found, least = (times.to_bound(shape, structure, op, x) for x in (REUSED, LEAST))
                     yield Verdict(
-                        f"2. {op}, kernel: ratio to the bound", f"{shape} {structure}", 1.6, True, found
+                        f"2. {op}, kernel: ratio to the bound",
+                        f"{shape} {structure}",
+                        1.6,
+                        True,
+                        found,
+                        least,
                     )
     for structure in ALL:
         at = ("128x10", structure, "hvp")
@@ -138,12 +150,13 @@ def verdicts(rows: list[Row]) -> Iterator[Verdict]:
 
 def table(rows: list[Row]) -> str:
     """The verdicts as a table in Markdown, the cases of a promise and limit on one line each."""
-    lines = ["| promised | case | limit | measured | |", "|---|---|---|---|---|"]
+    lines = ["| promised | case | limit | measured | | exponentials alone |", "|---|---|---|---|---|---|"]
     for verdict in verdicts(rows):
         sign = "≤" if verdict.at_most else "≥"
-        measured = "" if verdict.measured is None else f"{verdict.measured:.2f}"
+        measured, least = ("" if x is None else f"{x:.2f}" for x in (verdict.measured, verdict.least))
         lines.append(
-            f"| {verdict.promise} | {verdict.case} | {sign} {verdict.limit:g} | {measured} | {verdict.word} |"
+            f"| {verdict.promise} | {verdict.case} | {sign} {verdict.limit:g} | {measured} | {verdict.word} "
+            f"| {least} |"
         )
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import criteria
 import matplotlib
 from cases import OPS
-from contenders import BOUNDS, CONTENDERS
+from contenders import BOUNDS, CONTENDERS, NO_LOSS
 from criteria import REUSED, Row
 
 from l2t.files import write_whole
@@ -37,6 +37,8 @@ says "all".
 
 * *bound* is a loop that reads and writes the same bytes (logits, direction, rows of W that occur, gradient)
   and computes nothing: the faster of one with ordinary and one with streaming stores, in the same turns;
+* *exponentials alone* is one exponential a logit by the core's own exp, with everything in the first cache:
+  where it takes longer than the bound, arithmetic is the limit and not memory;
 * *kernel* is one call of the compiled core. Reused outputs were there before, and are what "of bound" is said
   of; fresh ones are allocated, and where they are large the system has to give them page by page;
 * *l2t ops* is the same behind PyTorch's dispatcher, as torch.compile and torch.func call it;
@@ -243,7 +245,11 @@ def others(rows: list[Row]) -> str:
 
 def errors(rows: list[Row]) -> str:
     """The largest error of each contender, over shapes and structures."""
-    known = [row for row in rows if row.get("error") is not None and row["contender"] in COLUMNS]
+    known = [
+        row
+        for row in rows
+        if row.get("error") is not None and row["contender"] in COLUMNS and row["loss"] not in NO_LOSS
+    ]
     columns = [name for name in COLUMNS if any(row["contender"] == name for row in known)]
     lines = []
     for op, dtype in dict.fromkeys((row["op"], row["dtype"]) for row in known):

@@ -52,7 +52,7 @@ from cases import (
     why_not,
 )
 from clock import CpuClock, CudaClock, card
-from contenders import BOUNDS, CONTENDERS, cross_entropy, eager, triad
+from contenders import BOUNDS, CONTENDERS, NO_LOSS, cross_entropy, eager
 from torch import Tensor
 from tqdm import tqdm
 
@@ -64,7 +64,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # 32000 classes, half precision with results that are the neighbours of the rounded ones.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-4, "bfloat16": 8e-3, "float16": 1e-3}
 LINEAR_TOLERANCE = 3e-2  # of a linear head in bfloat16, whose logits are rounded on the way
-TRIAD_TOLERANCE = 1e-4  # that loop only has to have run
+LOOP_TOLERANCE = 1e-4  # loops of no loss only have to have run
 OTHERS = "kernel, reused outputs"  # whom the other dtypes and numbers of threads are for
 TURNS = 300  # at most
 
@@ -178,7 +178,7 @@ def _prepare(case: Case, name: str, seed: int) -> Entry:
         error = compare(case, contender.LOSS, job, seed)
     except Exception as failure:  # another project's fault must not cost the other rows: it is in this one
         return Entry(case, name, None, None, f"failed: {type(failure).__name__}: {failure}")
-    tolerance = TRIAD_TOLERANCE if contender.LOSS == "triad" else TOLERANCE[case.dtype]
+    tolerance = LOOP_TOLERANCE if contender.LOSS in NO_LOSS else TOLERANCE[case.dtype]
     if case.op == "linear" and case.dtype == "bfloat16":
         tolerance = LINEAR_TOLERANCE
     if not error <= tolerance:
@@ -200,8 +200,8 @@ def compare(case: Case, loss: str, job: Job, seed: int) -> float:
     if job.before:
         job.before()
     found = job.call()
-    if loss == "triad":
-        expected = triad.expected(case, inputs_of(case, seed))
+    if loss in NO_LOSS:
+        expected = NO_LOSS[loss](case, inputs_of(case, seed))
     elif case.op == "linear":
         expected = truth(case._replace(threads=1), loss, seed)
     elif case.op in ("value", "value+grad"):

@@ -1,7 +1,8 @@
 """The contenders, one a file. Each module has
 
     OPS     the ops of cases.py that it takes part in
-    LOSS    "dynamic", or the name of the other loss that it computes: then it is a yardstick
+    LOSS    "dynamic", or the name of the other loss that it computes: then it is a yardstick; NO_LOSS has
+            what loops compute that are no loss
     why_not(case) -> why it cannot run a case here, or None
     make(case, inputs) -> a Job, whose call returns the results in the order of its op: the loss and the
             gradient to the logits where these are asked for; to features and head for "linear"; for the
@@ -20,6 +21,7 @@ from contenders import (
     compiled,
     cross_entropy,
     eager,
+    exponentials,
     l2t_fresh,
     l2t_inplace,
     l2t_linear,
@@ -42,7 +44,9 @@ CONTENDERS: dict[str, ModuleType] = {
     "F.cross_entropy": cross_entropy,
     "Liger": liger,
     "CCE": cce,
+    "exponentials alone": exponentials,
     "triad": triad.PLAIN,
     "triad, streaming stores": triad.STREAMING,
 }
 BOUNDS = ("triad", "triad, streaming stores")
+NO_LOSS = {"triad": triad.expected, "exponentials": exponentials.expected}

@@ -27,15 +27,20 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-funroll-loops", "-shared", "-fP
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "triad.so")
-        subprocess.run([_compiler(), *FLAGS, str(SOURCE), "-o", str(path)], check=True)
-        loaded = ctypes.CDLL(str(path))
+    loaded = load(SOURCE)
     loaded.triad.restype = ctypes.c_double
     return loaded
 
 
-def _compiler() -> str | None:
+def load(source: Path, *flags: str) -> ctypes.CDLL:
+    """A source compiled for this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"{source.stem}.so")
+        subprocess.run([compiler(), *FLAGS, *flags, str(source), "-o", str(path)], check=True)
+        return ctypes.CDLL(str(path))
+
+
+def compiler() -> str | None:
     return os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 
 
@@ -51,7 +56,7 @@ class Triad:
     def why_not(self, case: Case) -> str | None:
         if case.device != "cpu":
             return "one copy is enough on a GPU" if self.streaming else None
-        if _compiler() is None:
+        if compiler() is None:
             return "no C++ compiler"
         if case.dtype == "float64" or case.classes * DTYPES[case.dtype].itemsize % 4:
             return "the loops are for rows of float32 numbers, or of what can pass for them"

@@ -160,6 +160,9 @@ class RowsByClass {
   }
 
   bool occurs(int64_t k) const { return start_[k] < start_[k + 1]; }
+  // The table rows that have rows, in order.
+  int64_t occurrences() const { return occurrences_; }
+  int64_t occurring(int64_t at) const { return occurring_[at]; }
 
   template <class F>
   void each_row(int64_t k, const F& f) const {

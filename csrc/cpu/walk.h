@@ -6,6 +6,9 @@
 #ifndef L2T_CPU_WALK_H
 #define L2T_CPU_WALK_H
 
+#include <type_traits>
+
+#include "../math/weight.h"
 #include "vec.h"
 
 namespace l2t {
@@ -82,6 +85,14 @@ struct Part {
   }
 };
 
+// Into the first cache what lies so far behind the numbers of a vector. Nothing for 0.
+template <int64_t Ahead, class S, class Which>
+L2T_INLINE void fetch(const S* from, Which) {
+  if constexpr (Ahead > 0 && std::is_same_v<Which, Whole<2>>)
+    for (int64_t j = 0; j < Vec<Arithmetic<S>, 2>::lanes; j += 64 / sizeof(S))
+      __builtin_prefetch(from + Ahead + j);
+}
+
 // A sum over classes, to which every vector of a row adds. Lanes apart and in two steps, so that the rounding error
 // hardly grows with the row; a row gives the same bits wherever it lies.
 template <class T>
@@ -114,7 +125,7 @@ void each(int64_t c, F f, Sums&... sums) {
   if (j < c) f(j, Part{static_cast<int>(c - j)});
 }
 
-// out[j] = f(j, which), past the cache if wanted.
+// out[j] = f(j, which), past the cache if wanted: then others may look after `streamed`.
 template <class T, class S, class F>
 void write(int64_t c, S* out, bool stream, F f) {
   if (!stream) return each<T>(c, [&](int64_t j, auto which) { which.store(out + j, f(j, which)); });
@@ -127,7 +138,6 @@ void write(int64_t c, S* out, bool stream, F f) {
     first.store(out, f(0, first));
   }
   each<T>(c - before, [&](int64_t j, auto which) { which.stream(out + before + j, f(before + j, which)); });
-  streamed();
 }
 
 // NaN may or may not be seen here; it comes through in the sum of exponentials.
@@ -158,29 +168,65 @@ T sum(int64_t c, const T* x) {
 }
 
 template <class T>
-T dot(int64_t c, const T* x, const T* y) {
-  Sum<T> total;
-  each<T>(c, [&](int64_t j, auto which) { total.add(which.load(x + j), which.load(y + j)); }, total);
-  return total.value();
-}
-
-template <class T>
 void fill(int64_t c, T value, T* out) {
   for (int64_t j = 0; j < c; ++j) out[j] = value;
 }
 
-// out[j] += f(j, which)
+// out[j] = f(j, which), or += f(j, which)
 template <class T, class F>
-void add_to(int64_t c, T* out, F f) {
-  each<T>(c, [&](int64_t j, auto which) { which.store(out + j, which.load(out + j) + f(j, which)); });
+void put_or_add(int64_t c, T* out, bool put, F f) {
+  if (put)
+    each<T>(c, [&](int64_t j, auto which) { which.store(out + j, f(j, which)); });
+  else
+    each<T>(c, [&](int64_t j, auto which) { which.store(out + j, which.load(out + j) + f(j, which)); });
 }
 
+// to[j][i] = from[i][j] for i < rows, j < columns; a row of `from` has so many numbers.
 template <class T>
-void add_scaled(int64_t c, T factor, const T* x, T* out) {
-  each<T>(c, [&](int64_t j, auto which) {
-    const auto y = which.load(x + j);
-    which.store(out + j, fma(decltype(y)(factor), y, which.load(out + j)));
+void transpose(int64_t rows, int64_t columns, const T* from, int64_t from_row, T* to, int64_t to_row) {
+  constexpr int64_t lines = 64 / sizeof(T);  // of one cache line on either side
+  for (int64_t first = 0; first < rows; first += lines)
+    for (int64_t j = 0; j < columns; ++j)
+      for (int64_t i = first; i < min(first + lines, rows); ++i) to[j * to_row + i] = from[i * from_row + j];
+}
+
+// Products of small matrices with long rows, four rows of the result at a time, so that what is loaded serves four.
+// (Four variables and not an array: GCC 12 keeps an array of registers in memory.)
+constexpr int kTile = 4;
+
+// out[m][j] = (add ? out[m][j] : 0) + sum over q < count of left[q][m] right[q * stride + j]
+template <class T>
+void products(int64_t c, int64_t count, const T (*left)[kTile], const T* right, int64_t stride, bool add,
+              T* const (&out)[kTile]) {
+  T *const out0 = out[0], *const out1 = out[1], *const out2 = out[2], *const out3 = out[3];
+  each<T>(c, [=](int64_t j, auto which) {
+    using V = decltype(which.load(right));
+    V sum0 = T(0), sum1 = T(0), sum2 = T(0), sum3 = T(0);
+    if (add)
+      sum0 = which.load(out0 + j), sum1 = which.load(out1 + j), sum2 = which.load(out2 + j),
+      sum3 = which.load(out3 + j);
+    for (int64_t q = 0; q < count; ++q) {
+      const V x = which.load(right + q * stride + j);
+      sum0 = plus_product(sum0, left[q][0], x), sum1 = plus_product(sum1, left[q][1], x);
+      sum2 = plus_product(sum2, left[q][2], x), sum3 = plus_product(sum3, left[q][3], x);
+    }
+    which.store(out0 + j, sum0), which.store(out1 + j, sum1);
+    which.store(out2 + j, sum2), which.store(out3 + j, sum3);
   });
+}
+
+// f(m, sum over j of x[m][j] y[j])
+template <class T, class F>
+void dots(int64_t c, const T* const (&x)[kTile], const T* y, F f) {
+  const T *const x0 = x[0], *const x1 = x[1], *const x2 = x[2], *const x3 = x[3];
+  Sum<T> sum0, sum1, sum2, sum3;
+  const auto add = [&](int64_t j, auto which) {
+    const auto y_j = which.load(y + j);
+    sum0.add(which.load(x0 + j), y_j), sum1.add(which.load(x1 + j), y_j);
+    sum2.add(which.load(x2 + j), y_j), sum3.add(which.load(x3 + j), y_j);
+  };
+  each<T>(c, add, sum0, sum1, sum2, sum3);
+  f(0, sum0.value()), f(1, sum1.value()), f(2, sum2.value()), f(3, sum3.value());
 }
 
 }  // namespace L2T_ISA

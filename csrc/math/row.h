@@ -87,10 +87,15 @@ L2T_FN Head<T> grad_head(l2t_link link, const Stats<T>& stats, T kappa, T go) {
   return {stats, -go * kappa * f.first, -times(go, f.value), 0, 0, 0};
 }
 
-// One row, and one class of it or several (V).
+// One row, and one class of it or several (V). Only the product R p counts, so a factor of p may be R's.
 template <class T, class V>
 L2T_FN V d_z(const Head<T>& head, V p, V a, T R) {
-  return head.slope * (a - R * p);
+  return head.slope * fma(V(-R), p, a);
+}
+// Where a is zero.
+template <class T, class V>
+L2T_FN V d_z(const Head<T>& head, V p, T R) {
+  return -(head.slope * R) * p;
 }
 
 template <class T, class V>
@@ -123,9 +128,15 @@ L2T_FN Head<T> second_head(l2t_link link, const Stats<T>& stats, T kappa, T go, 
   return head;
 }
 
+// What p has in it: R p and (sum v_a) p of the two terms, and R p (v_z - pv).
+template <class T, class V>
+L2T_FN V d_z_of_p(const Head<T>& head, V p, T R, V v_z, T sum_va) {
+  const T still = fma(head.slope, R, head.pull * sum_va), moved = head.pull * R;
+  return p * fma(V(moved), v_z - head.pv, V(still));
+}
 template <class T, class V>
 L2T_FN V d_z(const Head<T>& head, V p, V a, T R, V v_z, V v_a, T sum_va) {
-  return head.slope * (a - R * p) + head.pull * ((v_a - sum_va * p) - R * p * (v_z - head.pv));
+  return fma(V(head.slope), a, head.pull * v_a) - d_z_of_p(head, p, R, v_z, sum_va);
 }
 
 template <class T, class V>

@@ -1,8 +1,8 @@
 // The row walk: the loops over the classes of one row from which every kernel is made, a vector at a time. What is
 // done to the numbers is the caller's, from math/.
 //
-// Deliberately not here: a single pass that keeps a running maximum (it takes two exponentials an element and was
-// slower at every shape tried).
+// Deliberately not here: a single pass that keeps a running maximum of elements (it takes two exponentials an element
+// and was slower at every shape tried; loss.cpp keeps one of pieces).
 #ifndef L2T_CPU_WALK_H
 #define L2T_CPU_WALK_H
 

@@ -131,7 +131,7 @@ __attribute__((noinline)) ValueSums<T> sums_of_pieces(int64_t c, const S* z, con
     const T largest = max_of<T>(width, z + begin);
     if (largest > max) {
       if (max > -T(INFINITY)) {
-        sum_exp *= exp(max - largest);
+        sum_exp *= sum_exp_term(max, largest);
         a_z += R * (max - largest);
       }
       max = top = largest;
@@ -197,7 +197,7 @@ l2t_status value(const l2t_rows& rows, const l2t_tensors& inputs, T* loss_out, T
         block.R[row] = w.diagonal(block.k[row]);
         a_z[row] = times(block.R[row], widen(z[block.y[row]]) - block.max[row]);
         if (d_logits_out != nullptr) p_y[row] = e(row).row[block.y[row]];
-        if (Long) p_y[row] *= exp(tops[row * pieces + block.y[row] / kPiece] - sums.max);
+        if (Long) p_y[row] *= sum_exp_term(tops[row * pieces + block.y[row] / kPiece], sums.max);
       }
     });
 
@@ -238,7 +238,7 @@ l2t_status value(const l2t_rows& rows, const l2t_tensors& inputs, T* loss_out, T
       if constexpr (Long)
         for (int64_t at = 0; at < pieces; ++at)
           write_piece(at * kPiece, min(kPiece, c - at * kPiece),
-                      R_inverse * exp(tops[row * pieces + at] - block.max[row]));
+                      R_inverse * sum_exp_term(tops[row * pieces + at], block.max[row]));
       else
         write_piece(0, c, R_inverse);
       if (!w.dense) narrow(p_y[row], d_logits[block.y[row]]);

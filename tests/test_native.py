@@ -211,10 +211,11 @@ def test_the_number_of_threads_does_not_show_in_the_bits(structure, dtype):
 @every_structure
 @every_dtype
 @pytest.mark.parametrize("offset", [0, 1, 3])
-def test_any_row_stride_and_alignment_gives_the_same_bits(structure, dtype, offset):
-    call = Call(structure, dtype=dtype, n=20, c=133)
-    padded = torch.full((20, 133 + 11), NAN, dtype=dtype)
-    logits = padded[:, offset : offset + 133]
+@pytest.mark.parametrize("c", [133, 2061], ids=["short rows", "long rows"])
+def test_any_row_stride_and_alignment_gives_the_same_bits(structure, dtype, c, offset):
+    call = Call(structure, dtype=dtype, n=20, c=c)
+    padded = torch.full((20, c + 11), NAN, dtype=dtype)
+    logits = padded[:, offset : offset + c]
     logits.copy_(call.inputs["logits"])
     assert_same_bits(call.replace(logits=logits).all(), call.all())
 
@@ -326,23 +327,40 @@ ROWS = {
 }
 
 
+# A long row is gone over in pieces, of which some have nothing but minus infinities, or what is not a number.
+PLACES = {"alone": None, "among others": 0.5, "among minus infinities": -INF}
+
+
+def row_of(values, rest, dtype):
+    """The values as a row, or far apart in a long one."""
+    if rest is None:
+        return torch.tensor([values], dtype=dtype)
+    row = torch.full((1, 2500), rest, dtype=dtype)
+    row[0, [1100, 1101, 2200, 2499]] = torch.tensor(values, dtype=dtype)
+    return row
+
+
 @every_dtype
 @pytest.mark.parametrize("identity", ["none", "diagonal", "full", "low rank"])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("row", ROWS)
-def test_ends_of_the_number_line_as_cross_entropy(row, identity, dtype):
-    call = Call("diagonal", "identity", dtype=dtype, n=1, c=4).replace(
+def test_ends_of_the_number_line_as_cross_entropy(row, place, identity, dtype):
+    logits = row_of(ROWS[row], PLACES[place], dtype)
+    c = logits.shape[1]
+    call = Call("diagonal", "identity", dtype=dtype, n=1, c=c).replace(
         bias=None, scale=None, left=None, right=None
     )
-    changes = identities(4, dtype)[identity]
-    logits = torch.tensor([ROWS[row]], dtype=dtype)
-    call = call.replace(logits=logits, target=torch.tensor([0]), v_loss=torch.ones(1, dtype=dtype), **changes)
+    changes = identities(c, dtype)[identity]
+    target = torch.tensor([0 if c == 4 else 1100])
+    call = call.replace(logits=logits, target=target, v_loss=torch.ones(1, dtype=dtype), **changes)
     leaf = logits.clone().requires_grad_()
     expected = F.cross_entropy(leaf, call.target, reduction="none")
     (gradient,) = torch.autograd.grad(expected.sum(), leaf, create_graph=True)
     torch.testing.assert_close(call.value()["loss"], expected.detach(), equal_nan=True)
+    torch.testing.assert_close(call.value()["logits"], gradient.detach(), equal_nan=True)
     torch.testing.assert_close(call.grad()["logits"], gradient.detach(), equal_nan=True)
 
-    direction = torch.tensor([[0.5, -1.0, 2.0, 0.25]], dtype=dtype)
+    direction = row_of([0.5, -1.0, 2.0, 0.25], None if c == 4 else 0.125, dtype)
     (second,) = torch.autograd.grad((gradient * direction).sum(), leaf)
     call.direction = dict.fromkeys(call.direction) | {"logits": direction}
     for op in ("grad_vjp", "grad_jvp"):
@@ -429,7 +447,7 @@ def test_float32_is_not_less_precise_than_torch(structure, link, logits):
     And over seeds: one ratio is luck with roundings, anywhere between a tenth and ten.
     """
     ratios = {"value": [], "grad": [], "grad_vjp": []}
-    for seed, c in itertools.product(range(4), (10, 200)):
+    for seed, c in [*itertools.product(range(4), (10, 200)), (0, 1500)]:
         call = Call(structure, link, dtype=torch.float32, n=32, c=c, seed=seed)
         z = call.inputs["logits"]
         if logits == "offset":

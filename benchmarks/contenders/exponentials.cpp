@@ -5,5 +5,6 @@
 // `count` exponentials of the numbers z [width], again and again, into out [width].
 extern "C" void exponentials(long count, long width, const float* z, float* out) {
   for (; count > 0; count -= width)
-    l2t::each<float>(width, [&](int64_t j, auto which) { which.store(out + j, l2t::exp(which.load(z + j))); });
+    l2t::each<float>(width,
+                     [&](int64_t j, auto which) { which.store(out + j, l2t::exp(which.load(z + j))); });
 }

@@ -803,6 +803,107 @@ def unroll_accumulate(accumulate: object) -> None:
         )
 
 
+def unroll_compile(compile: object, meta: object, curvature: str) -> None:
+    """Compiled code is made for named tensors, and is a way to second derivatives of its own."""
+    if not isinstance(compile, bool):
+        raise TypeError(f"l2t.unroll: compile must be True or False, got {_described(compile)}. Choose one.")
+    if compile and meta is None:
+        raise ValueError(
+            "l2t.unroll: meta must be named with compile=True, got None. Give the list of tensors whose .grad is wanted."
+        )
+    if compile and curvature not in ("reverse", "recompute"):
+        raise ValueError(
+            f"l2t.unroll: curvature must be 'reverse' or 'recompute' with compile=True, got {curvature!r}. Leave out one "
+            "of the two."
+        )
+    if compile and any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
+        raise RuntimeError(
+            "l2t.unroll: autocast must be off around a call with compile=True, got it on. Enter torch.autocast inside loss."
+        )
+
+
+def unroll_compiled_dtypes(found: Collection[torch.dtype]) -> None:
+    """Products in float16 need a scale that compiled code does not have."""
+    if torch.float16 in found:
+        raise ValueError(
+            "l2t.unroll: loss must compute in float32, float64 or bfloat16 with compile=True, got float16. Take bfloat16, "
+            "or leave out compile."
+        )
+
+
+def unroll_compiled_batch(leaf: object, step: int) -> Exception:
+    """Everything in a batch is an argument of the compiled code."""
+    wrong: type[Exception] = ValueError if isinstance(leaf, Tensor) else TypeError
+    got = "one with a graph" if isinstance(leaf, Tensor) else f"{_described(leaf)}"
+    return wrong(
+        "l2t.unroll: a batch must be tensors without a graph, in tuples, lists and dicts, with compile=True, got "
+        f"{got} at step {step}. Give the tensors themselves in place of indices and numbers, and compute in loss what "
+        "depends on meta tensors."
+    )
+
+
+def unroll_compiled_form(step: int) -> ValueError:
+    """Code is compiled for one shape."""
+    return ValueError(
+        "l2t.unroll: all batches must have the same shapes, dtypes and devices with compile=True, got others at step "
+        f"{step}. Drop a smaller last batch (DataLoader(..., drop_last=True)), or leave out compile."
+    )
+
+
+def unroll_compiled_step() -> TypeError:
+    """The code of one step serves all."""
+    return TypeError(
+        "l2t.unroll: loss must not use the number of the step with compile=True, got a use of it. Put what depends on the "
+        "step into the batch as a tensor, such as torch.tensor(float(step)), or leave out compile."
+    )
+
+
+def unroll_compiled_operation(name: str, does: str) -> RuntimeError:
+    """A trace would freeze what this gives."""
+    return RuntimeError(
+        f"l2t.unroll: loss must be the same operations in every step with compile=True, got {name}, which {does}. Write it "
+        "as operations on tensors, with random numbers (dropout among them) drawn into the batch; or leave out compile."
+    )
+
+
+def unroll_compiled_target() -> str:
+    """The classes of a later step, which compiled code looks at."""
+    return (
+        "l2t.unroll: target must hold class indices of the logits or ignore_index, got another number in a step of "
+        "compiled code. Correct the labels."
+    )
+
+
+def unroll_not_compiled(error: Exception) -> Exception:
+    """Says why there is no compiled code; a sentence of ours as it is."""
+    said = str(error)
+    if said.startswith("l2t."):
+        return error
+    return RuntimeError(
+        "l2t.unroll: loss must be traced by make_fx and compiled by torch's inductor with compile=True, got "
+        f"{type(error).__name__} ({said.strip().splitlines()[0].rstrip('. ') if said.strip() else 'no words'}). Leave out "
+        "compile, or what it is about."
+    )
+
+
+def unroll_compiled_agrees(differs: str | None) -> None:
+    """Compiled code gives what the loss gives."""
+    if differs is not None:
+        raise RuntimeError(
+            f"l2t.unroll: compiled code must give what loss gives, got another {differs} at the first step. Let loss depend "
+            "on model, batch and meta tensors alone, and be the same at every call; or leave out compile."
+        )
+
+
+def unroll_compiled_again(off: float, most: float) -> None:
+    """A step in the walk back is the step that was taken."""
+    if off > most:
+        raise RuntimeError(
+            f"l2t.unroll: loss must be the same when a step is run again, got values that are off by up to {off:.2g} of it. "
+            "Let it depend on model, batch and meta tensors alone and change no tensor in place before backward."
+        )
+
+
 def unroll_micro_batches(batch: object, count: int, step: int) -> Sequence[Any]:
     """Returns the micro-batches of a step."""
     sequence: Any = batch

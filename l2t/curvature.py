@@ -41,6 +41,7 @@ __all__ = [
     "accumulate",
     "add_scaled",
     "coarsest",
+    "differentiable",
     "dtypes",
     "first_gradient",
     "gradient",

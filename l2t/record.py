@@ -64,6 +64,8 @@ class Report:
         nonfinite_tensor: the parameter with which ``nonfinite`` began, of a student on the CPU. Of a loss or
             a measure, the first one that was itself not finite any more, since its gradient in the step
             before was not; of an adjoint, the first one whose adjoint is not. None where there is none such.
+        compiled: with ``compile=True`` the seconds for tracing and compiling, 0 where the code of an earlier
+            run was taken; else None.
         order: ``"exact"`` or ``"first"``, as asked for.
         truncate: how many steps the walk back was limited to; None for no limit.
     """
@@ -86,6 +88,7 @@ class Report:
         self.sizes: Sizes | None = None
         self.cuda_peak_bytes: int | None = None
         self.store = "exact"
+        self.compiled: float | None = None
         self._rounding: Tensor | None = None
         self.curvature, self.order, self.truncate = curvature, order, truncate
         self.curvature_error: float | None = None

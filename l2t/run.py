@@ -25,6 +25,7 @@ from torch import Tensor
 
 from l2t import check
 from l2t.budget import Sizes, choose, sizes, state_bytes, tensors_of
+from l2t.compiled import Compiled
 from l2t.curvature import (
     CURVATURES,
     Wanted,
@@ -98,10 +99,14 @@ class Run:
         states: States,
         micro_batches: int,
         ranks: Ranks | None,
+        compiles: bool,
     ) -> None:
         self._student, self._loss, self._measures = student, loss, measures
         self._optimizer = optimizer = optimizer.bound(student.aliases, student.parameters)
         self._meta, self._curvature, self._curvature_name = meta, CURVATURES[curvature], curvature
+        self._compiled = Compiled(student, loss, meta or [], order == "exact") if compiles else None
+        if self._compiled is not None:
+            self._curvature = self._compiled
         self._products = self._curvature
         self._order, self._truncate, self._first = order, truncate, 0
         self._micro_batches, self._ranks = micro_batches, ranks
@@ -193,6 +198,7 @@ class Run:
         )
         self.report.schedule, self.report.sizes = self._schedule, self._sizes
         self.report.nonfinite_tensor = self._trace.name
+        self.report.compiled = None if self._compiled is None else self._compiled.seconds
         if self._states.narrows:
             self.report.store, self._steps.rounding = "bfloat16", self.report._rounded
 
@@ -348,6 +354,8 @@ class Run:
                     state = self._take(t, state, self._data[t], action is Action.TAPE)
                 self.report.steps_again += 1
                 self.report.seconds_again += perf_counter() - begin
+        if self._compiled is not None:
+            self._compiled.close()
         self._finish(v_w, v_settings)
 
     def _reverse(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from l2t import check
+from l2t.compiled import Compiled
 from l2t.curvature import Curvature, Replay, checkpoints, coarsest, dtypes
 from l2t.optim import Hyper, Optimizer, Point, Slot, Tensors
 from l2t.ranks import Ranks
@@ -59,6 +60,9 @@ class Steps:
         self.course: list[Taken] = []
         self.modes = modes()
         self.replay: Replay | None = None
+        self._compiled = curvature if isinstance(curvature, Compiled) else None
+        if self._compiled is not None:
+            self.replay = Replay(self.again, unit=0.0, examines=False)  # which it does not read
         self.rounding: Callable[[Tensor, Tensor], None] | None = None
 
     def forget(self) -> None:
@@ -83,8 +87,10 @@ class Steps:
         randomness = None
         if again:
             taken = self.course[t]
-            assert taken.randomness is not None
-            taken.randomness.restore(student.cuda_devices)
+            if taken.randomness is not None:
+                taken.randomness.restore(student.cuda_devices)
+        elif self._compiled is not None:
+            pass  # its steps draw no random numbers
         elif returns or (tapes and not self._curvature.keeps_graph):
             before = self.course[-1].randomness if self.course else None
             randomness = Randomness.now(student.cuda_devices, before)
@@ -118,6 +124,12 @@ class Steps:
         self, step: Step | None, t: int, w: Tensors, b: list[Tensor], batch: object, reads: bool
     ) -> tuple[Tensor, Grads, list[Tensor]]:
         """Loss and gradient of a batch, and the buffers after it; a step remembers what curvatures read."""
+        if self._compiled is not None:
+            value, g, b = self._compiled.step(t, w, b, batch)
+            if step is not None:
+                step.batch = batch
+                step.grads = g if self._curvature.keeps_gradient(reads) else None
+            return value, g, b
         student = self._student
         student.bind(w, b)
         value = self._loss(student.module, batch, t)

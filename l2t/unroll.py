@@ -74,6 +74,7 @@ def unroll(
     directory: str | os.PathLike[str] | None = None,
     store: str = "exact",
     verify: str | None = None,
+    compile: bool = False,
     accumulate: int = 1,
     group: dist.ProcessGroup | None = None,
     preflight: bool = False,
@@ -148,6 +149,15 @@ def unroll(
             were there, by a hash of their bytes, and raise the name of the first tensor that differs:
             ``"all"`` of them, or the ``"first"``: those of the first steps that are taken again, up to the
             next step back. A loss whose value differs raises without. None: no hashes.
+        compile: trace a step's gradient and its products with their derivatives inside, and compile both with
+            torch's inductor, which takes tens of seconds once and pays for small students, whose steps are
+            short. Code is kept for later runs of the same student, loss (the same function, not one made anew
+            in each call), meta tensors and shapes, which read what these tensors hold then; each run compares
+            its first step with ``loss`` itself, and new code its products, too. ``report.compiled`` has the
+            seconds. It remembers as ``"recompute"`` does. The gradient has the same bits for all exact
+            schedules, but not those of ``compile=False``. ``meta`` must be named; batches are tensors of one
+            shape in tuples, lists and dicts; ``loss`` does not use ``step``, draws no random numbers, reads
+            none from tensors, and is not called again where the code runs, so that it has no effects beside.
         accumulate: micro-batches a step. Each batch is then a sequence of so many things that ``loss`` takes,
             and the step's loss is the mean of theirs: that of one batch of them all, to rounding, where they
             are of one size, losses are means, and nothing such as BatchNorm looks across samples. Activations
@@ -204,6 +214,7 @@ def unroll(
     budget = check.unroll_memory(memory, schedule)
     check.unroll_directory(directory, schedule)
     check.known("unroll", "order", order, ORDERS)
+    check.unroll_compile(compile, meta, curvature)
     check.unroll_truncate(truncate, chosen, student)
     check.unroll_accumulate(accumulate)
     check.unroll_group(group, meta, batches)
@@ -220,7 +231,7 @@ def unroll(
     if group is not None:
         ranks = Ranks(group)
         plan = schedule if isinstance(schedule, str) else type(schedule).__name__
-        settings = f"{plan}, {budget}, {curvature}, {order}, {truncate}, {path}"
+        settings = f"{plan}, {budget}, {curvature}, {compile}, {order}, {truncate}, {path}"
         weights, metas = dict(student.named_parameters()), {str(i): x for i, x in enumerate(chosen or ())}
         number = len(cast("Sequence[Any]", batches))
         ranks.agree("before the run", steps=number, settings=settings, weights=weights, meta=metas)
@@ -230,13 +241,14 @@ def unroll(
         measures,
         optimizer,
         chosen,
-        curvature,
+        "recompute" if compile else curvature,
         order,
         truncate,
         verify,
         states,
         accumulate,
         ranks,
+        compile,
     )
     try:
         with torch.enable_grad():

@@ -35,6 +35,7 @@ LAYERS = (
             "budget",
             "schedule",
             "curvature",
+            "compiled",
             "preflight",
             "optim",
             "optim_base",

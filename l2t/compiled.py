@@ -1,0 +1,455 @@
+"""A run's step and its reverse as compiled code: each traced with its derivatives inside, so a function of
+first order.
+
+Docs: section 5 of docs/math.md. :class:`Compiled` remembers of a step what ``Recompute`` does. The trace is
+that of make_fx over real tensors, in which meta tensors are known by being themselves wherever the loss has
+them; other tensors that the loss has beside its arguments are handed to the code at each call. What a trace
+would freeze in silence (random numbers, numbers read from tensors) is refused while it is taken, and what it
+yields is compared with the loss itself at the first step of each run. Code is kept as long as the student and
+the loss that it was made from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from l2t import check, reference
+from l2t.curvature import (
+    Recompute,
+    Replay,
+    Wanted,
+    coarsest,
+    differentiable,
+    dtypes,
+    first_gradient,
+    gradient,
+    leaves,
+)
+from l2t.optim import Tensors
+from l2t.tape import Grads, Roots, Step, Student
+
+__all__ = ["Compiled"]
+
+
+class Compiled(Recompute):
+    """The step of a run and its products, compiled when the first step is there.
+
+    Args:
+        student: the student.
+        loss: the loss of a step.
+        meta: the leaves beside the weights whose derivatives are wanted.
+        hessian: whether H a is.
+
+    Attributes:
+        seconds: what tracing, compiling and the comparison of new code took.
+    """
+
+    def __init__(
+        self, student: Student, loss: Callable[..., Tensor], meta: Sequence[Tensor], hessian: bool
+    ) -> None:
+        self._student, self._loss, self._meta, self._hessian = student, loss, list(meta), hessian
+        self._ids = {id(x) for x in meta}
+        # What has come to a meta tensor, by its id and where it was: the code adds to each of them apart.
+        self._sums: dict[tuple[int, int], Tensor] = {}
+        self._code: _Code | None = None
+        self._form: object = None
+        self._first = self._worst = torch.zeros(())
+        self._unit = 0.0
+        self.seconds = 0.0
+
+    def keeps_gradient(self, wanted: bool) -> bool:
+        """Where the settings read it, as the step's code gives it."""
+        return wanted
+
+    def step(self, t: int, w: Tensors, b: list[Tensor], batch: object) -> tuple[Tensor, Grads, list[Tensor]]:
+        """Loss and gradient of a step, and the buffers after it, all detached."""
+        parts = self._leaves(batch, t)
+        if self._code is None:
+            try:
+                self._code = self._begin(t, w, b, parts, batch)
+            finally:
+                self._student.release()
+        code = self._code
+        value, *found = code.step(*w, *b, *parts, *self._meta)
+        count = len(code.reached)
+        if count == len(w):
+            return value, tuple(found[:count]), found[count:]
+        by_place = dict(zip(code.reached, found, strict=False))
+        return value, tuple(by_place.get(i) for i in range(len(w))), found[count:]
+
+    def product(self, step: Step, replay: Replay, a: Tensors, wanted: Wanted) -> None:
+        """As :class:`l2t.curvature.Curvature` says."""
+        code = self._code
+        assert code is not None
+        assert step.loss is not None
+        if code.reverse is None:
+            return
+        parts = self._leaves(step.batch, step.index)
+        own = [*step.weights, *parts, *self._meta]
+        sums = []
+        for i in code.targets:
+            x = own[i]
+            if i < len(step.weights):
+                sums.append(x.grad)
+            elif (id(x), i) in self._sums:
+                sums.append(self._sums[id(x), i])
+            else:
+                sums.append(x.detach().new_zeros(x.shape))
+                self._sums[id(x), i] = sums[-1]
+        code.reverse(
+            *step.weights, *step.buffers, *parts, *self._meta, *a, step.loss, self._first, self._worst, *sums
+        )
+
+    def close(self) -> None:
+        """Hands on the gradients of the meta tensors, or raises if the walk back met other steps."""
+        check.unroll_compiled_again(float(self._worst), self._unit**0.5)
+        by_id = {id(x): x for x in self._meta}
+        for (key, _), found in self._sums.items():
+            x = by_id[key]
+            x.grad = found if x.grad is None else x.grad + found
+
+    def _leaves(self, batch: object, t: int) -> list[Tensor]:
+        """The tensors of a batch, of the same form in every step."""
+        spec: object
+        if isinstance(batch, (tuple, list)) and all(type(x) is Tensor for x in batch):
+            parts, spec = list(batch), type(batch)  # as most are: five times as fast
+        else:
+            parts, spec = tree_flatten(batch)
+        form = spec, [(x.shape, x.dtype, x.device, id(x) in self._ids) for x in parts if _plain(x, t)]
+        if form != self._form:
+            if self._form is not None:
+                raise check.unroll_compiled_form(t)
+            self._form = form
+        return parts
+
+    def _begin(self, t: int, w: Tensors, b: list[Tensor], parts: list[Tensor], batch: object) -> _Code:
+        """Code that agrees with the loss at this step: that of a run before, or new."""
+        trace = _Trace(self._student, self._loss, self._meta, self._hessian, len(w), len(b), batch)
+        # Batches are arguments of their own, be they meta tensors too.
+        batch_leaves = [x.detach().requires_grad_(id(x) in self._ids) for x in parts]
+        arguments = [*(x.detach().requires_grad_() for x in w), *b, *batch_leaves, *self._meta]
+        with torch.enable_grad():
+            value, g, buffers = trace.gradient(arguments, gradient, t)
+        kinds = dtypes(value)
+        check.unroll_compiled_dtypes(kinds)
+        self._unit = unit = max(coarsest(w), *(torch.finfo(x).eps for x in kinds))
+        self._first, self._worst = value.detach(), torch.zeros_like(value)
+        eager = [value, *(x for x in g if x is not None), *buffers]
+        detached = [x.detach() for x in arguments]
+
+        places = {id(x): i for i, x in enumerate(arguments)}
+        reaches = {places.get(id(x)) for x in leaves(Roots.of(g).edges)}
+
+        def differs(code: _Code) -> str | None:
+            if code.reached != [i for i, x in enumerate(g) if x is not None] or code.reaches != reaches:
+                return "gradient"
+            names = ["loss", *["gradient"] * len(code.reached), *["buffer after it"] * len(buffers)]
+            return _differing(names, eager, code.step(*detached), unit)
+
+        modes = torch.get_num_threads(), tuple(m.training for m in self._student.module.modules())
+        form = [(x.shape, x.dtype, x.device, x.requires_grad) for x in arguments]
+        key = _Key(self._loss, self._meta, (self._form, form, self._hessian, modes))
+        kept = _KEPT.setdefault(self._student.module, [])
+        kept[:] = [entry for entry in kept if entry[0].alive]
+        for entry in kept:
+            if entry[0].matches(key):
+                if differs(entry[1]) is None:
+                    return entry[1]
+                kept.remove(entry)  # the loss has come to see other things
+                break
+        start = perf_counter()
+        code, a, expected = trace.code(arguments, value.detach(), g, reaches)
+        check.unroll_compiled_agrees(differs(code))
+        if code.reverse is not None:
+            found = [x.new_zeros(x.shape) for x in expected]  # contiguous: the code adds to them in place
+            code.reverse(*detached, *a, *[value.detach()] * 2, self._worst.clone(), *found)
+            names = ["product H a" if i < len(w) else "derivative to meta" for i in code.targets]
+            check.unroll_compiled_agrees(_differing(names, expected, found, unit))
+        self.seconds += perf_counter() - start
+        with contextlib.suppress(TypeError):  # a loss to which there is no weak reference
+            kept.append((key.weak(), code))
+        return code
+
+
+def _plain(x: object, t: int) -> bool:
+    if not isinstance(x, Tensor) or x.grad_fn is not None:
+        raise check.unroll_compiled_batch(x, t)
+    return True
+
+
+def _differing(
+    names: Sequence[str], eager: Sequence[Tensor], compiled: Sequence[Tensor], unit: float
+) -> str | None:
+    """The name of the first group that differs by more than rounding may, or None."""
+    for name in dict.fromkeys(names):
+        size = off = 0.0
+        for x, y in ((x, y) for other, x, y in zip(names, eager, compiled, strict=True) if other == name):
+            x, y = x.detach().double(), y.detach().double()
+            if not x.isfinite().all():  # nothing to compare with
+                continue
+            size, off = size + float(x.square().sum()), off + float((x - y).square().sum())
+        if not off**0.5 <= unit**0.5 * size**0.5 + unit:
+            return name
+    return None
+
+
+class _Function(NamedTuple):
+    """Compiled code, and the tensors that it takes beside its arguments."""
+
+    run: Callable[..., Sequence[Tensor]]
+    beside: list[Tensor]
+
+    def __call__(self, *arguments: Tensor) -> Sequence[Tensor]:
+        with torch.no_grad():
+            return self.run(*[x.contiguous() for x in (*arguments, *self.beside)])
+
+
+class _Code(NamedTuple):
+    """The functions of a step; which weights the loss reaches and which arguments the gradient does; and to
+    which of weights, batch and meta tensors the products belong.
+    """
+
+    step: _Function
+    reverse: _Function | None
+    reached: list[int]
+    reaches: set[int | None]
+    targets: list[int]
+
+
+class _Trace:
+    """The functions that are traced, of flat arguments: weights, buffers, batch and meta tensors."""
+
+    def __init__(
+        self,
+        student: Student,
+        loss: Callable[..., Tensor],
+        meta: Sequence[Tensor],
+        hessian: bool,
+        weights: int,
+        buffers: int,
+        batch: object,
+    ) -> None:
+        self._student, self._loss, self._hessian = student, loss, hessian
+        self._weights, self._buffers = weights, buffers
+        _, self._spec = tree_flatten(batch)
+        self._count = weights + buffers + self._spec.num_leaves + len(meta)
+
+    def gradient(
+        self, arguments: Sequence[Tensor], way: Callable[..., Grads], t: int = 0
+    ) -> tuple[Tensor, Grads, list[Tensor]]:
+        """Loss, gradient and buffers. The student stays bound, for the derivatives that are still to come."""
+        w = list(arguments[: self._weights])
+        at = self._weights + self._buffers
+        batch = tree_unflatten(list(arguments[at : at + self._spec.num_leaves]), self._spec)
+        self._student.bind(w, list(arguments[self._weights : at]))
+        value = self._loss(self._student.module, batch, _NoStep())
+        check.unroll_loss(value, t)
+        g = way(value, w)
+        return value, g, self._student.present_buffers()
+
+    def code(
+        self, arguments: list[Tensor], value: Tensor, g: Grads, reaches: set[int | None]
+    ) -> tuple[_Code, list[Tensor], list[Tensor]]:
+        """Traced and compiled; and a vector with the products that the reverse has to give for it.
+
+        ``g`` is a gradient with its graph.
+        """
+        count, at = self._count, self._weights + self._buffers
+        places = [*range(self._weights), *range(at, count)]
+        present = [x for x in g if x is not None]
+        moving = [i for i, x in enumerate(present) if x.requires_grad]
+        own = [arguments[i] for i in places]
+        asked = [i for i, x in enumerate(own) if x.requires_grad and (self._hessian or i >= self._weights)]
+        generator = torch.Generator().manual_seed(0)
+        a = [torch.randn(x.shape, generator=generator).to(x) for x in present]
+        try:
+            differentiable([present[i] for i in moving])
+            expected = _products(present, moving, [own[i] for i in asked], a)
+        except RuntimeError as error:
+            check.unroll_second_derivative(error)
+            raise
+        targets = [i for i, x in zip(asked, expected, strict=True) if x is not None]
+
+        def step(*flat: Tensor) -> list[Tensor]:
+            value, g, buffers = self.gradient(flat, first_gradient)
+            return [value, *(x for x in g if x is not None), *buffers]
+
+        def reverse(*flat: Tensor) -> list[Tensor]:
+            value, g, _ = self.gradient(flat[:count], gradient)
+            present = [x for x in g if x is not None]
+            a, sums = flat[count : count + len(present)], flat[count + len(present) + 3 :]
+            recorded, first, worst = flat[count + len(present) : count + len(present) + 3]
+            found = _products(present, moving, [flat[places[i]] for i in targets], a)
+            off = (value.detach() - recorded).abs() / (recorded.abs() + first.abs())
+            with torch.no_grad():
+                worst.copy_(torch.maximum(worst, off))
+                for total, x in zip(sums, found, strict=True):
+                    total.add_(cast("Tensor", x))
+            return []
+
+        more = [*(x.detach() for x in present), *[torch.zeros_like(value) for _ in range(3)]]
+        more += [own[i].detach().new_zeros(own[i].shape) for i in targets]
+        try:
+            code = _Code(
+                _compiled(step, arguments),
+                _compiled(reverse, [*arguments, *more]) if targets else None,
+                [i for i, x in enumerate(g) if x is not None],
+                reaches,
+                targets,
+            )
+        except Exception as error:
+            raise check.unroll_not_compiled(error) from error
+        return code, a, [x.detach() for x in expected if x is not None]
+
+
+def _products(
+    present: Sequence[Tensor], moving: Sequence[int], inputs: Sequence[Tensor], a: Sequence[Tensor]
+) -> Grads:
+    """The derivatives of ⟨g, a⟩. The graph is kept: parts of it may have been there before the run."""
+    if not moving or not inputs:
+        return (None,) * len(inputs)
+    outputs, v = [present[i] for i in moving], [a[i] for i in moving]
+    return torch.autograd.grad(outputs, inputs, v, retain_graph=True, allow_unused=True)
+
+
+class _NoStep:
+    """Stands for the step's number in a trace, which would freeze it."""
+
+    def _refuses(self, *_: object) -> Any:
+        raise check.unroll_compiled_step()
+
+    @classmethod
+    def __torch_function__(cls, *_: object) -> Any:
+        raise check.unroll_compiled_step()
+
+    __index__ = __int__ = __float__ = __bool__ = __str__ = __hash__ = __neg__ = __array__ = _refuses
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __pow__ = __rpow__ = _refuses
+    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _refuses
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuses
+    __and__ = __rand__ = __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __divmod__ = _refuses
+
+
+_TAGS = {
+    torch.Tag.nondeterministic_seeded: "draws random numbers",
+    torch.Tag.data_dependent_output: "reads a number from a tensor",
+    torch.Tag.dynamic_output_shape: "has a result whose shape depends on numbers",
+}
+SMALL = 2**15
+"""Fused losses of no more logits than this are written out."""
+_READS = {Tensor.numpy, Tensor.tolist, Tensor.__array__}
+
+
+class _NoRandomOps(TorchDispatchMode):
+    """Refuses operations that a trace would not repeat."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tag, does in _TAGS.items():
+            if tag in function.tags and not _plain_index(function, args):
+                raise check.unroll_compiled_operation(str(function), does)
+        return function(*args, **(kwargs or {}))
+
+
+class _Functions(TorchFunctionMode):
+    """Refuses what reads the numbers of a tensor past the dispatcher, and writes small fused losses out.
+
+    A call of the fused op costs more than all of the arithmetic of a small one, which the compiler fuses with
+    what is around it.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.l2t.value.default and args[0].numel() <= SMALL:
+            logits, target, *_, ignore_index, groups, _, _, _ = args
+            there = (target >= 0) & (target < groups * logits.shape[1]) | (target == ignore_index)
+            torch._assert_async(there.all(), check.unroll_compiled_target())
+            loss = reference.losses(*args[:-1])
+            return loss, loss.new_zeros(len(args[0]), 3), loss.new_zeros(0)
+        if function in _READS:
+            raise check.unroll_compiled_operation(
+                f"Tensor.{function.__name__}", _TAGS[torch.Tag.data_dependent_output]
+            )
+        return function(*args, **(kwargs or {}))
+
+
+def _plain_index(function: Any, args: Any) -> bool:
+    """Whether this is an index by numbers, whose result has their shape."""
+    masks = (torch.bool, torch.uint8)
+    return function is torch.ops.aten.index.Tensor and not any(
+        x is not None and x.dtype in masks for x in args[1]
+    )
+
+
+def _compiled(function: Callable[..., list[Tensor]], arguments: list[Tensor]) -> _Function:
+    """Traces a function of these arguments, and compiles it."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def watched(*flat: Tensor) -> list[Tensor]:
+        with _NoRandomOps(), _Functions():
+            return function(*flat)
+
+    with torch.enable_grad():
+        graph = make_fx(watched)(*arguments)
+    # What the loss sees beside its arguments becomes an argument, or its numbers would be those of now.
+    beside: list[Tensor] = []
+    last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
+    places: dict[str, Any] = {}
+    for node in list(graph.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        if node.target not in places:
+            beside.append(getattr(graph, node.target))
+            with graph.graph.inserting_after(last):
+                last = places[node.target] = graph.graph.placeholder(f"beside_{len(beside)}")
+        node.replace_all_uses_with(places[node.target])
+        graph.graph.erase_node(node)
+    graph.recompile()
+    with torch.no_grad():
+        examples = [x.detach().contiguous() for x in (*arguments, *beside)]
+        run = BACKEND(graph, examples)
+        run(*examples)  # it is compiled now at the latest
+    return _Function(run, beside)
+
+
+def _inductor(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    from torch._inductor import compile as inductor
+
+    return cast("Callable[..., Sequence[Tensor]]", inductor(graph, [*examples]))
+
+
+BACKEND = _inductor
+
+
+class _Key:
+    """What code is kept for, held weakly once it is kept."""
+
+    def __init__(self, loss: Any, meta: Sequence[Any], rest: object) -> None:
+        self.loss, self.meta, self.rest = loss, meta, rest
+
+    def weak(self) -> _Key:
+        """The same without keeping loss and meta tensors alive."""
+        bound = hasattr(self.loss, "__self__") and hasattr(self.loss, "__func__")
+        loss = weakref.WeakMethod(self.loss) if bound else weakref.ref(self.loss)
+        return _Key(loss, [weakref.ref(x) for x in self.meta], self.rest)
+
+    @property
+    def alive(self) -> bool:
+        """Of a weak one: whether all is still there."""
+        return all(ref() is not None for ref in [self.loss, *self.meta])
+
+    def matches(self, other: _Key) -> bool:
+        """Of a weak one: whether this is it."""
+        mine = [ref() for ref in self.meta]
+        same = len(mine) == len(other.meta) and all(x is y for x, y in zip(mine, other.meta, strict=True))
+        return same and self.loss() == other.loss and self.rest == other.rest
+
+
+_KEPT: weakref.WeakKeyDictionary[nn.Module, list[tuple[_Key, _Code]]] = weakref.WeakKeyDictionary()

@@ -1,0 +1,479 @@
+"""compile=True of l2t.unroll: eager's gradients, the same bits by every schedule, and what is refused.
+
+The oracle is the run without it. Compiling takes seconds, so most tests stop at the trace, which is what
+is ours: `traced` runs its graph as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import random
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import l2t
+from l2t import compiled
+from l2t.optim import SGD, Adam, RMSprop
+
+CLASSES, BATCH, STEPS = 3, 6, 5
+MEASURE = torch.randn(BATCH, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    monkeypatch.setattr(compiled, "BACKEND", lambda graph, examples: graph)
+
+
+def make(dtype=torch.float64):
+    """A student, batches, and meta tensors: a table of the fused loss, and a weight for each sample."""
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(8, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, CLASSES)).to(dtype)
+    batches = [(torch.randn(BATCH, 8, dtype=dtype), torch.randint(CLASSES, (BATCH,))) for _ in range(STEPS)]
+    table = (torch.eye(CLASSES) + 0.1 * torch.randn(CLASSES, CLASSES)).to(dtype).requires_grad_()
+    weight = torch.rand(BATCH, dtype=dtype).requires_grad_()
+    return student, batches, table, weight
+
+
+def measure(model):
+    return model(MEASURE.to(next(model.parameters()))).square().mean()
+
+
+def losses(table, weight):
+    def fused(model, batch, step):
+        return l2t.dynamic_loss(model(batch[0]), batch[1], table, sample_weight=weight)
+
+    def written_out(model, batch, step):
+        u = (table[batch[1]] * F.log_softmax(model(batch[0]), 1)).sum(1)
+        return -(weight * torch.sigmoid(u)).mean()
+
+    return {"fused": fused, "written out": written_out}
+
+
+def gradients(student, batches, loss, meta, **settings):
+    """The run, and a copy of the gradient of each meta tensor, whose own is as before."""
+    for x in meta:
+        x.grad = None
+    run = l2t.unroll(student, batches, loss, measure, meta=meta, **settings)
+    run.backward()
+    found = [x.grad for x in meta]
+    for x in meta:
+        x.grad = None
+    return run, found
+
+
+def assert_close(found, expected, tolerance=1e-10):
+    assert len(found) == len(expected)
+    for x, y in zip(found, expected, strict=True):
+        assert (x is None) == (y is None)
+        if x is not None:
+            assert float((x - y).double().norm()) <= tolerance * float(y.double().norm())
+
+
+def assert_agrees(student, batches, loss, meta, tolerance=1e-10, **settings):
+    run, found = gradients(student, batches, loss, meta, compile=True, **settings)
+    eager, expected = gradients(student, batches, loss, meta, **settings)
+    assert any(x is not None and x.abs().sum() > 0 for x in expected)
+    assert_close(found, expected, tolerance)
+    assert_close(list(run.weights.values()), list(eager.weights.values()), tolerance)
+    assert_close(list(run.buffers.values()), list(eager.buffers.values()), tolerance)
+    assert run.report.losses == pytest.approx(eager.report.losses, rel=tolerance)
+    return run
+
+
+# ---- compiled
+
+
+def test_compiled_equals_eager_with_the_same_bits_by_every_schedule():
+    """The code generator on the fused loss, with buffers, Adam, a learned rate and initial weights."""
+    student, batches, table, weight = make()
+    rate = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
+    loss, meta = losses(table, weight)["fused"], [table, weight, rate, student[3].weight]
+    # BatchNorm makes the bias before it a constant: its gradient is rounding, which Adam would blow up.
+    student[0].bias.requires_grad_(False)
+    settings = {"optimizer": Adam(lr=rate)}
+    run = assert_agrees(student, batches, loss, meta, **settings)
+    assert run.report.compiled > 0
+    assert (run.report.curvature, run.report.curvature_error) == ("recompute", 0)
+    _, first = gradients(student, batches, loss, meta, compile=True, **settings)
+    plans = [
+        {"schedule": "every"},
+        {"schedule": l2t.schedule.Segments(1, 1), "verify": "all"},
+        {"schedule": "disk"},
+        {"schedule": "binomial", "memory": "20kB"},
+    ]
+    for plan in plans:
+        run, found = gradients(student, batches, loss, meta, compile=True, **settings, **plan)
+        assert run.report.compiled == 0
+        assert run.report.steps_again > 0
+        assert all(map(torch.equal, found, first)), plan
+
+    with torch.no_grad():  # the code that is kept reads what the tensors hold now
+        table.mul_(0.5)
+        rate.mul_(2)
+    assert assert_agrees(student, batches, loss, meta, **settings).report.compiled == 0
+
+
+def test_compiled_equals_eager_in_float32_around_the_fused_op(monkeypatch):
+    """The ops are called by the generated code where the loss is not small."""
+    monkeypatch.setattr(compiled, "SMALL", 0)
+    student, batches, table, weight = make(torch.float32)
+    loss = losses(table, weight)["fused"]
+    graphs = []
+    monkeypatch.setattr(
+        compiled, "BACKEND", lambda graph, x: graphs.append(graph) or compiled._inductor(graph, x)
+    )
+    assert_agrees(student, batches, loss, [table, weight], 1e-5, optimizer=SGD(0.1, momentum=0.9))
+    called = {str(node.target) for graph in graphs for node in graph.graph.nodes if "l2t" in str(node.target)}
+    assert called == {"l2t.value.default", "l2t.grad.default", "l2t.grad_vjp.default"}
+
+
+# ---- traced
+
+
+OPTIMIZERS = {
+    "sgd": SGD(0.1, weight_decay=0.01),
+    "momentum": SGD(lambda step: 0.2 / (step + 1), momentum=0.9, nesterov=True),
+    "rmsprop": RMSprop(0.01, centered=True),
+    "clipped": SGD(0.5, clip_norm=0.1, groups=[{"params": "3.*", "lr": 0.2}]),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_optimisers(traced, optimizer):
+    student, batches, table, weight = make()
+    student[0].bias.requires_grad_(False)
+    meta = [table, weight, student[0].weight]
+    assert_agrees(student, batches, losses(table, weight)["written out"], meta, optimizer=optimizer)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"order": "first"}, {"truncate": 2}, {"along": 2}, {"schedule": "every", "along": {3: 0.5, 5: 2.0}}],
+    ids=str,
+)
+def test_ways_of_a_run(traced, settings):
+    student, batches, table, weight = make()
+    assert_agrees(student, batches, losses(table, weight)["fused"], [table, weight], **settings)
+
+
+def test_micro_batches(traced):
+    student, batches, table, weight = make()
+    loss = losses(table, weight)["fused"]
+    pairs = list(zip(batches[::2], batches[1::2], strict=False))
+    assert_agrees(student, pairs, loss, [table, weight], accumulate=2, schedule="every")
+
+
+def test_meta_tensors_in_batches_and_nested_batches(traced):
+    """Distilled data: another leaf in each step, once in the batch and in the loss, too."""
+    student, batches, table, _ = make()
+    data = [x.clone().requires_grad_() for x, _ in batches]
+    nested = [{"x": [x], "y": (y,)} for x, (_, y) in zip(data, batches, strict=True)]
+
+    def loss(model, batch, step):
+        x = batch["x"][0]
+        return F.cross_entropy(model(x) @ table, batch["y"][0]) + 0.1 * (data[0] * x).square().mean()
+
+    assert_agrees(student, nested, loss, [table, *data])
+    pairs = [(x, y) for x, (_, y) in zip(data, batches, strict=True)]
+
+    def plain(model, batch, step):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    assert_agrees(student, pairs, plain, data)
+
+
+def test_weights_that_are_not_reached_tied_or_enter_linearly(traced):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.second.weight = self.first.weight
+            self.unused, self.shift = nn.Linear(2, 2), nn.Parameter(torch.zeros(8))
+            self.frozen = nn.Parameter(torch.ones(8), requires_grad=False)
+
+        def forward(self, x):
+            return self.second(self.first(x).tanh()) * self.frozen
+
+    torch.manual_seed(1)
+    student, scale = Odd().double(), torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    idle = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    batches = torch.randn(4, BATCH, 8, dtype=torch.float64)
+
+    def loss(model, batch, step):
+        return scale * model(batch).square().mean() + (scale * model.shift).sum()
+
+    assert_agrees(student, batches, loss, [scale, idle])
+    # Linear in all weights: there are no products, but of scale.
+    assert_agrees(
+        student,
+        batches,
+        lambda model, batch, step: (scale * model.first.bias).sum(),
+        [scale, student.first.bias],
+    )
+    constant = torch.tensor(2.0).double()
+    assert_agrees(
+        student, batches, lambda model, batch, step: (constant * model.first.bias).sum(), [student.first.bias]
+    )
+
+
+def test_a_meta_tensor_behind_a_graph_that_was_there_before(traced):
+    student, batches, table, _ = make()
+    table_of_now = 2 * table.tanh()
+
+    def loss(model, batch, step):
+        return l2t.dynamic_loss(model(batch[0]), batch[1], table_of_now)
+
+    assert_agrees(student, batches, loss, [table])
+
+
+def test_lstm_convolution_and_checkpoint(traced):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.conv = nn.LSTM(2, 4, batch_first=True), nn.Conv1d(4, 2, 2)
+
+        def forward(self, x):
+            out = self.cell(x.view(-1, 4, 2))[0].transpose(1, 2)
+            return checkpoint(self.conv, out, use_reentrant=False).flatten(1)
+
+    torch.manual_seed(2)
+    student, batches = Mixed().double(), make()[1]
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    assert_agrees(
+        student, batches, lambda model, batch, step: scale * model(batch[0]).square().mean(), [scale]
+    )
+
+
+# ---- code that is kept
+
+
+def test_code_is_kept_while_student_and_loss_are_there(traced):
+    _, batches, table, weight = make()
+    student = nn.Linear(8, CLASSES).double()
+    by_name = losses(table, weight)
+    first = by_name["fused"]
+    loss = functools.partial(first)
+
+    holder = [student]
+
+    def seconds(loss, meta=(table, weight), **settings):
+        run, _ = gradients(holder[0], batches, loss, list(meta), compile=True, **settings)
+        return run.report.compiled
+
+    assert seconds(loss) > 0
+    assert seconds(loss) == 0
+    assert seconds(by_name["written out"]) > 0
+    assert seconds(loss, meta=[table]) > 0
+    assert seconds(loss, order="first") > 0
+    student.eval()
+    assert seconds(loss) > 0
+    student.train()
+    assert seconds(loss) == 0
+    assert len(compiled._KEPT[student]) == 5
+    del loss
+    gc.collect()
+    assert seconds(first) > 0
+    assert len(compiled._KEPT[student]) == 2
+
+    class Owner:
+        def method(self, model, batch, step):
+            return first(model, batch, step)
+
+    owner = Owner()
+    assert seconds(owner.method) > 0
+    assert seconds(owner.method) == 0
+    kept = weakref.ref(student)
+    del student, holder[0]
+    gc.collect()
+    assert kept() is None
+
+
+def test_a_loss_that_sees_other_things_is_compiled_anew(traced):
+    _, batches, table, weight = make()
+    student = nn.Linear(8, CLASSES).double()
+    other = torch.tensor(1.0, dtype=torch.float64)
+    seen = {"factor": 1.0, "tensor": other, "detached": False}
+
+    def loss(model, batch, step):
+        mine = weight.detach() if seen["detached"] else weight
+        each = F.cross_entropy(model(batch[0]) @ table, batch[1], reduction="none")
+        return seen["factor"] * seen["tensor"] * (mine * each).mean()
+
+    meta = [table, weight]
+    assert assert_agrees(student, batches, loss, meta).report.compiled > 0
+    other.fill_(1.5)  # the same tensor
+    assert assert_agrees(student, batches, loss, meta).report.compiled == 0
+    for change in ({"factor": 2.0}, {"tensor": torch.tensor(3.0, dtype=torch.float64)}, {"detached": True}):
+        seen |= change
+        assert assert_agrees(student, batches, loss, meta).report.compiled > 0
+
+
+def test_no_seconds_without():
+    student, batches, table, weight = make()
+    run, _ = gradients(student, batches, losses(table, weight)["fused"], [table])
+    assert run.report.compiled is None
+
+
+# ---- refused
+
+
+def refused(match, loss=None, error=RuntimeError, batches=None, **settings):
+    student, usual, table, weight = make()
+    loss = loss or losses(table, weight)["fused"]
+    with pytest.raises(error, match=match) as caught:
+        gradients(student, batches or usual, loss, [table, weight], compile=True, **settings)
+    assert str(caught.value).startswith("l2t.")
+    assert all(p.grad is None for p in student.parameters())
+
+
+def test_refused_arguments():
+    student, batches, table, weight = make()
+    loss = losses(table, weight)["fused"]
+    with pytest.raises(TypeError, match="compile must be True or False, got int"):
+        l2t.unroll(student, batches, loss, measure, compile=1)
+    with pytest.raises(ValueError, match="meta must be named with compile=True"):
+        l2t.unroll(student, batches, loss, measure, compile=True)
+    refused(
+        "curvature must be 'reverse' or 'recompute' with compile=True", error=ValueError, curvature="central"
+    )
+    with torch.autocast("cpu"):
+        refused("autocast must be off")
+
+
+def test_refused_batches(traced):
+    _, batches, table, _ = make()
+    refused("got .*int.* at step 0", error=TypeError, batches=range(3))
+    refused("got .*int.* at step 0", error=TypeError, batches=[(*batch, 3) for batch in batches])
+    refused("got one with a graph at step 0", error=ValueError, batches=[(2 * table, batches[0][1])])
+    refused(
+        "same shapes, dtypes and devices.* at step 1",
+        error=ValueError,
+        batches=[batches[0], tuple(x[:3] for x in batches[1])],
+    )
+
+
+USES = {
+    "arithmetic": lambda x, step: x * step,
+    "index": lambda x, step: x * [1, 2][step],
+    "comparison": lambda x, step: x if step < 3 else 2 * x,
+    "key": lambda x, step: x * {0: 1.0}.get(step, 2.0),
+    "tensor": lambda x, step: x * torch.tensor([1.0, 2.0])[step],
+    "function": lambda x, step: torch.add(x, step),
+    "text": lambda x, step: x * len(f"{step}"),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_refused_use_of_the_step(traced, use):
+    refused(
+        "loss must not use the number of the step",
+        lambda model, batch, step: use(model(batch[0]).square().mean(), step),
+        error=TypeError,
+    )
+
+
+OPERATIONS = {
+    "dropout": (lambda x: F.dropout(x), "draws random numbers"),
+    "item": (lambda x: x * x.sum().item(), "reads a number"),
+    "branch": (lambda x: x if x.sum() > 0 else -x, "reads a number"),
+    "list": (lambda x: x * x.tolist()[0][0], "Tensor.tolist, which reads a number"),
+    "array": (lambda x: x * float(x.detach().numpy().sum()), "Tensor.numpy, which reads a number"),
+    "mask": (lambda x: x[x > 0], "shape depends on numbers"),
+}
+
+
+@pytest.mark.parametrize(("operation", "match"), OPERATIONS.values(), ids=OPERATIONS)
+def test_refused_operations(traced, operation, match):
+    refused(match, lambda model, batch, step: operation(model(batch[0])).square().mean())
+
+
+def test_refused_losses(traced):
+    draws = random.Random(0)
+    refused(
+        "got another loss at the first step",
+        lambda model, batch, step: draws.random() * model(batch[0]).square().mean(),
+    )
+    refused(
+        "must compute in float32",
+        lambda model, batch, step: model(batch[0]).half().square().mean().double(),
+        error=ValueError,
+    )
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, v):
+            return 2 * v
+
+    refused(
+        "marked @once_differentiable", lambda model, batch, step: Once.apply(model(batch[0])).square().mean()
+    )
+
+
+@pytest.mark.parametrize(
+    ("which", "place", "match"),
+    [
+        (0, 0, "another loss"),
+        (0, 1, "another gradient"),
+        (0, -1, "another buffer after it"),
+        (1, 0, "another product H a"),
+        (1, -1, "another derivative to meta"),
+    ],
+)
+def test_refused_code_that_is_wrong(monkeypatch, which, place, match):
+    """A compiler that is off by a thousandth in one result."""
+    made = []
+
+    def wrong(graph, examples):
+        made.append(graph)
+        if len(made) - 1 != which:
+            return graph
+
+        def run(*arguments):
+            found = list(graph(*arguments))
+            off = found[place] if which == 0 else arguments[-5 if place == 0 else -1]
+            off.copy_(off * 1.001 + (off.dtype == torch.int64))
+            return found
+
+        return run
+
+    monkeypatch.setattr(compiled, "BACKEND", wrong)
+    refused(match)
+
+
+def test_refused_without_a_compiler(monkeypatch):
+    def absent(graph, examples):
+        raise OSError("no compiler here.")
+
+    monkeypatch.setattr(compiled, "BACKEND", absent)
+    refused(r"compiled by torch's inductor with compile=True, got OSError \(no compiler here\)")
+
+
+def test_refused_changes_between_run_and_walk_back(traced):
+    student, batches, table, weight = make()
+    run = l2t.unroll(
+        student, batches, losses(table, weight)["fused"], measure, meta=[table, weight], compile=True
+    )
+    batches[2][0][0] += 1
+    with pytest.raises(
+        RuntimeError, match="loss must be the same when a step is run again, got values that are off"
+    ):
+        run.backward()
+    assert table.grad is None
+
+
+def test_refused_target_of_a_later_step(traced):
+    _, batches, _, _ = make()
+    for wrong in (CLASSES, -2):
+        batches[3][1][0] = wrong
+        refused("target must hold class indices", batches=batches)

@@ -12,6 +12,7 @@ The contenders, with --momentum of SGD where they know it:
   l2t                l2t.unroll, every step remembered
   l2t 64MB           the same with memory="64MB"
   l2t fused          l2t with l2t.dynamic_loss in the place of the loss that is written out
+  l2t compiled       l2t with compile=True; what that takes once is left out, as it is for JAX
   l2t one-sided      curvature="one-sided": not exact, and held to five percent
   plain training     the steps alone, with torch.optim.SGD: what a reverse pass is measured against
 
@@ -37,6 +38,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import importlib
 import importlib.metadata
@@ -170,6 +172,28 @@ def unroll(fused: bool = False, **options: Any) -> Callable[[Work], Callable[[],
     return contender
 
 
+@functools.cache
+def loss_on_tensors(weight: Tensor, bias: Tensor) -> Callable[..., Tensor]:
+    """The same function for every run, since compiled code is kept with it."""
+    return lambda model, batch, step: loss_of(model(batch[0]), batch[1], weight, bias)
+
+
+def compiled(work: Work) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        l2t.unroll(
+            work.layers,
+            [(work.x[i], work.y[i]) for i in work.order],
+            loss_on_tensors(work.weight, work.bias),
+            lambda model: F.cross_entropy(model(work.dev[0]), work.dev[1]),
+            optimizer=l2t.optim.SGD(lr=work.lr, momentum=work.momentum),
+            meta=[work.weight, work.bias],
+            compile=True,
+        ).backward()
+        return work.gradient()
+
+    return run
+
+
 def higher(work: Work) -> Callable[[], Tensor]:
     peer = importlib.import_module("higher")
     optimizer = torch.optim.SGD(work.layers.parameters(), lr=work.lr, momentum=work.momentum)
@@ -280,6 +304,7 @@ CONTENDERS: dict[str, Callable[[Work], Callable[[], Tensor | None]]] = {
     "l2t": unroll(),
     "l2t 64MB": unroll(memory="64MB"),
     "l2t fused": unroll(fused=True),
+    "l2t compiled": compiled,
     "l2t one-sided": unroll(curvature="one-sided"),
     "plain training": plain_training,
 }

@@ -329,7 +329,16 @@ def test_from_the_command_line_to_the_page(tmp_path):
 
 
 def peers():
-    names = ["autograd", "l2t", "l2t 64MB", "l2t fused", "l2t one-sided", "plain training", "nobody"]
+    names = [
+        "autograd",
+        "l2t",
+        "l2t 64MB",
+        "l2t fused",
+        "l2t compiled",
+        "l2t one-sided",
+        "plain training",
+        "nobody",
+    ]
     return argparse.Namespace(contenders=names, momentum=0.5, rounds=1)
 
 
@@ -344,12 +353,13 @@ def test_teacher_gradients_agree_and_a_wrong_one_gets_no_time(student, monkeypat
 
     monkeypatch.setitem(unroll_peers.CONTENDERS, "l2t", wrong)
     monkeypatch.setitem(unroll_peers.CONTENDERS, "nobody", missing)
+    monkeypatch.setattr(l2t.compiled, "BACKEND", lambda graph, examples: graph)  # compiling takes seconds
     steps = 1 if student == "LeNet" else 2
     rows = {row["contender"]: row for row in unroll_peers.times(student, steps, peers())}
     assert rows["l2t"]["left_out"] == "wrong by 1.0e-03"
     assert rows["nobody"]["left_out"] == "not installed: No module named 'nobody'"
     assert rows["plain training"]["error"] is None
-    for name in ("autograd", "l2t 64MB", "l2t fused", "l2t one-sided", "plain training"):
+    for name in ("autograd", "l2t 64MB", "l2t fused", "l2t compiled", "l2t one-sided", "plain training"):
         assert rows[name]["q25"] <= rows[name]["ms"] <= rows[name]["q75"]
         assert rows[name]["of_autograd"] > 0
     assert rows["autograd"]["of_autograd"] == 1

@@ -422,7 +422,9 @@ def _compiled(function: Callable[..., list[Tensor]], arguments: list[Tensor]) ->
 def _inductor(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
     from torch._inductor import compile as inductor
 
-    return cast("Callable[..., Sequence[Tensor]]", inductor(graph, [*examples]))
+    # Several threads would add to one place in any order (the gradient of an index), with other bits each
+    # time.
+    return cast("Callable[..., Sequence[Tensor]]", inductor(graph, [*examples], {"cpp.threads": 1}))
 
 
 BACKEND = _inductor

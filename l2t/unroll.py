@@ -154,10 +154,10 @@ def unroll(
             short. Code is kept for later runs of the same student, loss (the same function, not one made anew
             in each call), meta tensors and shapes, which read what these tensors hold then; each run compares
             its first step with ``loss`` itself, and new code its products, too. ``report.compiled`` has the
-            seconds. It remembers as ``"recompute"`` does. The gradient has the same bits for all exact
-            schedules, but not those of ``compile=False``. ``meta`` must be named; batches are tensors of one
-            shape in tuples, lists and dicts; ``loss`` does not use ``step``, draws no random numbers, reads
-            none from tensors, and is not called again where the code runs, so that it has no effects beside.
+            seconds. It remembers as ``"recompute"`` does. On the CPU the gradient has the same bits for all
+            exact schedules, but not those of ``compile=False``. ``meta`` must be named; batches are tensors
+            of one shape in tuples, lists and dicts; ``loss`` does not use ``step``, draws no random numbers,
+            reads none from tensors, and is not called where the code runs, so that it has no other effects.
         accumulate: micro-batches a step. Each batch is then a sequence of so many things that ``loss`` takes,
             and the step's loss is the mean of theirs: that of one batch of them all, to rounding, where they
             are of one size, losses are means, and nothing such as BatchNorm looks across samples. Activations

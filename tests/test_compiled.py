@@ -133,6 +133,41 @@ def test_compiled_equals_eager_in_float32_around_the_fused_op(monkeypatch):
     assert called == {"l2t.value.default", "l2t.grad.default", "l2t.grad_vjp.default"}
 
 
+@pytest.mark.long
+def test_the_same_bits_with_several_threads():
+    """The gradient of an embedding adds many rows to one place."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.manual_seed(0)
+        student = nn.Sequential(nn.Embedding(50, 64), nn.Tanh(), nn.Linear(64, 3))
+        batches = [(torch.randint(50, (8192,)), torch.randint(3, (8192,))) for _ in range(6)]
+        scale = torch.ones(3, requires_grad=True)
+
+        def loss(model, batch, step):
+            return F.cross_entropy(scale * model(batch[0]), batch[1])
+
+        found = []
+        for _ in range(3):
+            scale.grad = None
+            run = l2t.unroll(
+                student,
+                batches,
+                loss,
+                lambda model: model(batches[0][0]).square().mean(),
+                meta=[scale],
+                schedule="every",
+                verify="all",
+                compile=True,
+            )
+            run.backward()
+            found.append(scale.grad)
+        assert torch.equal(found[0], found[1])
+        assert torch.equal(found[0], found[2])
+    finally:
+        torch.set_num_threads(threads)
+
+
 # ---- traced
 
 

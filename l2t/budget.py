@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from l2t import check
+from l2t.anchors import anchored, reads_weights
 from l2t.curvature import Curvature, gradient
 from l2t.optim import Slot
 from l2t.schedule import Schedule, Segments, StoreAll, TwoLevel, fit, fit_outside
-from l2t.tape import Randomness, State, Student
+from l2t.tape import Randomness, Roots, State, Student
 
 __all__ = ["Sizes", "choose", "sizes", "state_bytes", "tensors_of"]
 
@@ -56,6 +57,7 @@ def sizes(
     reads: bool,
     narrows: bool = False,
     micro_batches: int = 1,
+    anchors: bool = False,
 ) -> Sizes:
     """Sizes from the first step.
 
@@ -68,6 +70,7 @@ def sizes(
         reads: whether the optimiser's transpose reads weights, slots and gradients.
         narrows: whether states are kept as bfloat16.
         micro_batches: how many a batch is a sequence of; the first one stands for all.
+        anchors: whether the graph alone is to keep the weights, where it can.
     """
     slots = tensors_of(state.slots)
     step_bytes = _bytes([*state.weights, *state.buffers, *(slots if reads else ())])
@@ -77,7 +80,13 @@ def sizes(
         gradients = reads + micro_batches * curvature.keeps_gradient(False)
     step_bytes += _bytes(state.weights) * gradients + _bytes(state.buffers) * (micro_batches - 1)
     if curvature.keeps_graph:
-        step_bytes += micro_batches * _graph_bytes(student, loss, batch, state)
+        of_graph = _graph_bytes(student, loss, batch, state, anchors)
+        if anchors and of_graph is not None:
+            step_bytes -= _bytes(state.weights)
+        elif of_graph is None:
+            of_graph = _graph_bytes(student, loss, batch, state, False)
+        assert of_graph is not None
+        step_bytes += micro_batches * of_graph
     return Sizes(state_bytes(state, narrows), step_bytes)
 
 
@@ -86,8 +95,13 @@ def state_bytes(state: State, narrows: bool = False) -> int:
     return _bytes([*state.weights, *tensors_of(state.slots), *state.buffers], narrows)
 
 
-def _graph_bytes(student: Student, loss: Callable[..., Tensor], batch: Any, state: State) -> int:
-    """What the graph of a step keeps alive: what a second one of the same step adds."""
+def _graph_bytes(
+    student: Student, loss: Callable[..., Tensor], batch: Any, state: State, anchors: bool
+) -> int | None:
+    """What the graph of a step keeps alive: what a second one of the same step adds.
+
+    None where it cannot be the only one to keep the weights.
+    """
     saved: list[list[weakref.ref[Tensor]]] = []
     kept = []
     randomness = Randomness.now(student.cuda_devices)
@@ -99,11 +113,14 @@ def _graph_bytes(student: Student, loss: Callable[..., Tensor], batch: Any, stat
             saved[-1].append(weakref.ref(x))
             return x
 
-        student.bind(state.weights, state.buffers)
+        weights = anchored(state.weights)[1] if anchors else state.weights
+        student.bind(weights, state.buffers)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-            kept.append(gradient(loss(student.module, batch, 0), state.weights))
+            kept.append(gradient(loss(student.module, batch, 0), weights))
         student.release()
         randomness.restore(student.cuda_devices)
+        if anchors and reads_weights(student, Roots.of(kept[-1]).edges, state.buffers):
+            return None
     first, second = ({x._cdata: x.nbytes() for x in _storages(refs)} for refs in saved)
     return sum(size for at, size in second.items() if at not in first)
 

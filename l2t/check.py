@@ -1132,6 +1132,17 @@ def unroll_once_differentiable() -> RuntimeError:
     )
 
 
+class WeightsGoneError(RuntimeError):
+    """A step's backward pass reads weights that are no longer kept."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "l2t.unroll: with curvature='reverse' the backward pass of a step must not read the student's weights past "
+            "its graph, got one that does (an autograd Function that runs a module again?). Take "
+            "curvature='recompute', which keeps the weights of every step."
+        )
+
+
 class ForwardModeError(Exception):
     """An operation of a step has no derivative in forward mode."""
 

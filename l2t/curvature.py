@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from l2t import check
 from l2t.optim import Tensors
-from l2t.tape import Grads, Roots, Step
+from l2t.tape import Grads, Roots, Step, nodes_of
 
 __all__ = [
     "CURVATURES",
@@ -143,24 +143,10 @@ def products(roots: Roots, a: Sequence[Tensor], inputs: Sequence[Tensor]) -> Gra
     )
 
 
-def _nodes(roots: Sequence[Tensor | GradientEdge]) -> Iterator[Any]:
-    """Every node of the graphs of these, once."""
-    begin = [x.node if isinstance(x, GradientEdge) else x.grad_fn for x in roots]
-    stack: list[Any] = [node for node in begin if node is not None]
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
-        yield node
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                stack.append(following)
-
-
 def leaves(roots: Sequence[Tensor | GradientEdge]) -> list[Tensor]:
     """Every leaf that the graphs of these reach, in the order in which they are found."""
     found = {id(x): x for x in roots if isinstance(x, Tensor) and x.grad_fn is None}
-    for node in _nodes(roots):
+    for node in nodes_of(roots):
         if isinstance(node, torch._C._functions.AccumulateGrad):  # type: ignore[attr-defined]
             found.setdefault(id(node.variable), node.variable)
     return list(found.values())
@@ -172,14 +158,14 @@ def differentiable(roots: Sequence[Tensor | GradientEdge]) -> None:
     Its error hangs on a leaf of its own, so the engine does not come by where inputs are named, and leaves
     the second derivative out in silence.
     """
-    for node in _nodes(roots):
+    for node in nodes_of(roots):
         if node.name() == "torch::autograd::Error":
             raise check.unroll_once_differentiable()
 
 
 def dtypes(value: Tensor) -> set[torch.dtype]:
     """The dtypes of the numbers that go back through the graph of a loss: autocast inside it shows here."""
-    every = {x.dtype for node in _nodes([value]) for x in node._input_metadata}
+    every = {x.dtype for node in nodes_of([value]) for x in node._input_metadata}
     return {dtype for dtype in every if dtype.is_floating_point}
 
 
@@ -188,7 +174,7 @@ def checkpoints(value: Tensor) -> None:
 
     It names no weight of the modules in it: ``backward()`` fills their ``.grad``, a gradient passes them by.
     """
-    if any(node.name() == "CheckpointFunctionBackward" for node in _nodes([value])):
+    if any(node.name() == "CheckpointFunctionBackward" for node in nodes_of([value])):
         raise check.unroll_reentrant()
 
 

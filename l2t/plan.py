@@ -201,7 +201,8 @@ def plan(
         with torch.enable_grad():
             assert state is not None
             narrows = store == "bfloat16"
-            size = sizes(places, loss, first, state, CURVATURES[curvature], reads, narrows, accumulate)
+            way, anchors = CURVATURES[curvature], not reads and run._steps.anchors(state.weights)
+            size = sizes(places, loss, first, state, way, reads, narrows, accumulate, anchors)
     finally:
         for x, kept in zip(touched, grads, strict=True):
             x.grad = kept

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from l2t import check
+from l2t.anchors import gone
 from l2t.budget import Sizes, choose, sizes, state_bytes, tensors_of
 from l2t.compiled import Compiled
 from l2t.curvature import (
@@ -214,7 +215,8 @@ class Run:
     def _take(self, t: int, state: State, batch: object, tapes: bool) -> State:
         """Takes step t, and puts it on the tape if it is to be remembered."""
         returns = self._data is not None and t >= self._first
-        state, step = self._steps.take(t, state, batch, tapes=tapes, returns=returns)
+        measured = t > 0 and self._measures.after(t)
+        state, step = self._steps.take(t, state, batch, tapes=tapes, returns=returns, measured=measured)
         if step is not None:
             self._tape[t] = step
         return state
@@ -255,7 +257,10 @@ class Run:
         """Bytes of states and steps, from the first step."""
         reads = self._optimizer.reads or bool(self._steps.settings(0).wanted)
         narrows, count = self._states.narrows, self._micro_batches
-        found = sizes(self._student, self._loss, batch, state, self._curvature, reads, narrows, count)
+        anchors = not reads and self._steps.anchors(state.weights)
+        found = sizes(
+            self._student, self._loss, batch, state, self._curvature, reads, narrows, count, anchors
+        )
         return found if self._ranks is None else Sizes(*self._ranks.most(found))
 
     def backward(self, gradient: Tensor | None = None) -> None:
@@ -370,7 +375,7 @@ class Run:
         _lend(step.weights, adjoint, step.index)
         if reached == []:
             return
-        self._student.bind(step.weights, step.buffers)
+        self._student.bind(gone(step.weights) if step.anchored else step.weights, step.buffers)
         point = Point((), (), (), hyper, places_of(step.weights, reached))
         if optimizer.reads or hyper.wanted:
             if step.grads is None:

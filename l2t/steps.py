@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from l2t import check
+from l2t.anchors import anchored, large, reads_weights
 from l2t.compiled import Compiled
 from l2t.curvature import Curvature, Replay, checkpoints, coarsest, dtypes
 from l2t.optim import Hyper, Optimizer, Point, Slot, Tensors
@@ -64,6 +65,8 @@ class Steps:
         if self._compiled is not None:
             self.replay = Replay(self.again, unit=0.0, examines=False)  # which it does not read
         self.rounding: Callable[[Tensor, Tensor], None] | None = None
+        self._anchors: bool | None = None
+        self._tried = False
 
     def forget(self) -> None:
         """Lets go of the course."""
@@ -76,11 +79,12 @@ class Steps:
         return State(w, self._optimizer.start(w), self._student.buffers)
 
     def take(
-        self, t: int, state: State, batch: object, *, tapes: bool, returns: bool
+        self, t: int, state: State, batch: object, *, tapes: bool, returns: bool, measured: bool = False
     ) -> tuple[State, Step | None]:
         """Takes step t: the state after it, and what is remembered of the step if it is taped.
 
-        A step that is in the course is taken again. ``returns`` says of one that is not whether it will be.
+        A step that is in the course is taken again. ``returns`` says of one that is not whether it will be,
+        ``measured`` whether a measure will be taken again at the weights before it.
         """
         w, slots, b = state
         student, hyper, again = self._student, self.settings(t), t < len(self.course)
@@ -96,6 +100,8 @@ class Steps:
             randomness = Randomness.now(student.cuda_devices, before)
         reads = self._optimizer.reads or bool(hyper.wanted)
         step = Step(t, hyper, w, b, slots if reads else ()) if tapes else None
+        if step is not None and not reads and not measured and self.anchors(w):
+            step.anchored = True
         if self._micro_batches == 1 and self._ranks is None:
             value, g, b = self._gradient(step, t, w, b, batch, reads)
         else:
@@ -131,6 +137,11 @@ class Steps:
                 step.grads = g if self._curvature.keeps_gradient(reads) else None
             return value, g, b
         student = self._student
+        start = None
+        if step is not None and step.anchored:
+            if not self._tried:
+                start = Randomness.now(student.cuda_devices)
+            step.weights, w = anchored(own := w)
         student.bind(w, b)
         value = self._loss(student.module, batch, t)
         check.unroll_loss(value, t)
@@ -142,8 +153,15 @@ class Steps:
         # The graph is built in steps that are taken to be forgotten, too: without it some of PyTorch's
         # derivatives come from other kernels, with other bits.
         g, d_others = self._curvature.gradient(value, w, self._meta)
-        b = student.present_buffers()
+        after = student.present_buffers()
         student.release()
+        if step is not None and start is not None:
+            self._tried = True
+            if reads_weights(student, Roots.of(g).edges, b):
+                step.weights, step.anchored, self._anchors = own, False, False
+                start.restore(student.cuda_devices)
+                return self._gradient(step, t, own, b, batch, reads)
+        b = after
         if step is not None:
             if self._curvature.keeps_graph:
                 step.roots = Roots.of(g)
@@ -151,6 +169,13 @@ class Steps:
                 step.batch, step.d_others = batch, d_others
             step.grads = g if self._curvature.keeps_gradient(reads) else None
         return value.detach(), g, b
+
+    def anchors(self, weights: Tensors) -> bool:
+        """Whether the graphs of taped steps alone are to keep the weights, where nothing else reads them."""
+        if self._anchors is None:
+            single = self._micro_batches == 1 and self._ranks is None and self._seen is None
+            self._anchors = self._curvature.keeps_graph and single and large(weights)
+        return self._anchors
 
     def _accumulated(
         self,

@@ -11,7 +11,7 @@ l2t/curvature.py.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +22,18 @@ from torch.autograd.graph import GradientEdge
 from l2t import check
 from l2t.optim import Hyper, Slot, Tensors
 
-__all__ = ["Adjoint", "Grads", "Randomness", "Roots", "State", "Step", "Student", "Taken", "modes"]
+__all__ = [
+    "Adjoint",
+    "Grads",
+    "Randomness",
+    "Roots",
+    "State",
+    "Step",
+    "Student",
+    "Taken",
+    "modes",
+    "nodes_of",
+]
 
 Grads = tuple[Tensor | None, ...]
 
@@ -136,6 +147,20 @@ class Roots(NamedTuple):
         return Roots(edges, [i for i, g in enumerate(present) if g.requires_grad])
 
 
+def nodes_of(roots: Sequence[Tensor | GradientEdge]) -> Iterator[Any]:
+    """Every node of the graphs of these, once."""
+    begin = [x.node if isinstance(x, GradientEdge) else x.grad_fn for x in roots]
+    stack: list[Any] = [node for node in begin if node is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        yield node
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+
+
 def modes() -> Callable[[], contextlib.ExitStack]:
     """The modes of the present that the numbers of a step depend on, as a function that enters them again."""
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -178,16 +203,18 @@ class Step:
     ``roots`` are there where the step's graph is kept, ``batch`` and ``randomness`` where it is to be run
     again instead; ``slots`` and ``grads`` where the transpose of the update or a hypergradient reads them;
     ``grads`` and ``d_others``, the gradient of the loss to leaves beside the weights, where a curvature does.
-    ``reached`` lists the weights that the loss reaches, None for all of them. A step of several micro-batches
+    ``anchored`` says that the weights are kept by the graph alone (l2t/anchors.py). ``reached`` lists the
+    weights that the loss reaches, None for all of them. A step of several micro-batches
     has ``parts``, a step each, at the same weights: these hold what a curvature reads, and the step itself
     holds what the transpose of the update reads.
     """
 
     index: int
     hyper: Hyper
-    weights: Tensors  # leaves that require a gradient
+    weights: Tensors  # leaves that require a gradient: the weights, or their anchors
     buffers: list[Tensor]
     slots: Sequence[Slot]
+    anchored: bool = False
     batch: object = None
     randomness: Randomness | None = None
     loss: Tensor | None = None  # 0-dim, detached

@@ -30,6 +30,7 @@ LAYERS = (
             "measures",
             "ranks",
             "tape",
+            "anchors",
             "states",
             "plan",
             "budget",

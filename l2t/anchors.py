@@ -1,0 +1,77 @@
+"""Weights of a taped step that live no longer than its graph needs them.
+
+Docs: section 6 of docs/math.md. The graph of a step holds the weights that its derivatives read: of a first
+layer none. If the leaves at its ends were the weights themselves, it would hold all of them. So a step whose
+weights nothing else asks for is taken at copies, w + (-0.0), whose leaves are *anchors*: as large as the
+weights, of one number each. Adding a negative zero changes no bit.
+
+What runs a part of the step again in its backward pass (an activation checkpoint) reads weights that may be
+gone: :func:`reads_weights` tries it at one step, and :class:`Gone` raises wherever it is not foreseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from l2t import check
+from l2t.tape import Randomness, Student, nodes_of
+
+__all__ = ["anchored", "gone", "large", "reads_weights"]
+
+LARGE = 1 << 20
+"""Bytes of weights from which copies pay: they cost a pass over the weights, and some microseconds each."""
+
+
+def large(weights: Sequence[Tensor]) -> bool:
+    """Whether the weights are worth an anchor. Complex ones cannot have any: their zero has two signs."""
+    if not all(w.is_floating_point() and w.layout is torch.strided for w in weights):
+        return False
+    return sum(w.nbytes for w in weights) >= LARGE
+
+
+def anchored(weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Anchors, which are leaves that require a gradient, and copies of the weights that hang on them."""
+    values = [w.detach() for w in weights]
+    anchors = [w.new_full((), -0.0).expand(w.shape).requires_grad_() for w in values]
+    return anchors, [w + anchor for w, anchor in zip(values, anchors, strict=True)]
+
+
+class Gone:
+    """What stands in the place of a weight that is no more: whoever reads it hears of it."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise check.WeightsGoneError
+
+    def __getattr__(self, name: str) -> Any:
+        raise check.WeightsGoneError
+
+
+def gone(weights: Sequence[Tensor]) -> list[Tensor]:
+    """As many as there are weights."""
+    return [cast("Tensor", Gone()) for _ in weights]
+
+
+def reads_weights(student: Student, roots: Sequence[Tensor | GradientEdge], buffers: list[Tensor]) -> bool:
+    """Whether what the graph of a step has saved reads the student's weights when it is unpacked.
+
+    It is unpacked once, as the backward pass does it.
+    """
+    before = Randomness.now(student.cuda_devices)
+    student.bind(gone(student.parameters), buffers)
+    try:
+        for node in nodes_of(roots):
+            for name in dir(node):
+                if name == "saved_tensors" or name.startswith("_saved_"):
+                    getattr(node, name)
+    except check.WeightsGoneError:
+        return True
+    finally:
+        student.release()
+        before.restore(student.cuda_devices)
+    return False

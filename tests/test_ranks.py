@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    path = os.pathsep.join([str(HERE.parent), *sys.path])
+    path = os.pathsep.join(filter(None, sys.path))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen([sys.executable, HERE / "ranks.py", str(rank), "2", folder], env=environment)

@@ -346,7 +346,9 @@ def test_what_a_killed_process_left_is_removed(course: Callable[..., l2t.Run], t
 
     def ran(how: str) -> list[str]:
         command = [sys.executable, "-c", code, str(tmp_path), how]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout.split("\n")[:-1]
+        here = Path(__file__).parent  # not the source tree, whose l2t is not built
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=here)
+        return ended.stdout.split("\n")[:-1]
 
     mine = course(schedule="disk", directory=tmp_path)  # alive
     assert len(folders(tmp_path)) == 2

@@ -398,7 +398,7 @@ def test_memory_of_teacher_gradients_from_the_command_line_to_the_page(tmp_path)
     assert done.returncode == 0, done.stderr
     rows = criteria.read(out)
     memory = {(row["contender"], row.get("heap")): row for row in rows if row["what"] == "memory"}
-    assert 20 < memory["l2t", "returned"]["extra_mb"] < 100  # the weights of twenty steps are 32 MB
+    assert 2 < memory["l2t", "returned"]["extra_mb"] < 25  # the weights of twenty steps would be 32 MB
     assert memory["l2t", "returned"]["error"] < 1e-4
     text = "\n".join(draw.teacher_gradients(rows))
     assert "### 784-500-10, T = 1 for time, T = 20 for memory" in text

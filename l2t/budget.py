@@ -81,12 +81,10 @@ def sizes(
     step_bytes += _bytes(state.weights) * gradients + _bytes(state.buffers) * (micro_batches - 1)
     if curvature.keeps_graph:
         of_graph = _graph_bytes(student, loss, batch, state, anchors)
-        if anchors and of_graph is not None:
-            step_bytes -= _bytes(state.weights)
-        elif of_graph is None:
-            of_graph = _graph_bytes(student, loss, batch, state, False)
-        assert of_graph is not None
-        step_bytes += micro_batches * of_graph
+        if of_graph is None:
+            anchors, of_graph = False, _graph_bytes(student, loss, batch, state, False)
+            assert of_graph is not None
+        step_bytes += micro_batches * of_graph - anchors * _bytes(state.weights)
     return Sizes(state_bytes(state, narrows), step_bytes)
 
 

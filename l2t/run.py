@@ -257,7 +257,8 @@ class Run:
         """Bytes of states and steps, from the first step."""
         reads = self._optimizer.reads or bool(self._steps.settings(0).wanted)
         narrows, count = self._states.narrows, self._micro_batches
-        anchors = not reads and self._steps.anchors(state.weights)
+        # A step before which a measure is taken keeps its weights: then all are counted so.
+        anchors = not reads and self._measures.along is None and self._steps.anchors(state.weights)
         found = sizes(
             self._student, self._loss, batch, state, self._curvature, reads, narrows, count, anchors
         )

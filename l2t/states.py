@@ -217,9 +217,8 @@ def _write(path: Path, tensors: Sequence[Tensor]) -> None:
 def _remove(writer: ThreadPoolExecutor, folder: Path, lock: int, owner: int) -> None:
     if os.getpid() != owner:  # in a fork of it
         return
-    with contextlib.suppress(
-        RuntimeError
-    ):  # the writer itself collects the garbage, and cannot wait for itself
+    # Where the writer itself collects the garbage it cannot wait for itself.
+    with contextlib.suppress(RuntimeError):
         writer.shutdown(cancel_futures=True)
     shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)

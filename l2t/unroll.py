@@ -107,7 +107,8 @@ def unroll(
             measure, optimizer or batches. A parameter of the student among them means its initial value.
             Default: every leaf that is reached, the student's own parameters apart.
         curvature: where the second derivatives of ``loss`` come from. Exact are: ``"reverse"``, which keeps
-            each step's weights and graph, so memory grows with its activations; ``"recompute"``, which keeps
+            each step's graph and its weights (of large ones those that the graph reads), so memory grows with
+            its activations; ``"recompute"``, which keeps
             a step's weights and batch and runs it again in the walk back, the same step bit for bit
             (PyTorch's default random numbers and buffers included), for one more run's time and the same
             gradient to the bit, and needs a ``loss`` that depends on model, batch and step alone;

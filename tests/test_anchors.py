@@ -182,3 +182,20 @@ def test_a_budget_counts_what_the_graph_keeps(monkeypatch: pytest.MonkeyPatch) -
     first = student[0].weight
     assert sizes[0].state == sizes[1].state
     assert sizes[1].step - sizes[0].step >= first.nbytes
+
+
+@pytest.mark.usefixtures("always")
+def test_a_budget_counts_weights_that_measures_along_the_way_ask_for() -> None:
+    student, x = mlp(), torch.randn(6, 8)
+    sizes = [
+        l2t.unroll(
+            student,
+            [x] * STEPS,
+            lambda model, batch, step: model(batch).square().mean(),
+            lambda model: model(x).mean(),
+            memory="1MB",
+            along=along,
+        ).report.sizes
+        for along in (None, 1)
+    ]
+    assert sizes[1].step - sizes[0].step >= student[0].weight.nbytes

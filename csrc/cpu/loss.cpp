@@ -4,7 +4,7 @@
 //
 // The formulas are those of math/row.h, in its three moves: sums over classes of each row of a block, the heads of
 // a block together, one expression an output. The gradient to the logits may be written over the logits: what
-// needs them comes before, in the row and in the call. Deliberately not here: arithmetic (math/), loops over
+// needs them comes before, in the row and in the call. `value` reads a long row once, in pieces. Deliberately not here: arithmetic (math/), loops over
 // classes (walk.h), threads (pool.h).
 #include "../l2t.h"
 
@@ -166,15 +166,15 @@ l2t_status value(const l2t_rows& rows, const l2t_tensors& inputs, T* loss_out, T
   const int64_t c = call.c, padded = up_to_multiple(c, Vec<T>::lanes), together = rows_of_a_block(call);
   const Weight<T> w(call, memory);
   const int64_t pieces = Long ? (c + kPiece - 1) / kPiece : 0;
-  const Scratch<T> scratch(memory, rows, call.n, together * (padded * (w.low_rank ? 2 : 1) + pieces));
+  const int64_t room_of_tops = up_to_multiple(together * pieces, Vec<T>::lanes);
+  const Scratch<T> scratch(memory, rows, call.n, room_of_tops + together * padded * (w.low_rank ? 2 : 1));
   T* loss_of_row = call.reduced ? memory.take<T>(call.n) : loss_out;
   if (memory.failed()) return L2T_OUT_OF_MEMORY;
   const bool stream = worth_streaming(call, d_logits_out);
   const bool in_output = Long && waits_in_output(call, d_logits_out);
 
   each_block(call, static_cast<const T*>(nullptr), w.cost(), [&](Block<T>& block, int lane) {
-    T *tops = scratch[lane], *scratch_e = tops + up_to_multiple(together * pieces, Vec<T>::lanes),
-      *room = scratch_e + together * padded;
+    T *tops = scratch[lane], *scratch_e = tops + room_of_tops, *room = scratch_e + together * padded;
     const auto e = [&](int row) -> Waiting<Long, T> {
       if (in_output) return {reinterpret_cast<T*>(d_logits_out + (block.first + row) * c)};
       return {d_logits_out != nullptr ? scratch_e + row * padded : nullptr};

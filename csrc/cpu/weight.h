@@ -2,8 +2,9 @@
 // gradients to the coefficients. The products are those of math/weight.h.
 //
 // The gradients are two walks. Over classes: every table row k over the rows whose target it is, in their
-// order. Over columns: d_right, which all table rows of a group add to, so each block of its classes runs
-// over the table rows, in order. Nothing is added by two threads, so the bits do not depend on their number.
+// order; where W is of low rank, a tile of those that occur at a time, in blocks of columns. Over columns:
+// d_right, which all table rows of a group add to, so each block of its classes runs over the table rows, in
+// order. Nothing is added by two threads, so the bits do not depend on their number.
 #ifndef L2T_CPU_WEIGHT_H
 #define L2T_CPU_WEIGHT_H
 

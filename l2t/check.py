@@ -1573,6 +1573,26 @@ def trial_chose_neutral(errors: dict[str, float]) -> str:
     )
 
 
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+
+def image_size(name: str, size: int, least: int) -> None:
+    """A network whose layers leave nothing of a small image."""
+    if size < least:
+        raise ValueError(
+            f"l2t.tasks: images for {name} must be at least {least} pixels a side, got {size}. Choose another student."
+        )
+
+
+def network_depth(name: str, depth: int, beyond: int) -> None:
+    """A residual network of so many layers."""
+    if depth < 6 + beyond or (depth - beyond) % 6:
+        raise ValueError(
+            f"l2t.tasks: depth of {name} must be 6 n + {beyond} with n = 1, 2, ..., got {depth}. "
+            f"The nearest one above is {6 * max(1, -(-(depth - beyond) // 6)) + beyond}."
+        )
+
+
 # ---- compare ---------------------------------------------------------------------------------------------------------
 
 

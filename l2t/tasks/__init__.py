@@ -20,7 +20,7 @@ from l2t.tasks.task import Data, Setting, Source, Task
 
 __all__ = ["Data", "Draw", "Regime", "Setting", "Source", "Task", "get", "names"]
 
-_HELPERS = ("regimes", "task")
+_HELPERS = ("networks", "regimes", "task")
 
 
 def names() -> tuple[str, ...]:

@@ -7,6 +7,7 @@ and budget.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -92,13 +93,46 @@ def forward_correction(noise: Tensor) -> Plain:
     return loss
 
 
-def class_weighted(counts: Tensor) -> Plain:
-    """Cross-entropy weighted by N / (C n_y): every class counts alike.
+def additive_margin(margin: float) -> Plain:
+    """Large-margin softmax: cross-entropy with the true logit lowered by ``margin``.
+
+    The additive margin of Wang et al., "Additive Margin Softmax for Face Verification" (IEEE Signal
+    Processing Letters 2018) on logits as they are; there features and head are normalised, so that logits
+    are cosines. The angular margin of Liu et al. (ICML 2016) needs the features, which a loss of logits does
+    not see.
+    """
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        own = logits.gather(-1, target[..., None])
+        lowered = logits.scatter(-1, target[..., None], own - margin)
+        return (lowered.logsumexp(-1) - own[..., 0] + margin).mean(-1)
+
+    return loss
+
+
+def smooth_error(slope: float) -> Plain:
+    """The smooth 0/1 loss sigmoid(-k m), k the slope (Nguyen and Sanner, ICML 2013, section 4), times 4 / k.
+
+    m is the margin z_y - max z_j over the other classes j, with two classes the one of the paper. The factor
+    makes it as steep as cross-entropy can be, so that the same learning rates are tried. The measure of this
+    name in l2t.teach (docs/math.md, section 7) is another one, of probabilities: it has no gradient on rows
+    that are right.
+    """
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        own = logits.gather(-1, target[..., None])[..., 0]
+        others = logits.scatter(-1, target[..., None], -math.inf).amax(-1)
+        return 4.0 / slope * torch.sigmoid(slope * (others - own)).mean(-1)
+
+    return loss
+
+
+def class_weighted(weights: Tensor) -> Plain:
+    """Cross-entropy of each row times the weight of its class.
 
     Args:
-        counts: n_y, (C,), rows of each class in the training set.
+        weights: (C,).
     """
-    weights = counts.sum() / (len(counts) * counts.clamp(min=1))
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         own = F.log_softmax(logits, -1).gather(-1, target[..., None])[..., 0]
@@ -107,14 +141,28 @@ def class_weighted(counts: Tensor) -> Plain:
     return loss
 
 
+def inverse_frequency(counts: Tensor) -> Tensor:
+    """Weights N / (C n_y), (C,), of rows per class n_y: every class counts alike, a row 1 on the average."""
+    return counts.sum() / (len(counts) * counts.clamp(min=1))
+
+
+def effective_number(counts: Tensor, beta: float) -> Tensor:
+    """Weights (1 - beta) / (1 - beta^n_y), (C,), a class 1 on the average (Cui et al., CVPR 2019).
+
+    beta 0 weighs all rows alike, beta to 1 by inverse frequency.
+    """
+    weights = 1.0 / (1.0 - beta ** counts.clamp(min=1).double())
+    return weights / weights.mean()
+
+
 def baselines(counts: Tensor, noise: Tensor | None = None, dev_is_clean: bool = False) -> dict[str, Arm]:
     """The arms that a regime calls for, by name.
 
     Args:
         counts: rows of each class in the training set, (C,). Where the largest class has over twice the rows
-            of the smallest, class-weighted cross-entropy is among the arms.
-        noise: the true noise matrix, (C, C), where labels are noisy: adds the generalised cross-entropy and,
-            marked as an oracle, forward correction.
+            of the smallest, cross-entropy with weights by class is among the arms.
+        noise: the true noise matrix, (C, C), where labels are noisy: adds forward correction, marked as an
+            oracle.
         dev_is_clean: whether there is a dev set with better labels than the training set: adds cross-entropy
             on it alone, and with half of every batch from it.
 
@@ -128,10 +176,13 @@ def baselines(counts: Tensor, noise: Tensor | None = None, dev_is_clean: bool = 
     for smoothing in (0.05, 0.1, 0.2):
         arms[f"label smoothing {smoothing:g}"] = Arm(stateless(label_smoothing(smoothing)))
     arms["focal loss, gamma 2"] = Arm(stateless(focal(2.0)))
+    arms["additive-margin softmax, margin 2"] = Arm(stateless(additive_margin(2.0)))
+    arms["smooth 0/1 loss, slope 1"] = Arm(stateless(smooth_error(1.0)))
+    arms["generalised cross-entropy, q 0.7"] = Arm(stateless(generalised_cross_entropy(0.7)))
     if counts.max() > 2 * counts.min():
-        arms["cross-entropy, class-weighted"] = Arm(stateless(class_weighted(counts)))
-    if noise is not None:
-        arms["generalised cross-entropy, q 0.7"] = Arm(stateless(generalised_cross_entropy(0.7)))
+        inverse, effective = inverse_frequency(counts), effective_number(counts, 0.999)
+        arms["cross-entropy, class-weighted"] = Arm(stateless(class_weighted(inverse)))
+        arms["cross-entropy, class-balanced, beta 0.999"] = Arm(stateless(class_weighted(effective)))
     if dev_is_clean:
         arms["cross-entropy, dev only"] = Arm(stateless(cross_entropy), rows="dev")
         arms["cross-entropy, half dev"] = Arm(stateless(cross_entropy), rows="both")

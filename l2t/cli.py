@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import multiprocessing
@@ -33,7 +32,7 @@ from l2t.files import write_json
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
-    from l2t.report import Run
+    from l2t.contest import Budget, Contest
 
 RUNS = Path("runs")
 
@@ -70,14 +69,17 @@ examples:
 COMPARE = """\
 Trains fresh students under each frozen teacher and under every baseline. All arms have the same students,
 steps and batches; each has its learning rate tuned on dev from the same grid with the same budget. The test
-set is looked at once, at the end. Losses against a baseline are reported like wins.
+set is looked at once an arm, at its end. Losses against a baseline are reported like wins. Each arm is kept
+when it is done: the same command again, also after Ctrl-C, makes only what is missing.
 """
 
 COMPARE_EXAMPLES = """\
 examples:
   l2t compare digits                       every teacher in {runs}/digits-<default regime>
   l2t compare digits --regime symmetric    those of another regime
-  l2t compare {runs}/demo                    every teacher below a folder
+  l2t compare {runs}/demo --jobs 2           every teacher below a folder, two arms at a time
+  l2t compare digits --arms list           names of the baselines
+  l2t compare digits --arms cross-entropy label-smoothing-0.1 --grid 0.1 0.2 0.4
 """
 
 
@@ -164,20 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--regime", metavar="NAME", help="with a task: which regime; default: the task's first"
     )
-    compare.add_argument(
-        "--students", metavar="S", type=_positive, default=20, help="fresh students an arm; default: 20"
-    )
-    compare.add_argument(
-        "--jobs",
-        metavar="N",
-        type=_positive,
-        default=1,
-        help="comparisons (one a task and regime) at a time; default: 1",
-    )
-    compare.add_argument(
-        "--again", action="store_true", help="even where the same comparison is there already"
-    )
-    compare.add_argument("--quiet", action="store_true", help="no progress; the table alone")
+    _add_budget(compare)
 
     report = _command(
         commands,
@@ -196,6 +185,41 @@ def _parser() -> argparse.ArgumentParser:
         "",
     )
     return parser
+
+
+def _add_budget(command: argparse.ArgumentParser) -> None:
+    """What every arm gets, and how the work is done."""
+    command.add_argument(
+        "--arms",
+        metavar="NAME",
+        nargs="+",
+        help="these baselines alone; `--arms list` names those that there are",
+    )
+    command.add_argument(
+        "--students", metavar="S", type=_positive, default=20, help="fresh students an arm; default: 20"
+    )
+    command.add_argument(
+        "--tuning-students",
+        metavar="S",
+        type=_positive,
+        default=10,
+        help="students an arm and learning rate in tuning; default: 10",
+    )
+    command.add_argument(
+        "--grid",
+        metavar="RATE",
+        nargs="+",
+        type=float,
+        help="learning rates to tune; default: 0.01 to 1",
+    )
+    command.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="of students, batches and splits; default: 0"
+    )
+    command.add_argument(
+        "--jobs", metavar="N", type=_positive, default=1, help="arms at a time, each in a process; default: 1"
+    )
+    command.add_argument("--again", action="store_true", help="make arms again that are there already")
+    command.add_argument("--quiet", action="store_true", help="no progress; the table alone")
 
 
 def _command(
@@ -263,7 +287,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _COMMANDS[options.command](options)
     except KeyboardInterrupt:
         again = ["l2t", *(argument for argument in arguments if argument != "--resume"), "--resume"]
-        hint = f" Go on with: {shlex.join(again)}" if options.command == "teach" else ""
+        if options.command == "compare":  # which goes on by itself
+            again = ["l2t", *(argument for argument in arguments if argument != "--again")]
+        hint = f" Go on with: {shlex.join(again)}" if options.command in ("teach", "compare") else ""
         print(f"\nl2t {options.command}: stopped.{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `l2t compare digits | head`
@@ -443,8 +469,7 @@ def _child(lesson: _Lesson) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from l2t import tasks
-    from l2t.report import find_runs
+    from l2t import contest, tasks
 
     with _asking():
         if options.where[0] in tasks.names() and not Path(options.where[0]).is_dir():
@@ -455,22 +480,45 @@ def _compare(options: argparse.Namespace) -> int:
         else:
             folders = [Path(where) for where in options.where]
             check.task_or_folder(options.where[0], folders[0].is_dir(), tasks.names())
-        runs = find_runs(*folders)
+        contests = contest.of_runs(folders, _budget(options))
         _say_what_is_left_out(folders)
-        for run in runs:
-            check.run_has_a_task(run.directory, run.config)
-        groups: dict[str, list[Run]] = {}
-        for run in runs:
-            groups.setdefault(json.dumps(_course(run), sort_keys=True), []).append(run)
-    jobs = [([run.directory for run in group], options) for group in groups.values()]
-    if len(jobs) == 1 or options.jobs == 1:
-        for job in jobs:
-            print("\n".join(_compare_group(job)), flush=True)
-    else:  # leaving the pool ends its processes, also by Ctrl-C
-        ignore = (signal.SIGINT, signal.SIG_IGN)
-        with multiprocessing.get_context("spawn").Pool(options.jobs, signal.signal, ignore) as pool:
-            for lines in pool.imap(_compare_group, jobs):
-                print("\n".join(lines), flush=True)
+    return _hold(contests, options)
+
+
+def _budget(options: argparse.Namespace) -> Budget:
+    from l2t.compare import GRID
+    from l2t.contest import Budget
+
+    return Budget(
+        students=options.students,
+        tuning_students=options.tuning_students,
+        grid=tuple(options.grid or GRID),
+        seed=options.seed,
+        only=None if options.arms in (None, ["list"]) else tuple(options.arms),
+    )
+
+
+def _hold(contests: Sequence[Contest], options: argparse.Namespace) -> int:
+    """Makes what is missing of the comparisons, writes them and prints their tables."""
+    from l2t import contest
+    from l2t.compare import slug
+
+    with _asking():
+        comparisons = [contest.set_up(one) for one in contests]
+    if options.arms == ["list"]:
+        for one, comparison in zip(contests, comparisons, strict=True):
+            names = [slug(name) for name in comparison.others if name not in comparison.also]
+            print(f"{one.task}, {one.regime}: {' '.join(names)}")
+        return 0
+    if options.again:
+        for comparison in comparisons:
+            comparison.forget()
+    shown = not options.quiet and sys.stderr.isatty()
+    if not contest.make(contests, comparisons, options.jobs, shown):
+        return 1
+    for one, comparison in zip(contests, comparisons, strict=True):
+        found = contest.write(one, comparison)
+        print("\n".join(comparison_table(f"{one.task}, {one.regime}", found)), flush=True)
     return 0
 
 
@@ -483,72 +531,10 @@ def _say_what_is_left_out(folders: Sequence[Path]) -> None:
         print(check.runs_left_out(unfinished), file=sys.stderr)
 
 
-def _course(run: Run) -> dict[str, Any]:
-    """What teachers must share to be compared with the same students of the same baselines."""
-    fields = ("steps", "batch_size", "momentum", "weight_decay", "decay", "dev_fraction", "threads")
-    names = ("task", "regime", "student", "data_seed")
-    return {name: run.config[name] for name in names} | {name: run.config["recipe"][name] for name in fields}
-
-
-def _compare_group(job: tuple[Sequence[Path], argparse.Namespace]) -> list[str]:
-    """Compares teachers of one course, unless the very same comparison is there; returns its table."""
-    import l2t
-    from l2t import tasks
-    from l2t.compare import compare
-    from l2t.report import find_runs
-
-    directories, options = job
-    runs = find_runs(*directories)
-    config = runs[0].config
-    task = tasks.get(config["task"])
-    several = len({run.name for run in runs}) < len(runs)  # of the same name, from different folders
-    named = {str(run.directory) if several else run.name: run for run in runs}
-    dynamic = {name: run for name, run in named.items() if not run.is_static} or named
-    static = {name: run for name, run in named.items() if name not in dynamic}
-    also = {
-        "static taught loss" + (f", {name}" if len(static) > 1 else ""): run.teacher
-        for name, run in static.items()
-    }
-    of = {
-        "course": _course(runs[0]),
-        "students": options.students,
-        "teachers": {
-            name: _fingerprint(run.directory / "teacher.safetensors") for name, run in named.items()
-        },
-        "version": l2t.__version__,
-    }
-    if options.again or any(
-        run.comparison is None or run.comparison.get("of") != of for run in dynamic.values()
-    ):
-        data = task.load(config["regime"], config["data_seed"])
-        found = compare(
-            {name: run.teacher for name, run in dynamic.items()},
-            task.student(config["student"]),
-            data.train,
-            data.test,
-            data.dev,
-            recipe=l2t.Recipe(**config["recipe"]),
-            also=also,
-            noise=data.noise,
-            dev_is_clean=data.dev_is_clean,
-            students=options.students,
-            progress=not options.quiet and sys.stderr.isatty(),
-        )
-        for name, run in dynamic.items():
-            write_json(run.directory / "comparison.json", {**found[name], "also": list(also), "of": of})
-    comparisons = {
-        name: json.loads((run.directory / "comparison.json").read_text()) for name, run in dynamic.items()
-    }
-    return comparison_table(f"{config['task']}, {config['regime']}", comparisons)
-
-
-def _fingerprint(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def comparison_table(title: str, comparisons: Mapping[str, dict[str, Any]]) -> list[str]:
     """The lines of the table that `l2t compare` prints: arms by rows, for each teacher difference and p."""
-    from l2t.report import ALPHA, verdict
+    from l2t.compare import ALPHA
+    from l2t.report import verdict
 
     first = next(iter(comparisons.values()))
     width = max(
@@ -567,7 +553,7 @@ def comparison_table(title: str, comparisons: Mapping[str, dict[str, Any]]) -> l
 
     def against(comparison: dict[str, Any], arm: str) -> str:
         difference = 100 * comparison["summary"][arm]["difference"]
-        p = comparison["p"][arm]
+        p = comparison["p_corrected"][arm]
         return f"{difference:+8.2f}  {'-' if p is None else f'{p:.1e}':>7}  {verdict(comparison, arm):<4}"
 
     lines = [
@@ -584,7 +570,11 @@ def comparison_table(title: str, comparisons: Mapping[str, dict[str, Any]]) -> l
         lines.append(
             f"{arm:{width}}{cells(first, arm)}  " + "  ".join(against(c, arm) for c in comparisons.values())
         )
-    lines += ["", f"win, loss: paired t-test over students, p < {ALPHA}; rate: each arm's, tuned on dev"]
+    lines += [
+        "",
+        f"win, loss: paired t-test over students, p < {ALPHA} after Holm's correction for "
+        f"{first['comparisons']} comparisons; rate: each arm's, tuned on dev",
+    ]
     if any("*" in line for line in lines):
         lines[-1] += " (*: at the edge of the grid)"
     return [line.rstrip() for line in lines]

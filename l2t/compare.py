@@ -1,17 +1,23 @@
 """Fresh students under frozen teachers and every baseline: who is ahead on test, and is it more than luck.
 
 Every arm has the same students, steps, batches, grid of learning rates and budget: a learning rate is tuned
-on the dev rows, then ``students`` fresh ones learn with it, and the test set is looked at once, when all of
-them are done. Students are paired over the arms by their seed: same start, same order of rows.
+on the dev rows, then ``students`` fresh ones learn with it, and the test set is looked at once, when they are
+done. Students are paired over the arms by their seed: same start, same order of rows. An arm knows nothing of
+the others, so arms can be made apart, at any time and in any process, and are kept in files of their own.
 
-Not here: the losses to compare with (baselines.py) and pictures (report.py).
+Not here: the losses to compare with (baselines.py), comparisons of run folders on several cores (contest.py),
+and pictures (report.py).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,12 +26,15 @@ from tqdm import tqdm
 
 from l2t import check
 from l2t.baselines import Arm, baselines
+from l2t.files import to_json, write_json
 from l2t.students import (
     Lesson,
     Make,
     Stack,
     TaughtLoss,
     draw_batches,
+    evaluate,
+    grade,
     judge,
     seed_of,
     split_pools,
@@ -34,9 +43,15 @@ from l2t.students import (
     train as train_stack,
 )
 from l2t.teach import Data, Recipe, threads
-from l2t.teacher import Teacher
+from l2t.teacher import StudentState, Teacher
 
 GRID = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0)
+EXTENSIONS = 2  # rates by which a grid may grow where its best rate is at an end
+ALPHA = 0.01  # where a difference is called one
+CURVE_ROWS = 1000  # dev rows that a point of a learning curve looks at; the last one looks at all
+
+# What of a recipe makes the course of a student, taught or not; the rest is of the teaching.
+COURSE = ("steps", "batch_size", "momentum", "weight_decay", "decay", "dev_fraction", "threads")
 
 
 class _Rows(NamedTuple):
@@ -45,13 +60,6 @@ class _Rows(NamedTuple):
     inputs: Tensor
     targets: Tensor
     train: int
-
-
-class _Result(NamedTuple):
-    """What the students of one arm came to on the test set."""
-
-    error: Tensor  # [S]
-    loss: Tensor  # [S], cross-entropy in nats
 
 
 def compare(
@@ -70,6 +78,7 @@ def compare(
     grid: Sequence[float] = GRID,
     tuning_students: int = 10,
     seed: int = 0,
+    directory: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Compare the students of frozen teachers with those of tuned baselines on the test set.
@@ -78,7 +87,7 @@ def compare(
         teachers: by name; each gets a comparison of its own, and all share the baselines' runs.
         student: makes a fresh student.
         train: inputs (N, ...) and targets (N,) to learn from.
-        test: rows that neither teachers nor tuning have seen; they are read once, at the end.
+        test: rows that neither teachers nor tuning have seen; each arm reads them once, at its end.
         dev: rows to tune on, as in :func:`l2t.teach`; None tunes each student on ``recipe.dev_fraction`` of
             ``train``, drawn at random. Final students learn from all rows, dev rows too.
         recipe: the course; its learning rate is not used.
@@ -88,18 +97,24 @@ def compare(
         dev_is_clean: whether ``dev`` has better labels than ``train``: then learning from it alone, and from
             both in equal parts, are baselines.
         students: fresh students an arm.
-        grid: learning rates to choose from.
+        grid: learning rates to choose from. Where an arm's best is at an end, its grid goes on by the ratio
+            of the last two rates there, at most twice.
         tuning_students: students a learning rate and arm in tuning.
         seed: of students, batches and splits; they are none that teaching has used.
+        directory: where each arm is kept in a file of its own once it is tuned, and again when it is done; a
+            later call takes from there what was made of the same data and settings. None keeps nothing.
         progress: show a bar.
 
     Returns:
         by teacher, a JSON-able dict: ``test_error`` and ``test_loss`` ({arm: [one a student]}, shares and
-        nats), ``p`` ({arm: two-sided p of the paired t-test of its errors against taught}), ``summary``
-        ({arm: mean, sd, difference (taught less arm), ahead (students of 'taught' with fewer errors),
-        behind}), ``tuning`` ({arm: lr, grid, dev_error by lr, at_edge}), ``curves`` ({arm: step,
-        dev_error}), ``oracles`` (names), ``recipe``, ``teacher`` (settings), ``students``, ``seed``,
-        ``seconds``. The teacher's own arm is ``taught``.
+        nats), ``p`` ({arm: two-sided p of the paired t-test of its errors against taught}), ``p_corrected``
+        (the same after Holm, Scand. J. Statist. 1979, over all arms of all teachers), ``comparisons`` (how
+        many those are), ``interval`` ({arm: [low, high]}, 95 % confidence interval of the mean of taught less
+        arm, shares), ``summary`` ({arm: mean, sd, difference (taught less arm), ahead (students of 'taught'
+        with fewer errors), behind}), ``tuning`` ({arm: lr, grid, added (rates beyond the given grid),
+        dev_error by lr, at_edge}), ``curves`` ({arm: step, dev_error}), ``oracles`` and ``also`` (names),
+        ``protocol`` (what was done, in sentences), ``recipe``, ``teacher`` (settings), ``students``,
+        ``seed``, ``seconds`` (of all arms, as each was made). The teacher's own arm is ``taught``.
 
     Raises:
         ValueError: for data that do not fit, or a grid or counts that make no sense.
@@ -115,69 +130,324 @@ def compare(
         >>> sorted(found["mine"]["test_error"])[-1]
         'taught'
     """
-    check.compare_counts(len(teachers), students, tuning_students, grid)
-    classes = next(iter(teachers.values())).num_classes
-    dtype = next(next(iter(teachers.values())).parameters()).dtype
-    for name, data in (("train", train), ("test", test), *((("dev", dev),) if dev is not None else ())):
-        check.teach_data(name, data, classes, dtype, "compare")
-    check.teach_student_fits(student, train[0], classes, "compare")
-    check.compare_dev_is_there(dev is not None, dev_is_clean)
-
-    if arms is None:
-        arms = baselines(torch.bincount(train[1], minlength=classes), noise, dev_is_clean)
-    taught = {f"taught by {name}": _taught(teacher) for name, teacher in teachers.items()}
-    arms = {**arms, **{name: _taught(teacher) for name, teacher in (also or {}).items()}}
-    rows = _Rows(
-        torch.cat([train[0], dev[0]]) if dev is not None else train[0],
-        torch.cat([train[1], dev[1]]) if dev is not None else train[1],
-        len(train[1]),
+    comparison = Comparison(
+        teachers,
+        student,
+        train,
+        test,
+        dev,
+        recipe=recipe,
+        arms=arms,
+        also=also,
+        noise=noise,
+        dev_is_clean=dev_is_clean,
+        students=students,
+        grid=grid,
+        tuning_students=tuning_students,
+        seed=seed,
+        directory=directory,
     )
-    began = time.perf_counter()
-    tuning: dict[str, dict[str, Any]] = {}
-    curves: dict[str, dict[str, Any]] = {}
-    finals: dict[str, Stack] = {}
-    with threads(recipe.threads), tqdm(total=2 * len(arms | taught), disable=not progress, unit="run") as bar:
-        for name, arm in (arms | taught).items():
-            bar.set_description(f"tuning {name}")
-            tuning[name], curves[name] = _tune(
-                arm, student, rows, recipe, classes, tuple(sorted(grid)), tuning_students, seed_of(seed, 1)
-            )
+    with tqdm(total=len(comparison.arms), disable=not progress, unit="arm") as bar:
+        for name in comparison.arms:
+            comparison.run(name, bar.set_description)
             bar.update()
-            bar.set_description(f"final {name}")
-            share = _share(arm, rows, recipe, students, seed_of(seed, 2), final=True)
-            finals[name], _ = _run(
-                arm, student, rows, share, recipe, classes, [tuning[name]["lr"]], seed_of(seed, 2)
+    return comparison.result()
+
+
+class Comparison:
+    """A comparison whose arms are made one by one: :func:`compare` makes all of them and gives the result.
+
+    Takes the arguments of :func:`compare` but ``progress``, and ``only``: the baselines to keep, by name or
+    as :func:`slug` writes it; and ``about``: JSON-able names of what is compared, which arms in files must
+    have in common with it.
+
+    Example:
+        >>> import torch, l2t
+        >>> from l2t.compare import Comparison
+        >>> x = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+        >>> y = x[:, :3].argmax(1)
+        >>> comparison = Comparison({"mine": l2t.Teacher(3)}, lambda: torch.nn.Linear(8, 3),
+        ...                         (x[:200], y[:200]), (x[200:], y[200:]), recipe=l2t.Recipe(steps=10),
+        ...                         students=2, grid=(0.1,), tuning_students=2)
+        >>> len(comparison.run("cross-entropy")["test_error"])
+        2
+    """
+
+    def __init__(
+        self,
+        teachers: Mapping[str, Teacher],
+        student: Make,
+        train: Data,
+        test: Data,
+        dev: Data | None = None,
+        *,
+        recipe: Recipe,
+        arms: Mapping[str, Arm] | None = None,
+        also: Mapping[str, Teacher] | None = None,
+        noise: Tensor | None = None,
+        dev_is_clean: bool = False,
+        students: int = 20,
+        grid: Sequence[float] = GRID,
+        tuning_students: int = 10,
+        seed: int = 0,
+        directory: str | Path | None = None,
+        only: Sequence[str] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        check.compare_counts(len(teachers), students, tuning_students, grid)
+        self.classes = next(iter(teachers.values())).num_classes
+        dtype = next(next(iter(teachers.values())).parameters()).dtype
+        for name, data in (("train", train), ("test", test), *((("dev", dev),) if dev is not None else ())):
+            check.teach_data(name, data, self.classes, dtype, "compare")
+        check.teach_student_fits(student, train[0], self.classes, "compare")
+        check.compare_dev_is_there(dev is not None, dev_is_clean)
+
+        if arms is None:
+            arms = baselines(torch.bincount(train[1], minlength=self.classes), noise, dev_is_clean)
+        if only is not None:
+            chosen = {check.known("compare", "arm", slug(name), map(slug, arms)) for name in only}
+            arms = {name: arm for name, arm in arms.items() if slug(name) in chosen}
+        self.teachers, self.student, self.test, self.recipe = teachers, student, test, recipe
+        self.students, self.tuning_students, self.seed = students, tuning_students, seed
+        self.grid = tuple(sorted(grid))
+        self.also = dict(also or {})
+        self.others = {**arms, **{name: _taught(teacher) for name, teacher in self.also.items()}}
+        self.arms = self.others | {_own(name): _taught(teacher) for name, teacher in teachers.items()}
+        self.rows = _Rows(
+            torch.cat([train[0], dev[0]]) if dev is not None else train[0],
+            torch.cat([train[1], dev[1]]) if dev is not None else train[1],
+            len(train[1]),
+        )
+        self.directory = None if directory is None else Path(directory)
+        self._identity = {} if directory is None else self._identify(about or {})
+        self._made: dict[str, dict[str, Any]] = {}
+
+    def _identify(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """What every arm in a file must share with this comparison."""
+        from l2t import __version__
+
+        with threads(self.recipe.threads), torch.no_grad():
+            stack = Stack(self.student, [seed_of(self.seed, 2)])
+            answer = evaluate(stack, self.rows.inputs[None, :8])
+        shapes = {name: list(value.shape[1:]) for name, value in stack.student.state_dict().items()}
+        recipe = self.recipe.to_json()
+        return {
+            "version": __version__,
+            **about,
+            "data": _digest(*self.rows[:2], *self.test),
+            "training rows": self.rows.train,
+            "student": {"shapes": shapes, "answer": _digest(answer)},
+            "course": {name: recipe[name] for name in COURSE},
+            "grid": list(self.grid),
+            "tuning_students": self.tuning_students,
+            "students": self.students,
+            "seed": self.seed,
+        }
+
+    def _file(self, name: str) -> tuple[Path, dict[str, Any]] | None:
+        """Where an arm is kept, and what it must say of itself there. A teacher may change its name."""
+        if self.directory is None:
+            return None
+        arm = self.arms[name]
+        own = {"arm": "taught" if isinstance(arm.loss, TaughtLoss) else name, **_describe(arm, self.classes)}
+        of = json.loads(to_json({**self._identity, **own}))
+        digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+        return self.directory / f"{slug(own['arm'])}-{digest[:12]}.json", of
+
+    def _kept(self, name: str) -> dict[str, Any]:
+        """What there is of an arm, in memory or in its file, where another process may have put it."""
+        if name in self._made:
+            return self._made[name]
+        place = self._file(name)
+        if place is None or not place[0].is_file():
+            return {}
+        row: dict[str, Any] = json.loads(place[0].read_text())
+        if row.pop("of", None) != place[1]:
+            return {}
+        if "test_error" in row:
+            self._made[name] = row
+        return row
+
+    def _keep(self, name: str, row: dict[str, Any]) -> None:
+        place = self._file(name)
+        if place is None or "test_error" in row:
+            self._made[name] = row
+        if place is not None:
+            write_json(place[0], {"of": place[1], **row})
+
+    def missing(self) -> list[str]:
+        """The arms that are not done."""
+        return [name for name in self.arms if "test_error" not in self._kept(name)]
+
+    def forget(self) -> None:
+        """Delete the files of these arms, so that they are made again."""
+        for name in self.arms:
+            place = self._file(name)
+            if place is not None:
+                place[0].unlink(missing_ok=True)
+        self._made = {}
+
+    def run(self, name: str, say: Callable[[str], None] = lambda stage: None) -> dict[str, Any]:
+        """Make what is missing of an arm; ``say`` is told before each stage what it is.
+
+        Returns:
+            JSON-able: ``tuning``, ``curve``, ``test_error`` and ``test_loss`` (one a student), ``seconds``.
+        """
+        row, arm = dict(self._kept(name)), self.arms[name]
+        with threads(self.recipe.threads):
+            if "tuning" not in row:
+                say(f"tuning {name}")
+                began = time.perf_counter()
+                row["tuning"], row["curve"] = _tune(
+                    arm,
+                    self.student,
+                    self.rows,
+                    self.recipe,
+                    self.classes,
+                    self.grid,
+                    self.tuning_students,
+                    seed_of(self.seed, 1),
+                )
+                row["seconds"] = time.perf_counter() - began
+                self._keep(name, row)
+            if "test_error" not in row:
+                say(f"final {name}")
+                began = time.perf_counter()
+                seed, rate = seed_of(self.seed, 2), row["tuning"]["lr"]
+                share = _share(arm, self.rows, self.recipe, self.students, seed, final=True)
+                stack, _ = _run(arm, self.student, self.rows, share, self.recipe, self.classes, [rate], seed)
+                # The one look at the test set.
+                error, loss = judge(stack, *(part.expand(stack.size, *part.shape) for part in self.test))
+                row["test_error"] = error.tolist()
+                row["test_loss"] = [value if math.isfinite(value) else None for value in loss.tolist()]
+                row["seconds"] += time.perf_counter() - began
+                self._keep(name, row)
+        return row
+
+    def result(self) -> dict[str, dict[str, Any]]:
+        """What :func:`compare` returns, of arms that are done."""
+        made = {name: self._kept(name) for name in self.arms}
+        errors = {name: row["test_error"] for name, row in made.items()}
+        tests = {
+            name: {arm: paired(errors[_own(name)], errors[arm]) for arm in self.others}
+            for name in self.teachers
+        }
+        corrected = holm([test.p for own in tests.values() for test in own.values()])
+        protocol = self._protocol(len(corrected))
+        found = {}
+        for name, teacher in self.teachers.items():
+            rows = {"taught": made[_own(name)], **{arm: made[arm] for arm in self.others}}
+            own = tests[name]
+            found[name] = {
+                "test_error": {arm: row["test_error"] for arm, row in rows.items()},
+                "test_loss": {arm: row["test_loss"] for arm, row in rows.items()},
+                "p": {arm: test.p for arm, test in own.items()},
+                "p_corrected": {arm: corrected.pop(0) for arm in own},
+                "comparisons": len(tests) * len(own),
+                "interval": {arm: list(test.interval) for arm, test in own.items()},
+                "summary": {
+                    arm: _summary(errors[_own(name)], row["test_error"]) for arm, row in rows.items()
+                },
+                "tuning": {arm: row["tuning"] for arm, row in rows.items()},
+                "curves": {arm: row["curve"] for arm, row in rows.items()},
+                "oracles": [arm for arm, its in self.others.items() if its.oracle],
+                "also": list(self.also),
+                "protocol": protocol,
+                "recipe": self.recipe.to_json(),
+                "teacher": teacher.config(),
+                "students": self.students,
+                "seed": self.seed,
+                "seconds": sum(row["seconds"] for row in made.values()),
+            }
+        return found
+
+    def _protocol(self, comparisons: int) -> list[str]:
+        """What is done, in sentences."""
+        recipe, rows = self.recipe, self.rows
+        total = len(rows.targets)
+        rate = "constant learning rate" if recipe.decay == "constant" else "learning rate that falls to 0"
+        decayed = f", weight decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
+        said = [
+            f"Every arm trains the same {self.students} fresh students, paired over the arms by their seed: "
+            f"same start weights, same order of rows (seed {self.seed}).",
+            f"A student takes {recipe.steps} steps of {recipe.batch_size} rows by SGD with momentum "
+            f"{recipe.momentum:g}{decayed} and a {rate}.",
+            f"Each arm's learning rate is the one of {', '.join(f'{lr:g}' for lr in self.grid)} with the "
+            f"least mean dev error of {self.tuning_students} other students, the same for every arm. Where "
+            "the best is at an end of the grid, the grid goes on there by the ratio of its last two rates, "
+            f"at most {EXTENSIONS} times, by the same rule for every arm.",
+        ]
+        if rows.train == total:
+            said.append(
+                f"No dev set is given: each tuning student holds {recipe.dev_fraction:.0%} of the {total:,} "
+                "training rows back, drawn by its seed. Final students learn from all of them."
             )
-            bar.update()
-        # The one look at the test set.
-        results = {
-            name: _Result(*judge(stack, *(part.expand(stack.size, *part.shape) for part in test)))
-            for name, stack in finals.items()
-        }
-    seconds = time.perf_counter() - began
-    return {
-        name: {
-            **_against(f"taught by {name}", list(arms), results),
-            "tuning": _named(name, arms, tuning),
-            "curves": _named(name, arms, curves),
-            "oracles": [arm for arm, its in arms.items() if its.oracle],
-            "recipe": recipe.to_json(),
-            "teacher": teacher.config(),
-            "students": students,
-            "seed": seed,
-            "seconds": seconds,
-        }
-        for name, teacher in teachers.items()
-    }
+        else:
+            said.append(
+                f"The dev set is {total - rows.train:,} rows beside {rows.train:,} training rows. It tunes; "
+                "then final students learn from it, too."
+            )
+        for kind, how in (("dev", "from the dev rows alone"), ("both", "half of every batch from dev rows")):
+            for arm in (name for name, its in self.others.items() if its.rows == kind):
+                said.append(f"'{arm}' learns {how}, and is tuned on a part of them that it does not see.")
+        for arm in (name for name, its in self.others.items() if its.oracle):
+            said.append(f"'{arm}' knows what nobody has: it is a bound, not a rival.")
+        said += [
+            f"The test set, {len(self.test[1]):,} rows, is read once an arm, when its final students are "
+            "done; nothing is chosen by it.",
+            "p is that of a two-sided paired t-test over the students, corrected by Holm's method for all "
+            f"{comparisons} comparisons of the table: {_count(len(self.teachers), 'teacher')} against "
+            f"{_count(len(self.others), 'arm')} each, oracles included. A win or a loss has a corrected p "
+            f"below {ALPHA:g}.",
+            "An interval is the 95 % confidence interval of the mean paired difference, not corrected.",
+            "Both speak of students of one training set and one teacher, not of other training sets.",
+        ]
+        return said
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _own(teacher: str) -> str:
+    """The name of a teacher's arm among all arms."""
+    return f"taught by {teacher}"
 
 
 def _taught(teacher: Teacher) -> Arm:
     return Arm(TaughtLoss(teacher), wants_dev=any(name.startswith("dev_") for name in teacher.features))
 
 
-def _named(teacher: str, arms: Mapping[str, Arm], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of one teacher's arms, its own under the name ``taught``."""
-    return {"taught": values[f"taught by {teacher}"], **{arm: values[arm] for arm in arms}}
+def slug(name: str) -> str:
+    """An arm's name as a file name and on a command line: ``label smoothing 0.1`` is ``label-smoothing-0.1``.
+
+    Example:
+        >>> slug("focal loss, gamma 2")
+        'focal-loss-gamma-2'
+    """
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _describe(arm: Arm, classes: int) -> dict[str, Any]:
+    """What an arm is, by its teacher or by what its loss says of a fixed batch."""
+    about = {"rows": arm.rows, "wants_dev": arm.wants_dev}
+    if isinstance(arm.loss, TaughtLoss):
+        teacher = arm.loss.teacher
+        parameters = [value for _, value in sorted(teacher.named_parameters())]
+        return {**about, "teacher": teacher.config(), "weights": _digest(*parameters)}
+    logits = torch.linspace(-9.0, 9.0, 2 * 3 * classes * classes).sin().reshape(2, -1, classes)
+    target = (torch.arange(logits.shape[1]) % classes).expand(2, -1)
+    half = torch.full((2,), 0.5)
+    with torch.no_grad():
+        return {**about, "loss": _digest(arm.loss(4.0 * logits, target, StudentState(*[half] * 5), 0))}
 
 
 class _Share(NamedTuple):
@@ -233,12 +503,12 @@ def _run(
     ).repeat(1, count, 1)
     stack = Stack(student, [seed_of(seed, 2, index) for index in range(size)] * count)
     held = share.dev.repeat(count, 1)
-    dev = rows.inputs[held], rows.targets[held]
-    lesson = Lesson((rows.inputs, rows.targets), batches, arm.loss, classes, dev if arm.wants_dev else None)
+    dev = (rows.inputs[held], rows.targets[held]) if arm.wants_dev else None
+    lesson = Lesson((rows.inputs, rows.targets), batches, arm.loss, classes, dev)
     curve: list[Tensor] = []
 
     def look(step: int) -> None:
-        curve.append(judge(stack, *dev)[0])
+        curve.append(_dev_error(stack, rows, held if step == recipe.steps else held[:, :CURVE_ROWS]))
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, 4))
@@ -255,6 +525,13 @@ def _run(
     return stack, curve
 
 
+@torch.no_grad()
+def _dev_error(stack: Stack, rows: _Rows, held: Tensor) -> Tensor:
+    """Error (S,) of each student on its rows (S, D), of which a part at a time is brought together."""
+    parts = held.split(max(1, 4096 // stack.size), 1)
+    return grade(torch.cat([evaluate(stack, rows.inputs[part]) for part in parts], 1), rows.targets[held])[0]
+
+
 def _tune(
     arm: Arm,
     student: Make,
@@ -268,45 +545,89 @@ def _tune(
     """The learning rate with the least mean dev error, and the curve of that error along its runs."""
     share = _share(arm, rows, recipe, students, seed, final=False)
     points = sorted({round(recipe.steps * part / 20) for part in range(1, 21)} - {0})
-    _, curve = _run(arm, student, rows, share, recipe, classes, grid, seed, points)
-    errors = torch.stack(curve).reshape(len(points), len(grid), students).mean(-1)  # [points, rates]
-    best = int(errors[-1].argmin())
+
+    def errors_of(rates: Sequence[float]) -> dict[float, list[float]]:
+        _, curve = _run(arm, student, rows, share, recipe, classes, rates, seed, points)
+        by_rate = torch.stack(curve).reshape(len(points), len(rates), students).mean(-1).T  # [rates, points]
+        return dict(zip(rates, by_rate.tolist(), strict=True))
+
+    errors = errors_of(grid)
+    for _ in range(EXTENSIONS):
+        beyond = _beyond(errors)
+        if beyond is None:
+            break
+        errors |= errors_of([beyond])
+    rates = sorted(errors)
+    best = min(rates, key=lambda rate: errors[rate][-1])
     chosen = {
-        "lr": grid[best],
-        "grid": list(grid),
-        "dev_error": errors[-1].tolist(),
-        "at_edge": len(grid) > 1 and best in (0, len(grid) - 1),
+        "lr": best,
+        "grid": rates,
+        "added": [rate for rate in rates if rate not in grid],
+        "dev_error": [errors[rate][-1] for rate in rates],
+        "at_edge": _beyond(errors) is not None,
     }
-    return chosen, {"step": points, "dev_error": errors[:, best].tolist()}
+    return chosen, {"step": points, "dev_error": errors[best]}
 
 
-def _against(own: str, arms: Sequence[str], results: Mapping[str, _Result]) -> dict[str, Any]:
-    """Errors, p and summary of one teacher's arm, called ``taught``, against ``arms``."""
+def _beyond(errors: Mapping[float, list[float]]) -> float | None:
+    """The next learning rate beyond the best one, where that is at an end of the grid, in two figures."""
+    rates = sorted(errors)
+    best = min(rates, key=lambda rate: errors[rate][-1])
+    if len(rates) < 2 or best not in (rates[0], rates[-1]):
+        return None
+    neighbour = rates[1] if best == rates[0] else rates[-2]
+    return float(f"{best * best / neighbour:.2g}")
+
+
+class Paired(NamedTuple):
+    """A paired t-test: its two-sided p (None where all differences are one), and the 95 % interval."""
+
+    p: float | None
+    interval: tuple[float, float]
+
+
+def paired(mine: Sequence[float], other: Sequence[float]) -> Paired:
+    """The paired t-test of ``mine`` less ``other``, two values or more each.
+
+    Example:
+        >>> paired([0.1, 0.2, 0.4], [0.2, 0.4, 0.5]).interval
+        (-0.276..., 0.010...)
+    """
     from scipy import stats
 
-    taught = results[own].error.double()
-    named = {"taught": results[own], **{arm: results[arm] for arm in arms}}
-    p: dict[str, float | None] = {}
-    summary = {}
-    for arm, result in named.items():
-        errors = result.error.double()
-        difference = taught - errors
-        summary[arm] = {
-            "mean": float(errors.mean()),
-            "sd": float(errors.std()) if len(errors) > 1 else None,
-            "difference": float(difference.mean()),
-            "ahead": int((difference < 0).sum()),
-            "behind": int((difference > 0).sum()),
-        }
-        if arm != "taught":
-            same = len(errors) < 2 or bool((difference == difference[0]).all())
-            p[arm] = None if same else float(stats.ttest_rel(taught.numpy(), errors.numpy()).pvalue)
+    first, *others = (one - two for one, two in zip(mine, other, strict=True))
+    if all(difference == first for difference in others):
+        return Paired(None, (first, first))
+    found = stats.ttest_rel(mine, other)
+    low, high = found.confidence_interval(0.95)
+    return Paired(float(found.pvalue), (float(low), float(high)))
+
+
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """The p-values corrected for their number, by Holm's step-down method (Scand. J. Statist. 1979).
+
+    None counts as one more comparison and stays None.
+
+    Example:
+        >>> holm([0.01, 0.04, None, 0.02])
+        [0.04, 0.08, None, 0.06]
+    """
+    corrected: list[float | None] = [None] * len(ps)
+    least = 0.0
+    known = sorted((p, index) for index, p in enumerate(ps) if p is not None)
+    for rank, (p, index) in enumerate(known):
+        least = max(least, min(1.0, (len(ps) - rank) * p))
+        corrected[index] = least
+    return corrected
+
+
+def _summary(taught: Sequence[float], errors: Sequence[float]) -> dict[str, Any]:
+    mine, other = (torch.tensor(values, dtype=torch.float64) for values in (taught, errors))
+    difference = mine - other
     return {
-        "test_error": {arm: result.error.tolist() for arm, result in named.items()},
-        "test_loss": {
-            arm: [value if math.isfinite(value) else None for value in result.loss.tolist()]
-            for arm, result in named.items()
-        },
-        "p": p,
-        "summary": summary,
+        "mean": float(other.mean()),
+        "sd": float(other.std()),
+        "difference": float(difference.mean()),
+        "ahead": int((difference < 0).sum()),
+        "behind": int((difference > 0).sum()),
     }

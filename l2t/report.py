@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from l2t import check, figures
+from l2t.compare import ALPHA
 from l2t.files import write_whole
 from l2t.record import Report
 from l2t.teacher import StudentState, Teacher
 
-ALPHA = 0.01  # where a difference is called one
 STAGES = 5
 
 
@@ -184,8 +184,8 @@ def best_baseline(comparison: Mapping[str, Any]) -> str:
 
 
 def verdict(comparison: Mapping[str, Any], arm: str) -> str:
-    """The taught loss against an arm at p < 0.01: "win", "loss" or "even"."""
-    p = comparison["p"].get(arm)
+    """The taught loss against an arm at a corrected p < 0.01: "win", "loss" or "even"."""
+    p = comparison["p_corrected"].get(arm)
     errors = comparison["test_error"]
     difference = statistics.fmean(errors["taught"]) - statistics.fmean(errors[arm])
     if p is None or p >= ALPHA or difference == 0:

@@ -424,11 +424,15 @@ def evaluate(stack: Stack, inputs: Tensor, chunk: int = 4096) -> Tensor:
 
 @torch.no_grad()
 def judge(stack: Stack, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Error and cross-entropy (S,) of the students on inputs (S, D, ...) and targets (S, D).
+    """Error and cross-entropy (S,) of the students on inputs (S, D, ...), targets (S, D): :func:`grade`."""
+    return grade(evaluate(stack, inputs), targets)
+
+
+def grade(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Error and cross-entropy (S,) of logits (S, D, C) at targets (S, D).
 
     A student whose logits are not finite is wrong everywhere and has an infinite cross-entropy.
     """
-    logits = evaluate(stack, inputs)
     broken = ~logits.isfinite().flatten(1).all(1)
     return (
         torch.where(broken, 1.0, error(logits, targets)),

@@ -290,6 +290,7 @@ def test_compare_writes_what_the_issue_promises(taught):
         assert all(len(errors) == 3 for errors in comparison["test_error"].values())
         assert set(comparison["p"]) == set(comparison["test_error"]) - {"taught"}
         assert comparison["also"] == ["static taught loss"]
+        assert comparison["comparisons"] == 2 * len(comparison["p_corrected"])
         assert {"cross-entropy", "static taught loss"} < set(comparison["p"])
     assert not (taught / "static-0" / "comparison.json").exists()
 
@@ -325,24 +326,94 @@ def test_the_table_marks_rates_at_the_edge_of_the_grid(taught):
     assert len(marked) == 1
     assert marked[0].startswith("focal loss")
     assert last.endswith("(*: at the edge of the grid)")
+    assert "after Holm's correction for " in last
 
 
 def test_the_same_comparison_is_not_made_twice(taught, monkeypatch):
     from l2t import compare
 
     calls = []
-    real = compare.compare
-    monkeypatch.setattr(compare, "compare", lambda *a, **k: calls.append(k) or real(*a, **k))
+    real = compare._run
+    monkeypatch.setattr(compare, "_run", lambda *a: calls.append(a) or real(*a))
     arguments = ["compare", str(taught), "--students", "3", "--quiet"]
+    before = (taught / "seed-0" / "comparison.json").read_bytes()
     assert cli.main(arguments) == 0
     assert not calls
-    before = (taught / "seed-0" / "comparison.json").read_bytes()
+    assert (taught / "seed-0" / "comparison.json").read_bytes() == before
+    next((taught / "arms").glob("cross-entropy-*")).unlink()
+    assert cli.main(arguments) == 0
+    assert 2 <= len(calls) <= 4  # one arm: its grid, what is added to it, its final students
+    calls.clear()
     assert cli.main([*arguments, "--again"]) == 0
-    assert len(calls) == 1
+    arms = json.loads(before)["test_error"]
+    assert len(calls) >= 2 * (len(arms) + 1)
     after = json.loads((taught / "seed-0" / "comparison.json").read_text())
-    assert after["test_error"] == json.loads(before)["test_error"]
-    assert calls[0]["students"] == 3
-    assert list(calls[0]["also"]) == ["static taught loss"]
+    assert after["test_error"] == arms
+
+
+def test_arms_on_several_cores_are_the_same_arms(taught, here, capfd):
+    shutil.copytree(taught, here / "many", ignore=shutil.ignore_patterns("arms", "comparison.json"))
+    assert cli.main(["compare", "many", "--students", "3", "--quiet", "--jobs", "2"]) == 0
+    for name in ("seed-0", "seed-1"):
+        one, many = (json.loads((d / name / "comparison.json").read_text()) for d in (taught, here / "many"))
+        assert {**one, "seconds": 0} == {**many, "seconds": 0}
+
+
+def test_a_process_that_fails_is_the_exit_code_and_the_others_go_on(taught, here, capfd):
+    shutil.copytree(taught, here / "many", ignore=shutil.ignore_patterns("arms", "comparison.json"))
+    (here / "many" / "arms").write_text("in the way")
+    assert cli.main(["compare", "many", "--students", "3", "--quiet", "--jobs", "2"]) == 1
+    said = capfd.readouterr()
+    assert said.out == ""
+    lines = said.err.strip().splitlines()
+    assert len(lines) == 2  # one a process
+    assert all(line.startswith("l2t: [Errno") and "many/arms" in line for line in lines)
+
+
+def test_ctrl_c_keeps_the_arms_that_are_done(taught, here):
+    shutil.copytree(taught, here / "many", ignore=shutil.ignore_patterns("arms", "comparison.json"))
+    command = ["compare", "many", "--students", "200", "--jobs", "2", "--quiet", "--again"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "l2t.cli", *command],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    patience = time.monotonic() + 60
+    while not list((here / "many").glob("arms/*.json")) and time.monotonic() < patience:
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode == 130
+    assert said.strip() == (
+        "l2t compare: stopped. Go on with: l2t compare many --students 200 --jobs 2 --quiet"
+    )
+    kept = list((here / "many").glob("arms/*.json"))
+    assert kept
+    assert all("tuning" in json.loads(path.read_text()) for path in kept)
+    assert not list((here / "many").glob("arms/.*"))
+
+
+def test_arms_and_budget_by_flags(taught, here, capsys):
+    shutil.copytree(taught, here / "few", ignore=shutil.ignore_patterns("arms", "comparison.json"))
+    assert cli.main(["compare", "few", "--arms", "list"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("digits, few: cross-entropy label-smoothing-0.05 ")
+    assert not (here / "few" / "arms").exists()
+    flags = ["--grid", "0.1", "0.3", "0.2", "--tuning-students", "2", "--students", "3", "--seed", "5"]
+    arms = ["--arms", "label-smoothing-0.1", "focal loss, gamma 2"]
+    assert cli.main(["compare", "few", *flags, *arms, "--quiet"]) == 0
+    comparison = json.loads((here / "few" / "seed-0" / "comparison.json").read_text())
+    assert list(comparison["p"]) == ["label smoothing 0.1", "focal loss, gamma 2", "static taught loss"]
+    tuning = comparison["tuning"]["taught"]
+    assert sorted({0.1, 0.2, 0.3, *tuning["added"]}) == tuning["grid"]
+    assert comparison["seed"] == 5
+    errors = comparison["test_error"]
+    assert cli.main(["compare", "few", *flags, "--seed", "6", *arms, "--quiet"]) == 0
+    other = json.loads((here / "few" / "seed-0" / "comparison.json").read_text())["test_error"]
+    assert all(other[arm] != errors[arm] for arm in errors)
 
 
 def test_folders_of_several_courses_are_compared_apart_and_names_kept_apart(taught, here, capfd):

@@ -1,19 +1,19 @@
-"""The comparison: pairing, tuning, one look at the test set."""
+"""The comparison: pairing, tuning, one look at the test set an arm, arms kept in files, and its statistics."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
 import pytest
 import torch
-from scipy import stats
 from torch import nn
 
 import l2t
 from l2t import compare as compare_module
-from l2t.baselines import Arm, baselines, stateless
-from l2t.compare import compare
+from l2t.baselines import Arm, baselines, label_smoothing, stateless
+from l2t.compare import Comparison, compare, holm, paired, slug
 from l2t.students import cross_entropy
 
 CLASSES = 3
@@ -69,15 +69,26 @@ def test_a_comparison_is_what_it_says():
             assert one["summary"][arm]["difference"] == pytest.approx(sum(differences) / 3)
             assert one["summary"][arm]["ahead"] == sum(d < 0 for d in differences)
             assert one["summary"][arm]["behind"] == sum(d > 0 for d in differences)
-            if arm != "taught" and len(set(differences)) > 1:
-                expected = stats.ttest_rel(one["test_error"]["taught"], values).pvalue
-                assert one["p"][arm] == pytest.approx(expected)
+            if arm != "taught":
+                assert (one["p"][arm], one["interval"][arm]) == (
+                    pytest.approx(paired(one["test_error"]["taught"], values).p),
+                    pytest.approx(list(paired(one["test_error"]["taught"], values).interval)),
+                )
             assert one["curves"][arm]["step"] == list(range(1, 21))
             assert len(one["curves"][arm]["dev_error"]) == 20
             tuned = one["tuning"][arm]
-            assert tuned["lr"] == tuned["grid"][tuned["dev_error"].index(min(tuned["dev_error"]))]
-            assert tuned["at_edge"]
+            best = tuned["dev_error"].index(min(tuned["dev_error"]))
+            assert tuned["lr"] == tuned["grid"][best]
+            assert sorted({0.05, 0.2, *tuned["added"]}) == tuned["grid"]
+            assert tuned["at_edge"] == (best in (0, len(tuned["grid"]) - 1))
+            assert len(tuned["added"]) == 2 or (
+                tuned["added"] and not tuned["at_edge"]
+            )  # of two rates, an end
     assert found["a"]["test_error"]["cross-entropy"] == found["b"]["test_error"]["cross-entropy"]
+    every = [p for one in found.values() for p in one["p"].values()]
+    assert [p for one in found.values() for p in one["p_corrected"].values()] == holm(every)
+    assert found["a"]["comparisons"] == found["b"]["comparisons"] == len(every) == 2 * (len(arms) - 1)
+    assert found["a"]["also"] == ["static"]
     json.dumps(found, allow_nan=False)
 
 
@@ -170,7 +181,7 @@ def test_half_of_a_batch_is_from_the_dev_set(monkeypatch):
         assert batches.shape[-1] == 16
 
 
-def test_the_test_set_is_looked_at_once_when_all_is_done(monkeypatch):
+def test_the_test_set_is_looked_at_once_an_arm_when_its_students_are_done(monkeypatch):
     log = []
 
     class Watched(torch.Tensor):
@@ -201,9 +212,10 @@ def test_the_test_set_is_looked_at_once_when_all_is_done(monkeypatch):
         {"mine": l2t.Teacher(CLASSES)}, linear, (x[:200], y[:200]), (x[200:].as_subclass(Watched), y[200:]),
         recipe=RECIPE, students=2, grid=(0.1,), tuning_students=1, progress=False,
     )  # fmt: skip
-    assert "read" in log
-    assert "run" not in log[log.index("read") :]
-    assert log.count("run") == 2 * (1 + len(baselines(torch.tensor([1, 1, 1]))))
+    looks = [stage for stage, _ in itertools.groupby(log)]
+    arms = 1 + len(baselines(torch.tensor([1, 1, 1])))
+    assert looks == ["run", "read"] * arms  # an arm: two runs, tuning and final, then its look
+    assert log.count("run") == 2 * arms
 
 
 def test_a_good_loss_wins_and_a_bad_one_loses():
@@ -233,8 +245,205 @@ def test_a_learning_rate_that_breaks_students_is_not_chosen():
         student=lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)),
     )
     assert all(tuned["lr"] == 0.1 for tuned in one["mine"]["tuning"].values())
-    assert all(tuned["dev_error"][1] == 1.0 for tuned in one["mine"]["tuning"].values())
+    assert all(tuned["dev_error"][-1] == 1.0 for tuned in one["mine"]["tuning"].values())
     assert all(math.isfinite(value) for values in one["mine"]["test_loss"].values() for value in values)
+
+
+@pytest.mark.parametrize(
+    ("grid", "added", "chosen", "at_edge"),
+    [
+        ((0.1, 1.0, 10.0), [], 1.0, False),
+        ((0.01, 0.1), [1.0, 10.0], 1.0, False),
+        ((0.001, 0.01), [0.1, 1.0], 1.0, True),
+        ((10.0, 20.0), [2.5, 5.0], 2.5, True),
+        ((0.3, 0.6), [1.2, 2.4], 1.2, False),
+        ((0.3,), [], 0.3, False),  # one rate has no ratio
+    ],
+)
+def test_a_grid_goes_on_where_its_best_rate_is_at_an_end(grid, added, chosen, at_edge, monkeypatch):
+    def made(arm, student, rows, share, recipe, classes, rates, seed, points):
+        """Two students whose dev error is least at a rate of 1, and falls along the run."""
+        error = torch.tensor([abs(math.log10(rate)) for rate in rates]).repeat_interleave(2)
+        return None, [error + 1.0 / point for point in points]
+
+    monkeypatch.setattr(compare_module, "_run", made)
+    x, y = data()
+    rows = compare_module._Rows(x, y, len(y))
+    arm = Arm(stateless(cross_entropy))
+    tuned, curve = compare_module._tune(arm, linear, rows, RECIPE, CLASSES, grid, 2, 0)
+    assert tuned["grid"] == sorted([*grid, *added])
+    assert tuned["dev_error"] == pytest.approx([abs(math.log10(rate)) + 0.05 for rate in tuned["grid"]])
+    assert (tuned["added"], tuned["lr"], tuned["at_edge"]) == (added, chosen, at_edge)
+    assert curve["dev_error"] == pytest.approx([abs(math.log10(chosen)) + 1 / step for step in curve["step"]])
+
+
+def test_a_learning_curve_ends_in_the_error_of_all_dev_rows(monkeypatch):
+    whole = run()["mine"]["curves"]["cross-entropy"]
+    monkeypatch.setattr(compare_module, "CURVE_ROWS", 7)
+    part = run()["mine"]["curves"]["cross-entropy"]
+    assert part["dev_error"][-1] == whole["dev_error"][-1]
+    assert part["dev_error"][:-1] != whole["dev_error"][:-1]
+    for error in part["dev_error"][:-1]:
+        assert error * 14 == pytest.approx(round(error * 14), abs=1e-4)  # two students of seven rows
+
+
+# ---- statistics
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_holm_rejects_what_his_procedure_rejects(seed):
+    """As he states it: from the least p on, each against alpha / (number left), until one fails."""
+    generator = torch.Generator().manual_seed(seed)
+    ps = (torch.rand(7, generator=generator).double() ** 4).tolist()
+    corrected = holm(ps)
+    for alpha in (0.001, 0.01, 0.05, 0.2, 0.7):
+        rejected = set()
+        for left, index in zip(range(7, 0, -1), sorted(range(7), key=ps.__getitem__), strict=True):
+            if ps[index] > alpha / left:
+                break
+            rejected.add(index)
+        assert {index for index in range(7) if corrected[index] <= alpha} == rejected
+    assert holm([*ps, None])[-1] is None
+    assert min(p for p in holm([*ps, None]) if p is not None) == pytest.approx(8 * min(ps))
+
+
+def test_the_interval_is_that_of_the_mean_difference_and_fits_the_p():
+    generator = torch.Generator().manual_seed(0)
+    mine, other = torch.rand(2, 12, generator=generator).double()
+    found = paired(mine.tolist(), other.tolist())
+    difference = mine - other
+    reach = 2.200985160082949 * float(difference.std()) / math.sqrt(12)  # t of 11 degrees at 0.975, a table's
+    mean = float(difference.mean())
+    assert found.interval == pytest.approx((mean - reach, mean + reach))
+    edge = paired((mine - found.interval[1]).tolist(), other.tolist())  # just different from 0
+    assert edge.p == pytest.approx(0.05)
+    assert paired([0.5, 0.25], [0.25, 0.0]) == (None, (0.25, 0.25))
+
+
+def test_the_protocol_says_what_was_done():
+    x, y = data()
+    told = " ".join(run(dev=(x[200:250], y[200:250]), noise=NOISE, dev_is_clean=True)["mine"]["protocol"])
+    for words in (
+        "the same 3 fresh students",
+        "20 steps of 16 rows",
+        "momentum 0.9 and a learning rate that falls to 0",
+        "0.05, 0.2 with the least mean dev error of 2 other students",
+        "The dev set is 50 rows beside 200 training rows",
+        "'cross-entropy, dev only' learns from the dev rows alone",
+        "'cross-entropy, half dev' learns half of every batch",
+        "'forward correction, true noise (oracle)' knows what nobody has",
+        "The test set, 100 rows",
+        "corrected p below 0.01",
+    ):
+        assert words in told
+    count = len(baselines(torch.tensor([1, 1, 1]), NOISE, dev_is_clean=True))
+    assert f"all {count} comparisons of the table: 1 teacher against {count} arms each" in told
+    course = l2t.Recipe(steps=20, batch_size=16, weight_decay=0.01, decay="constant")
+    told = " ".join(run({"a": l2t.Teacher(3), "b": l2t.Teacher(3)}, recipe=course)["a"]["protocol"])
+    assert "weight decay 0.01 and a constant learning rate" in told
+    assert "each tuning student holds 20% of the 200 training rows back" in told
+    count = len(baselines(torch.tensor([1, 1, 1])))
+    assert f"all {2 * count} comparisons of the table: 2 teachers against {count} arms each" in told
+
+
+# ---- arms in files
+
+
+def count_runs(monkeypatch):
+    calls = []
+    real = compare_module._run
+    monkeypatch.setattr(compare_module, "_run", lambda *a: calls.append(len(a)) or real(*a))
+    return calls
+
+
+def without_seconds(found):
+    return {name: {**one, "seconds": None} for name, one in found.items()}
+
+
+def test_a_comparison_that_is_broken_off_goes_on_where_it_was(tmp_path, monkeypatch):
+    options = {"directory": tmp_path / "arms", "grid": (0.2,)}
+    expected = run(grid=(0.2,))
+    calls = count_runs(monkeypatch)
+    real = compare_module._run
+
+    def stop(*arguments):
+        if len(calls) == 5:  # two arms are done, the third is tuned
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(compare_module, "_run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(**options)
+    assert len(list((tmp_path / "arms").iterdir())) == 3
+    monkeypatch.setattr(compare_module, "_run", real)
+    first = run(**options)
+    assert len(calls) == 2 * len(first["mine"]["test_error"])
+    assert without_seconds(first) == without_seconds(expected)
+    assert run(**options) == first  # seconds, too, are those of the making
+    assert len(calls) == 2 * len(first["mine"]["test_error"])
+    names = {path.name.rpartition("-")[0] for path in (tmp_path / "arms").iterdir()}
+    assert names == {slug(arm) for arm in first["mine"]["test_error"]}
+
+
+def tanh_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, CLASSES))
+
+
+def relu_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("changes", "made"),
+    [
+        ({}, 0),
+        ({"teachers": {"renamed": l2t.Teacher(CLASSES)}}, 0),
+        ({"teachers": {"mine": l2t.Teacher(CLASSES, seed=1)}}, 1),
+        ({"student": relu_mlp}, 2),
+        ({"seed": 1}, 2),
+        ({"students": 4}, 2),
+        ({"grid": (0.3,)}, 2),
+        ({"tuning_students": 3}, 2),
+        ({"recipe": l2t.Recipe(steps=19, batch_size=16)}, 2),
+        ({"recipe": l2t.Recipe(steps=20, batch_size=16, updates=3, teacher_lr=1.0)}, 0),
+        ({"train": data(299)}, 2),
+        ({"arms": {"a": Arm(stateless(label_smoothing(0.1)))}}, 1),
+    ],
+)
+def test_an_arm_is_taken_from_its_file_only_where_it_is_the_same(changes, made, tmp_path, monkeypatch):
+    options = {
+        "teachers": {"mine": l2t.Teacher(CLASSES)},
+        "student": tanh_mlp,
+        "grid": (0.2,),
+        "arms": {"a": Arm(stateless(cross_entropy))},
+        "directory": tmp_path,
+    }
+    run(**options)
+    calls = count_runs(monkeypatch)
+    found = run(**{**options, **changes})
+    assert len(calls) == 2 * made
+    fresh = run(**{**options, **changes, "directory": None})
+    assert without_seconds(found) == without_seconds(fresh)
+
+
+def test_arms_can_be_made_one_by_one_and_forgotten(tmp_path):
+    x, y = data()
+    comparison = Comparison(
+        {"mine": l2t.Teacher(CLASSES)}, linear, (x[:200], y[:200]), (x[200:], y[200:]), recipe=RECIPE,
+        students=3, grid=(0.05, 0.2), tuning_students=2, directory=tmp_path, about={"task": "rows"},
+    )  # fmt: skip
+    everything = comparison.missing()
+    assert everything == [*baselines(torch.tensor([1, 1, 1])), "taught by mine"]
+    said = []
+    for name in reversed(everything):
+        comparison.run(name, said.append)
+    assert said[:2] == ["tuning taught by mine", "final taught by mine"]
+    assert not comparison.missing()
+    assert without_seconds(comparison.result()) == without_seconds(run())
+    assert {json.loads(path.read_text())["of"]["task"] for path in tmp_path.iterdir()} == {"rows"}
+    comparison.forget()
+    assert comparison.missing() == everything
+    assert not list(tmp_path.iterdir())
 
 
 # ---- sentences

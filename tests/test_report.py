@@ -53,9 +53,11 @@ def history_of(updates=9, **changes):
 def comparison_of(taught, others, oracles=(), also=()):
     arms = {"taught": taught, **others}
     means = {arm: sum(errors) / len(errors) for arm, errors in arms.items()}
+    p = {arm: 1e-5 if abs(means[arm] - means["taught"]) > 0.05 else 0.4 for arm in others}
     return {
         "test_error": arms,
-        "p": {arm: 1e-5 if abs(means[arm] - means["taught"]) > 0.05 else 0.4 for arm in others},
+        "p": p,
+        "p_corrected": {arm: min(1.0, len(p) * value) for arm, value in p.items()},
         "summary": {arm: {"mean": mean, "difference": means["taught"] - mean} for arm, mean in means.items()},
         "tuning": {arm: {"lr": 0.1, "grid": [0.1, 0.2], "at_edge": arm == "focal"} for arm in arms},
         "curves": {arm: {"step": [10, 20, 30], "dev_error": [0.6, 0.5, 0.4]} for arm in arms},

@@ -1,0 +1,223 @@
+"""Comparisons of run folders: which teachers meet on which task, and their arms on several cores at once.
+
+A :class:`Contest` says all that a process needs to set a comparison up. Arms are kept in files (compare.py),
+so processes share nothing: each takes the next arm that is missing, and one that is broken off loses at most
+the stage it was in.
+
+Not here: how an arm is made (compare.py), and what is printed (cli.py).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+import l2t
+from l2t import check, tasks
+from l2t.compare import COURSE, Comparison, slug
+from l2t.files import write_json
+from l2t.report import Run, find_runs
+
+
+class Budget(NamedTuple):
+    """What every arm of a comparison gets, and which baselines there are: arguments of :func:`compare`."""
+
+    students: int
+    tuning_students: int
+    grid: tuple[float, ...]
+    seed: int
+    only: tuple[str, ...] | None
+
+
+class Contest(NamedTuple):
+    """A comparison of taught runs on a task.
+
+    Attributes:
+        runs: the folders of the teachers.
+        task: where data and students are from.
+        regime: of the data.
+        student: its name.
+        data_seed: of the draw of the regime.
+        recipe: the course, as ``Recipe(**recipe)`` takes it.
+        budget: what every arm gets.
+        folder: where arms are kept, in ``arms/``.
+        out: a folder to write the comparison of each teacher below; None is each teacher's own folder.
+    """
+
+    runs: tuple[Path, ...]
+    task: str
+    regime: str
+    student: str
+    data_seed: int
+    recipe: dict[str, Any]
+    budget: Budget
+    folder: Path
+    out: Path | None = None
+
+
+def of_runs(folders: Sequence[Path], budget: Budget) -> list[Contest]:
+    """A contest for each course among the runs in the folders, or one level below them.
+
+    Raises:
+        FileNotFoundError: for a folder without a run.
+        ValueError: for a run that has no task.
+    """
+    groups: dict[str, list[tuple[Path, Run]]] = {}
+    for folder in folders:
+        for run in find_runs(folder):
+            check.run_has_a_task(run.directory, run.config)
+            groups.setdefault(json.dumps(_course(run), sort_keys=True), []).append((folder, run))
+    contests = []
+    for group in groups.values():
+        folder, first = group[0]
+        about = {name: first.config[name] for name in ("task", "regime", "student", "data_seed", "recipe")}
+        contests.append(
+            Contest(tuple(run.directory for _, run in group), **about, budget=budget, folder=folder)
+        )
+    return contests
+
+
+def _course(run: Run) -> dict[str, Any]:
+    """What teachers must share to be compared with the same students of the same baselines."""
+    names = ("task", "regime", "student", "data_seed")
+    recipe = {name: run.config["recipe"][name] for name in COURSE}
+    return {name: run.config[name] for name in names} | recipe
+
+
+def set_up(contest: Contest) -> Comparison:
+    """Load data and teachers.
+
+    Raises:
+        ValueError: for arms or a budget that make no sense.
+    """
+    task = tasks.get(contest.task)
+    data = task.load(contest.regime, contest.data_seed)
+    dynamic, static = _teachers(contest)
+    about = ("task", "regime", "student", "data_seed")
+    return Comparison(
+        {name: run.teacher for name, run in dynamic.items()},
+        task.student(contest.student),
+        data.train,
+        data.test,
+        data.dev,
+        recipe=l2t.Recipe(**contest.recipe),
+        also={
+            "static taught loss" + (f", {name}" if len(static) > 1 else ""): run.teacher
+            for name, run in static.items()
+        },
+        noise=data.noise,
+        dev_is_clean=data.dev_is_clean,
+        directory=contest.folder / "arms",
+        about={name: getattr(contest, name) for name in about},
+        **contest.budget._asdict(),
+    )
+
+
+def _teachers(contest: Contest) -> tuple[dict[str, Run], dict[str, Run]]:
+    """The runs that get a comparison each, and the static ones that are arms of it, by name."""
+    runs = find_runs(*contest.runs)
+    several = len({run.name for run in runs}) < len(runs)  # of the same name, from different folders
+    named = {str(run.directory) if several else run.name: run for run in runs}
+    dynamic = {name: run for name, run in named.items() if not run.is_static} or named
+    return dynamic, {name: run for name, run in named.items() if name not in dynamic}
+
+
+def make(contests: Sequence[Contest], comparisons: Sequence[Comparison], jobs: int, progress: bool) -> bool:
+    """Make all arms that are missing, ``jobs`` at a time, in as many processes; whether all went well.
+
+    The numbers do not depend on ``jobs``. A process that fails says why on the standard error.
+    """
+    missing = [(i, name) for i, comparison in enumerate(comparisons) for name in comparison.missing()]
+    with tqdm(total=len(missing), disable=not progress, unit="arm") as bar:
+        if jobs > 1 and len(missing) > 1:
+            return _in_processes(contests, missing, min(jobs, len(missing)), bar)
+        for index, name in missing:
+            comparisons[index].run(name, bar.set_description)
+            bar.update()
+    return True
+
+
+def _in_processes(
+    contests: Sequence[Contest], missing: Sequence[tuple[int, str]], jobs: int, bar: tqdm[Any]
+) -> bool:
+    context = multiprocessing.get_context("spawn")
+    begun, done = context.Value("i", 0), context.Value("i", 0)
+    workers = [context.Process(target=_work, args=(contests, missing, begun, done)) for _ in range(jobs)]
+    try:
+        for worker in workers:
+            worker.start()
+        while any(worker.exitcode is None for worker in workers):
+            alive = [worker.sentinel for worker in workers if worker.exitcode is None]
+            multiprocessing.connection.wait(alive, timeout=0.5)
+            bar.update(done.value - bar.n)
+    finally:
+        for worker in workers:
+            if worker.is_alive():  # Ctrl-C came
+                worker.terminate()
+            if worker.pid is not None:
+                worker.join()
+    return all(worker.exitcode == 0 for worker in workers)
+
+
+def _work(
+    contests: Sequence[Contest],
+    missing: Sequence[tuple[int, str]],
+    begun: Synchronized[int],
+    done: Synchronized[int],
+) -> None:
+    """A process of its own: takes one arm after the other until none is left."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    at, comparison = -1, None
+    try:
+        while True:
+            with begun.get_lock():
+                turn = begun.value
+                begun.value += 1
+            if turn >= len(missing):
+                return
+            index, name = missing[turn]
+            if comparison is None or index != at:
+                at, comparison = index, set_up(contests[index])
+            comparison.run(name)
+            with done.get_lock():
+                done.value += 1
+    except Exception as error:
+        if "L2T_TRACEBACK" in os.environ:
+            raise
+        print(check.command_failed(error), file=sys.stderr)
+        sys.exit(1)
+
+
+def write(contest: Contest, comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """Write ``comparison.json`` for each teacher; returns them by the teacher's name."""
+    dynamic, _ = _teachers(contest)
+    found = comparison.result()
+    for name, run in dynamic.items():
+        folder = run.directory
+        if contest.out is not None:
+            folder = contest.out / slug(name)
+            run.teacher.save(folder)
+            write_json(folder / "config.json", _config(contest, run))
+        write_json(folder / "comparison.json", found[name])
+    return found
+
+
+def _config(contest: Contest, run: Run) -> Mapping[str, Any]:
+    """What a report says of a teacher that was taught elsewhere."""
+    about = ("task", "regime", "student", "data_seed", "recipe")
+    return {
+        **{name: getattr(contest, name) for name in about},
+        "seed": run.config.get("seed"),
+        "taught in": str(run.directory),
+        **{f"taught on {name}": run.config.get(name) for name in about[:3]},
+    }

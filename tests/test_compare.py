@@ -1,4 +1,4 @@
-"""The comparison: pairing, tuning, one look at the test set an arm, arms kept in files, and its statistics."""
+"""The comparison: pairing, tuning, one look at the test set an arm, arms kept in files, statistics."""
 
 from __future__ import annotations
 

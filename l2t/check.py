@@ -159,14 +159,50 @@ def teacher_features(features: Sequence[str], names: Sequence[str], slots: int) 
         )
 
 
-def teacher_has_a_say(weight: str, link: str, emphasis: float) -> None:
+def teacher_has_a_say(weight: str, link: str, emphasis: float, smoothing: float | None) -> None:
     """A choice under which calibration divides out all that the teacher could say."""
-    if link == "identity" and (weight == "shared" or (weight == "per-class" and not emphasis)):
+    if (
+        link == "identity"
+        and smoothing is None
+        and (weight == "shared" or (weight == "per-class" and not emphasis))
+    ):
         raise ValueError(
             f"l2t.Teacher: weight must be more than {weight!r} with link='identity' and emphasis={emphasis!r}, got a "
             "loss that is cross-entropy whatever the teacher says. Use weight='full' or 'low-rank', "
-            "link='sigmoid', or weight='per-class' with an emphasis."
+            "link='sigmoid', a smoothing, or weight='per-class' with an emphasis."
         )
+
+
+def teacher_smoothing(value: float, limit: float) -> None:
+    """The label smoothing that Teacher starts as."""
+    if not 0.0 <= value < limit:
+        raise ValueError(
+            f"l2t.Teacher: smoothing must be at least 0 and below {limit:.2g}, which off_diagonal_bound allows, got "
+            f"{value!r}. Use less, or raise off_diagonal_bound."
+        )
+
+
+def teacher_bias_start(value: float, link: str) -> float:
+    """The bias that Teacher starts with."""
+    if not math.isfinite(value) or (link == "identity" and value):
+        raise ValueError(
+            f"l2t.Teacher: bias_start must be finite, and 0 with link='identity', where a bias changes nothing, got "
+            f"{value!r}. Leave it out."
+        )
+    return float(value)
+
+
+def teacher_class_weights(weights: Sequence[float] | None, num_classes: int) -> list[float] | None:
+    """The class weights that Teacher starts with."""
+    if weights is None:
+        return None
+    found = [float(weight) for weight in weights]
+    if len(found) != num_classes or not all(0.0 < weight < math.inf for weight in found):
+        raise ValueError(
+            f"l2t.Teacher: class_weights must be {num_classes} positive finite numbers, got {found!r}. "
+            "Give one a class."
+        )
+    return found
 
 
 def teacher_state(name: str, value: object) -> None:

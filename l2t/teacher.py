@@ -13,11 +13,15 @@ Bounds, for the raw numbers q, x, b, e of a class y:
     off-diagonal  W_yj = d_y rho x_yj / (1 + rho/beta sum_j |x_yj|), so that sum_j |W_yj| < beta d_y; beta
     is at
                   most (C - 1) / 2, which leaves the row at least half of its pull whatever the numbers are
-    bias          b_y = bs tanh b
+    bias          b_y = b0 + bs tanh b
 Calibration. At uniform p a row pulls on its true logit with kappa_y phi'(u0_y) (W_yy - R_y / C), where
 u0_y = b_y - R_y log C. kappa_y makes that omega_y times cross-entropy's 1 - 1/C, with the emphasis
 omega_y = exp(emph tanh e_y) over its mean over the classes: a teacher says which class matters more and
 when, never how large a step is on the average.
+
+The start, all raw numbers at zero, is cross-entropy or close to it; `smoothing` shifts x, `bias_start` is b0
+and `class_weights` multiply the emphasis, so that it can be label smoothing, generalised cross-entropy or a
+class-weighted loss.
 
 What calibration divides out has no parameter: no d with the identity link, where it cancels, no bias there
 and no emphasis for one number for all classes.
@@ -110,6 +114,12 @@ class Teacher(nn.Module):
         off_diagonal_bound: beta.
         bias_range: bs.
         emphasis: emph; 0 gives every class cross-entropy's pull at uniform p.
+        smoothing: the loss that it starts as is label smoothing of this strength (up to a factor, which
+            calibration sets). A number, 0 too, gives "shared" and "per-class" an off-diagonal entry of their
+            own, the same for all classes j: with the identity link, label smoothing whose strength is taught.
+        bias_start: middle of the bias' range. With the sigmoid link, ``diagonal_start=q, bias_start=-5``
+            starts as generalised cross-entropy of that q.
+        class_weights: one weight a class, (C,), of the loss that it starts as; their mean does not matter.
         spread: standard deviation of the raw numbers at the start, off-diagonals apart. Not zero: slots that
             are all alike give the attention no gradient.
         seed: of the start values.
@@ -117,7 +127,8 @@ class Teacher(nn.Module):
 
     Raises:
         ValueError: for an unknown name, sizes that make no sense, and for choices that are cross-entropy
-            whatever the teacher says: "shared" with the identity link, "per-class" with it and no emphasis.
+            whatever the teacher says: "shared" with the identity link and no smoothing, "per-class" with it
+            and neither smoothing nor emphasis.
 
     Example:
         >>> import torch, l2t
@@ -144,6 +155,9 @@ class Teacher(nn.Module):
         off_diagonal_bound: float = 2.0,
         bias_range: float = 6.0,
         emphasis: float = 1.0,
+        smoothing: float | None = None,
+        bias_start: float = 0.0,
+        class_weights: Sequence[float] | None = None,
         spread: float = 0.02,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
@@ -155,7 +169,7 @@ class Teacher(nn.Module):
         check.teacher_size("slots", slots, 1)
         check.teacher_size("rank", rank, 1)
         check.teacher_features(features, StudentState._fields, slots)
-        check.teacher_has_a_say(weight, link, emphasis)
+        check.teacher_has_a_say(weight, link, emphasis, smoothing)
         if diagonal_start is None:
             diagonal_start = {"identity": 1.0, "sigmoid": 0.3, "log-sigmoid": 0.1}[link]
         self.num_classes = num_classes
@@ -170,7 +184,11 @@ class Teacher(nn.Module):
         self.off_diagonal_bound = check.teacher_positive("off_diagonal_bound", off_diagonal_bound)
         self.bias_range = check.teacher_positive("bias_range", bias_range)
         self.emphasis = check.teacher_positive("emphasis", emphasis, or_zero=True)
+        self.smoothing = smoothing
+        self.bias_start = check.teacher_bias_start(bias_start, link)
+        self.class_weights = check.teacher_class_weights(class_weights, num_classes)
         self.spread = check.teacher_positive("spread", spread)
+        self._even = self._even_start()
 
         generator = torch.Generator().manual_seed(seed)
 
@@ -190,11 +208,25 @@ class Teacher(nn.Module):
         # Off-diagonals start at zero: where students separate the data, ones of 0.004 cost accuracy. Where
         # they are all that a teacher has, slots that are alike would leave the attention without a gradient.
         alone = link == "identity" and not emphasis
+        if smoothing is not None and weight in ("shared", "per-class"):
+            self.even = normal(slots, each, std=spread)
         if weight == "full":
             self.off_diagonal = normal(slots, num_classes, num_classes - 1, std=0.003 if alone else 0.0)
         if weight == "low-rank":  # of two factors at zero neither would ever move
             self.left = normal(slots, num_classes, rank, std=0.003)
             self.right = normal(num_classes, rank)
+
+    def _even_start(self) -> float:
+        """The raw number of every off-diagonal entry under which W is that of label smoothing."""
+        if not self.smoothing:
+            return 0.0
+        classes, rho = self.num_classes, self.off_diagonal_scale
+        width = classes if self.kind == "low-rank" else classes - 1
+        most = min(self.off_diagonal_bound, (classes - 1) / 2) / width
+        check.teacher_smoothing(self.smoothing, most / (1.0 / classes + most * (1.0 - 1.0 / classes)))
+        share = self.smoothing / classes
+        ratio = share / (1.0 - self.smoothing + share)  # W_yj / W_yy
+        return ratio / (rho * (1.0 - ratio / most))
 
     def _make_mix(self, normal: Callable[..., nn.Parameter]) -> None:
         if self.slots > 1:
@@ -251,16 +283,26 @@ class Teacher(nn.Module):
         bias = torch.zeros_like(own)  # no None: torch.vmap takes tensors only
         if self.link != "identity":
             own = own * (self.diagonal_range * mixed(self.diagonal).tanh()).exp()  # [..., C], W_yy
-            bias = self.bias_range * mixed(self.bias).tanh() + bias
+            bias = self.bias_range * mixed(self.bias).tanh() + (bias + self.bias_start)
         total = own  # [..., C], R_y
         weight: Weight = Diagonal(own)
-        if self.kind == "full":
-            raw = mixed(self.off_diagonal)  # [..., C, C - 1]
+        if hasattr(self, "even"):
+            raw = mixed(self.even) + self._even  # [..., 1 or C], the same for every j
+            off = own * rho * raw / (1.0 + rho / bound * (classes - 1) * raw.abs())
+            total = own + (classes - 1) * off
+            column = off.unsqueeze(-1)
+            weight = LowRank(own - off, column, torch.ones_like(column))
+        elif self.kind == "full":
+            raw = mixed(self.off_diagonal) + self._even  # [..., C, C - 1]
             off = (own * rho / (1.0 + rho / bound * raw.abs().sum(-1))).unsqueeze(-1) * raw
             total = own + off.sum(-1)
             weight = Full(_square(own, off))
         elif self.kind == "low-rank":
-            left, right = mixed(self.left), self.right  # [..., C, r], [C, r]
+            left = mixed(self.left)  # [..., C, r]
+            right: Tensor = self.right  # [C, r]
+            if self._even:
+                left = torch.cat([left, torch.full_like(left[..., :1], self._even)], -1)
+                right = torch.cat([right, torch.ones_like(right[:, :1])], -1)
             most = left.abs() @ right.abs().sum(0)  # no less than the sum of |left @ right.T| over a row
             left = (own * rho / (1.0 + rho / bound * most)).unsqueeze(-1) * left
             inner = (left * right).sum(-1)
@@ -268,8 +310,11 @@ class Teacher(nn.Module):
             weight = LowRank(own - inner, left, right.expand(left.shape))
         pull = _slope(self.link, bias - math.log(classes) * total) * (own - total / classes)
         scale = (1.0 - 1.0 / classes) / pull
+        emphasis = None if self.class_weights is None else own.new_tensor(self.class_weights)
         if hasattr(self, "emphases"):
-            emphasis = (self.emphasis * mixed(self.emphases).tanh()).exp()
+            learned = (self.emphasis * mixed(self.emphases).tanh()).exp()
+            emphasis = learned if emphasis is None else learned * emphasis
+        if emphasis is not None:
             scale = scale * (emphasis / emphasis.mean(-1, keepdim=True))
         return Coefficients(weight, bias, scale)
 
@@ -301,10 +346,13 @@ class Teacher(nn.Module):
         )
 
     def neutral(self) -> Teacher:
-        """A copy whose slots are all zero: with the identity link, cross-entropy exactly, in every state."""
+        """A copy whose slots are all zero: the loss that it starts as, in every state.
+
+        With the identity link and none of ``smoothing`` and ``class_weights``, cross-entropy exactly.
+        """
         teacher = copy.deepcopy(self)
         with torch.no_grad():
-            for name in ("diagonal", "bias", "off_diagonal", "left", "emphases"):
+            for name in ("diagonal", "bias", "off_diagonal", "left", "emphases", "even"):
                 if hasattr(teacher, name):
                     getattr(teacher, name).zero_()
         return teacher
@@ -325,6 +373,9 @@ class Teacher(nn.Module):
             "off_diagonal_bound": self.off_diagonal_bound,
             "bias_range": self.bias_range,
             "emphasis": self.emphasis,
+            "smoothing": self.smoothing,
+            "bias_start": self.bias_start,
+            "class_weights": self.class_weights,
             "spread": self.spread,
         }
 

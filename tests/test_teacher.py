@@ -102,7 +102,83 @@ def test_low_rank_is_the_full_matrix_of_its_factors():
     torch.testing.assert_close(dense.diagonal(), torch.ones(5, **DOUBLE))
 
 
-# ---- the start: a loss that trains as cross-entropy does
+# ---- the start: a loss that trains as cross-entropy does, or a known one that is named
+
+
+def gradient_by_row(loss, logits):
+    logits = logits.clone().requires_grad_()
+    return torch.autograd.grad(loss(logits), logits)[0]
+
+
+@pytest.mark.parametrize("kind", ["shared", "per-class", "low-rank", "full"])
+@pytest.mark.parametrize("classes", [2, 7])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
+def test_it_can_start_as_label_smoothing(kind, classes, smoothing):
+    teacher = l2t.Teacher(classes, kind, link="identity", smoothing=smoothing, **DOUBLE).neutral()
+    logits, target = torch.randn(40, classes, **DOUBLE), torch.arange(40) % classes
+    found = gradient_by_row(lambda z: teacher.loss(z, target, STATE), logits)
+    known = gradient_by_row(lambda z: F.cross_entropy(z, target, label_smoothing=smoothing), logits)
+    torch.testing.assert_close(found * (1.0 - smoothing), known)
+
+
+def test_it_can_start_as_generalised_cross_entropy():
+    teacher = l2t.Teacher(10, link="sigmoid", diagonal_start=0.7, bias_start=-6.0, **DOUBLE).neutral()
+    logits, target = 2.0 * torch.randn(60, 10, **DOUBLE), torch.arange(60) % 10
+
+    def known(z):
+        return (1.0 - z.softmax(1)[range(60), target] ** 0.7).mean() / 0.7
+
+    found = gradient_by_row(lambda z: teacher.loss(z, target, STATE), logits)
+    factor = (1.0 / 10) ** -0.7  # at uniform p its pull is p^q of cross-entropy's
+    torch.testing.assert_close(found, factor * gradient_by_row(known, logits), rtol=5e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["shared", "full"])
+def test_it_can_start_with_class_weights(kind):
+    weights = torch.tensor([3.0, 1.0, 0.5, 1.5], **DOUBLE)
+    teacher = l2t.Teacher(4, kind, link="identity", smoothing=0.0, class_weights=weights, **DOUBLE).neutral()
+    logits, target = torch.randn(40, 4, **DOUBLE), torch.arange(40) % 4
+    found = gradient_by_row(lambda z: teacher.loss(z, target, STATE), logits)
+    known = gradient_by_row(
+        lambda z: F.cross_entropy(z, target, weights / weights.mean(), reduction="sum") / 40, logits
+    )
+    torch.testing.assert_close(found, known)
+
+
+def test_a_start_survives_a_file(tmp_path):
+    teacher = l2t.Teacher(3, "full", link="identity", smoothing=0.2, class_weights=[1, 2, 3])
+    teacher.save(tmp_path)
+    again = l2t.Teacher.load(tmp_path)
+    assert again.config() == teacher.config()
+    torch.testing.assert_close(again(STATE).weight.weight, teacher(STATE).weight.weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("link", ["sigmoid", "identity"])
+@pytest.mark.parametrize("kind", ["shared", "per-class"])
+def test_one_strength_of_smoothing_is_taught(kind, link):
+    teacher = wild(l2t.static_teacher(5, kind, link=link, smoothing=0.1, **DOUBLE), 30.0, 0)
+    dense = teacher(STATE).weight.dense()
+    off = dense[~torch.eye(5, dtype=torch.bool)].reshape(5, 4)
+    torch.testing.assert_close(off, off[:, :1].expand(5, 4))
+    assert (off.abs().sum(1) <= 2.0 * dense.diagonal()).all()
+    (pull_at_uniform(teacher, STATE).sum() + dense.sum()).backward()
+    assert (teacher.even.grad != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"smoothing": -0.1}, "smoothing must be at least 0 and below"),
+        ({"smoothing": 0.9}, "smoothing must be at least 0 and below 0.74"),
+        ({"bias_start": math.inf}, "bias_start must be finite"),
+        ({"bias_start": 1.0}, "bias_start must be finite, and 0 with link='identity'"),
+        ({"class_weights": [1.0, 2.0]}, "class_weights must be 10 positive finite numbers"),
+        ({"class_weights": [0.0] * 10}, "class_weights must be 10 positive finite numbers"),
+    ],
+)
+def test_a_start_that_makes_no_sense_is_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        l2t.Teacher(10, "full", link="identity", **settings)
 
 
 @pytest.mark.parametrize(("kind", "link", "emphasis"), EVERY)

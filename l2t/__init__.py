@@ -13,6 +13,7 @@ from l2t.linear import dynamic_linear_loss
 from l2t.loss import DynamicLoss
 from l2t.plan import Plan, plan
 from l2t.preflight import Preflight, preflight
+from l2t.starts import Starts, default_starts, teach_best
 from l2t.students import Stack
 from l2t.teach import Recipe, Taught, teach
 from l2t.teacher import Coefficients, GateTeacher, StudentState, Teacher, static_teacher
@@ -33,9 +34,11 @@ __all__ = [
     "Recipe",
     "Run",
     "Stack",
+    "Starts",
     "StudentState",
     "Taught",
     "Teacher",
+    "default_starts",
     "dynamic_linear_loss",
     "dynamic_loss",
     "optim",
@@ -43,5 +46,6 @@ __all__ = [
     "preflight",
     "static_teacher",
     "teach",
+    "teach_best",
     "unroll",
 ]

@@ -173,6 +173,15 @@ def teacher_has_a_say(weight: str, link: str, emphasis: float, smoothing: float 
         )
 
 
+def best_teachers(classes: Sequence[int], taught: int) -> None:
+    """The starts that teach_best is to choose from."""
+    if not taught or len(set(classes)) > 1:
+        raise ValueError(
+            "l2t.teach_best: starts must have a teacher to teach, and all be for the same number of classes, got "
+            f"{taught} to teach and classes {list(classes)}. l2t.default_starts makes some."
+        )
+
+
 def teacher_smoothing(value: float, limit: float) -> None:
     """The label smoothing that Teacher starts as."""
     if not 0.0 <= value < limit:

@@ -474,6 +474,14 @@ def teach(
         return run.go(resume)
 
 
+def split_dev(dev: Data | None, recipe: Recipe, seed: int) -> tuple[Data | None, Data | None]:
+    """The dev rows that teaching sees, and those for trials: all are both, but for ``recipe.hold_back``."""
+    if dev is None or not recipe.hold_back:
+        return dev, dev
+    (rest,), (held,) = split_pools(len(dev[1]), 1, recipe.hold_back, seed_of(seed, 3))
+    return (dev[0][rest], dev[1][rest]), (dev[0][held], dev[1][held])
+
+
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Run the body with ``count`` torch threads; None leaves them alone."""
@@ -506,10 +514,7 @@ class _Teaching:
         self.start = copy.deepcopy(teacher).requires_grad_(True)
         self.teacher = copy.deepcopy(self.start)
         self.student, self.train, self.given_dev = student, train, dev
-        self.dev = self.trial_dev = dev
-        if dev is not None and recipe.hold_back:
-            (rest,), (held,) = split_pools(len(dev[1]), 1, recipe.hold_back, seed_of(seed, 3))
-            self.dev, self.trial_dev = (dev[0][rest], dev[1][rest]), (dev[0][held], dev[1][held])
+        self.dev, self.trial_dev = split_dev(dev, recipe, seed)
         self.recipe, self.seed, self.progress = recipe, seed, progress
         self.directory = None if directory is None else Path(directory)
         self.adam = self._new_adam()

@@ -21,6 +21,7 @@ LAYERS = (
         "the walk through time",
         {
             "teach",
+            "starts",
             "students",
             "teacher",
             "unroll",

@@ -1,0 +1,188 @@
+"""Several teachers to begin with: which start is best, and which family's taught teacher.
+
+    starts    each teacher's neutral loss trains fresh students; of each family (what a teacher sets and its
+              link) the one with the least dev error goes on
+    teach     each of those is taught (teach.py), with the whole budget each
+    choice    what they came to, and known losses that are not worth teaching, train fresh students again; the
+              least dev error is the result
+
+Where nothing that was taught helps, the result is the best of the known losses that it could start as. Rows
+for both trials are those of ``Recipe.hold_back``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from l2t import check
+from l2t.files import write_json
+from l2t.students import Make, seed_of
+from l2t.teach import Data, Recipe, Taught, split_dev, teach, threads, trial
+from l2t.teacher import Teacher
+
+START = ("diagonal_start", "bias_start", "smoothing", "class_weights")
+"""Settings of a teacher that say where it starts; teachers that differ in nothing else are one family."""
+
+
+class Starts(NamedTuple):
+    """What :func:`teach_best` chooses from: ``teachers`` to teach, and ``known`` losses to be ahead of."""
+
+    teachers: list[Teacher]
+    known: list[Teacher]
+
+
+def default_starts(
+    num_classes: int,
+    *,
+    slots: int = 4,
+    class_weights: Sequence[float] | None = None,
+    noisy: bool = False,
+    seed: int = 0,
+    **settings: Any,
+) -> Starts:
+    """The starts that need no tuning, by what is known of the training labels.
+
+    Soft targets for each class and stage (identity link, W full, or of rank 4 above 20 classes), which start
+    as cross-entropy or label smoothing; with ``noisy`` labels also two numbers for all classes under the
+    sigmoid link, which start close to cross-entropy, and generalised cross-entropy as a known loss.
+
+    Args:
+        num_classes: C.
+        slots: of the attention; 1 gives static teachers.
+        class_weights: weights that the long tail of the training labels calls for, (C,): adds soft targets
+            that start with them.
+        noisy: whether training labels are noisier than the dev set's.
+        seed: of the start values.
+        settings: more arguments of :class:`Teacher`, for all.
+
+    Example:
+        >>> import l2t
+        >>> [teacher.smoothing for teacher in l2t.default_starts(10).teachers]
+        [0.0, 0.05, 0.1, 0.2]
+    """
+    soft: dict[str, Any] = {"weight": "full" if num_classes <= 20 else "low-rank", "link": "identity"}
+    found: list[dict[str, Any]] = [{**soft, "smoothing": value} for value in (0.0, 0.05, 0.1, 0.2)]
+    known: list[dict[str, Any]] = []
+    if class_weights is not None:
+        found += [{**soft, "smoothing": value, "class_weights": list(class_weights)} for value in (0.0, 0.1)]
+    if noisy:
+        robust = {"weight": "shared", "link": "sigmoid", "diagonal_range": 1.5, "bias_range": 4.0}
+        found.append(robust)
+        known.append({**robust, "diagonal_start": 0.7, "bias_start": -5.0})
+
+    def make(every: list[dict[str, Any]]) -> list[Teacher]:
+        return [Teacher(num_classes, **one, slots=slots, seed=seed, **settings) for one in every]
+
+    return Starts(make(found), make(known))
+
+
+def teach_best(
+    starts: Starts,
+    student: Make,
+    train: Data,
+    dev: Data | None = None,
+    *,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    directory: str | Path | None = None,
+    resume: bool = False,
+    guard: bool = True,
+    progress: bool = True,
+) -> Taught:
+    """Teach the best start of each family of teachers and return what fresh students do best under.
+
+    A family is teachers that differ only in where they start: ``diagonal_start``, ``bias_start``,
+    ``smoothing``, ``class_weights``. Each family costs a run of :func:`l2t.teach`; a start costs
+    ``recipe.trial_students`` plain students a learning rate. Tried are the rates of ``recipe.probe_lrs``,
+    every second one, or ``recipe.lr`` times ``recipe.trial_rates`` where it is given.
+
+    Args:
+        starts: teachers, and known losses that compete at the end; :func:`default_starts` gives some that
+            need no tuning.
+        student, train, dev, recipe, seed, directory, resume, guard, progress: as for :func:`l2t.teach`. The
+            families' own runs are kept in ``directory/families``.
+
+    Returns:
+        the ``Taught`` that was chosen; its history has ``starts`` and ``choice`` besides: settings and dev
+        errors (by rate) of all, and which were taught and chosen. Where that is a known loss, the teacher
+        says it in every state, and the history is that of the best taught one.
+
+    Raises:
+        ValueError: as :func:`l2t.teach`, and for no teachers or teachers of several numbers of classes.
+
+    Example:
+        >>> import torch, l2t
+        >>> x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+        >>> recipe = l2t.Recipe(steps=5, updates=1, lr=0.1, trial_students=2)
+        >>> taught = l2t.teach_best(l2t.default_starts(3), lambda: torch.nn.Linear(8, 3),
+        ...                         (x, x[:, :3].argmax(1)), recipe=recipe, progress=False)
+        >>> len(taught.history["starts"])
+        4
+    """
+    recipe = recipe or Recipe()
+    teachers, known = starts
+    check.best_teachers([teacher.num_classes for teacher in [*teachers, *known]], len(teachers))
+    rates = (
+        recipe.probe_lrs[::2] if recipe.lr is None else [recipe.lr * factor for factor in recipe.trial_rates]
+    )
+    _, held = split_dev(dev, recipe, seed)
+
+    def errors(candidates: Sequence[Teacher], part: int) -> torch.Tensor:
+        """Mean dev errors of fresh students, (candidates, rates)."""
+        with threads(recipe.threads):
+            return trial(candidates, student, train, held, recipe, rates, seed_of(seed, part)).mean(-1)
+
+    families: dict[str, list[int]] = {}
+    for index, teacher in enumerate(teachers):
+        own = {name: value for name, value in teacher.config().items() if name not in START}
+        families.setdefault(json.dumps(own, sort_keys=True), []).append(index)
+    found = errors([teacher.neutral() for teacher in teachers], 5)
+    chosen = [min(family, key=lambda index: float(found[index].min())) for family in families.values()]
+
+    place = None if directory is None else Path(directory)
+    results = [
+        teach(
+            teachers[start],
+            student,
+            train,
+            dev,
+            recipe=recipe,
+            seed=seed,
+            directory=None if place is None else place / "families" / str(number),
+            resume=resume,
+            guard=guard,
+            progress=progress,
+        )
+        for number, start in enumerate(chosen)
+    ]
+    final = errors([*(result.teacher for result in results), *(one.neutral() for one in known)], 6)
+    least = final.amin(1)
+    best, won = int(least[: len(results)].argmin()), int(least.argmin())
+    result = results[best]
+    if won >= len(results):
+        result = dataclasses.replace(result, teacher=known[won - len(results)].neutral())
+    result.history["starts"] = [
+        {"teacher": teacher.config(), "dev_error": row.tolist(), "taught": index in chosen}
+        for index, (teacher, row) in enumerate(zip(teachers, found, strict=True))
+    ]
+    result.history["choice"] = [
+        {"teacher": config, "dev_error": row.tolist(), "chosen": index == won}
+        for index, (config, row) in enumerate(
+            zip(
+                [*(teachers[start].config() for start in chosen), *(one.config() for one in known)],
+                final,
+                strict=True,
+            )
+        )
+    ]
+    result.history["rates"] = list(rates)
+    if place is not None:
+        result.teacher.save(place)
+        write_json(place / "history.json", result.history)
+    return result

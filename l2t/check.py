@@ -1487,9 +1487,10 @@ def teach_data(
 ) -> None:
     """Inputs and targets that belong together."""
     inputs, targets = data
-    if inputs.device.type != "cpu" or targets.device.type != "cpu":
+    if inputs.device != targets.device:
         raise ValueError(
-            f"l2t.{op}: {name} must be on the CPU, got {inputs.device} and {targets.device}. Move it with .cpu()."
+            f"l2t.{op}: {name} must be on one device, got inputs on {inputs.device} and targets on {targets.device}. "
+            "Move one of them with .to(device)."
         )
     if inputs.dtype != dtype:
         raise ValueError(
@@ -1513,6 +1514,25 @@ def teach_data(
         )
 
 
+def one_device(op: str, train: Tensor, **others: Tensor) -> None:
+    """All data are where the students learn."""
+    for name, inputs in others.items():
+        if inputs.device != train.device:
+            raise ValueError(
+                f"l2t.{op}: {name} must be on the device of train, {train.device}, got {inputs.device}. "
+                "Move it there with .to(device)."
+            )
+
+
+def augments(op: str, kind: str, inputs: Tensor) -> None:
+    """Only images are cropped and mirrored."""
+    if kind != "none" and inputs.dim() != 4:
+        raise ValueError(
+            f"l2t.{op}: train inputs must be images (N, C, H, W) with augment={kind!r}, got shape "
+            f"{tuple(inputs.shape)}. Take augment='none'."
+        )
+
+
 def teach_student_fits(
     student: Callable[[], nn.Module], inputs: Tensor, num_classes: int, op: str = "teach"
 ) -> None:
@@ -1521,7 +1541,7 @@ def teach_student_fits(
         made = student()
         student_is_module(made)
         with torch.no_grad():
-            logits = made.eval()(inputs[:2])
+            logits = made.eval()(inputs[:2].cpu())
     if tuple(logits.shape) != (2, num_classes):
         raise ValueError(
             f"l2t.{op}: student must return logits of shape (2, {num_classes}) for two rows, got {tuple(logits.shape)}. "

@@ -37,7 +37,9 @@ from l2t.students import (
     grade,
     judge,
     seed_of,
+    seeded,
     split_pools,
+    teacher_beside,
 )
 from l2t.students import (
     train as train_stack,
@@ -51,7 +53,7 @@ ALPHA = 0.01  # where a difference is called one
 CURVE_ROWS = 1000  # dev rows that a point of a learning curve looks at; the last one looks at all
 
 # What of a recipe makes the course of a student, taught or not; the rest is of the teaching.
-COURSE = ("steps", "batch_size", "momentum", "weight_decay", "decay", "dev_fraction", "threads")
+COURSE = ("steps", "batch_size", "momentum", "weight_decay", "decay", "augment", "dev_fraction", "threads")
 
 
 class _Rows(NamedTuple):
@@ -86,7 +88,7 @@ def compare(
     Args:
         teachers: by name; each gets a comparison of its own, and all share the baselines' runs.
         student: makes a fresh student.
-        train: inputs (N, ...) and targets (N,) to learn from.
+        train: inputs (N, ...) and targets (N,) to learn from; students learn on the device they are on.
         test: rows that neither teachers nor tuning have seen; each arm reads them once, at its end.
         dev: rows to tune on, as in :func:`l2t.teach`; None tunes each student on ``recipe.dev_fraction`` of
             ``train``, drawn at random. Final students learn from all rows, dev rows too.
@@ -197,8 +199,10 @@ class Comparison:
         check.compare_counts(len(teachers), students, tuning_students, grid)
         self.classes = next(iter(teachers.values())).num_classes
         dtype = next(next(iter(teachers.values())).parameters()).dtype
+        check.one_device("compare", train[0], test=test[0], **({} if dev is None else {"dev": dev[0]}))
         for name, data in (("train", train), ("test", test), *((("dev", dev),) if dev is not None else ())):
             check.teach_data(name, data, self.classes, dtype, "compare")
+        check.augments("compare", recipe.augment, train[0])
         check.teach_student_fits(student, train[0], self.classes, "compare")
         check.compare_dev_is_there(dev is not None, dev_is_clean)
 
@@ -211,8 +215,8 @@ class Comparison:
         self.students, self.tuning_students, self.seed = students, tuning_students, seed
         self.grid = tuple(sorted(grid))
         self.also = dict(also or {})
-        self.others = {**arms, **{name: _taught(teacher) for name, teacher in self.also.items()}}
-        self.arms = self.others | {_own(name): _taught(teacher) for name, teacher in teachers.items()}
+        self.others = {**arms, **{name: _taught(teacher, train[0]) for name, teacher in self.also.items()}}
+        self.arms = self.others | {_own(name): _taught(one, train[0]) for name, one in teachers.items()}
         self.rows = _Rows(
             torch.cat([train[0], dev[0]]) if dev is not None else train[0],
             torch.cat([train[1], dev[1]]) if dev is not None else train[1],
@@ -228,7 +232,7 @@ class Comparison:
 
         with threads(self.recipe.threads), torch.no_grad():
             stack = Stack(self.student, [seed_of(self.seed, 2)])
-            answer = evaluate(stack, self.rows.inputs[None, :8])
+            answer = evaluate(stack, self.rows.inputs[None, :8].cpu())
         shapes = {name: list(value.shape[1:]) for name, value in stack.student.state_dict().items()}
         recipe = self.recipe.to_json()
         return {
@@ -367,11 +371,15 @@ class Comparison:
         total = len(rows.targets)
         rate = "constant learning rate" if recipe.decay == "constant" else "learning rate that falls to 0"
         decayed = f", weight decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
+        changed = {"crop": "cropped", "flip": "mirrored", "crop-flip": "cropped and mirrored"}
+        augmented = (
+            f" Its images are {changed[recipe.augment]} at random." if recipe.augment in changed else ""
+        )
         said = [
             f"Every arm trains the same {self.students} fresh students, paired over the arms by their seed: "
             f"same start weights, same order of rows (seed {self.seed}).",
             f"A student takes {recipe.steps} steps of {recipe.batch_size} rows by SGD with momentum "
-            f"{recipe.momentum:g}{decayed} and a {rate}.",
+            f"{recipe.momentum:g}{decayed} and a {rate}.{augmented}",
             f"Each arm's learning rate is the one of {', '.join(f'{lr:g}' for lr in self.grid)} with the "
             f"least mean dev error of {self.tuning_students} other students, the same for every arm. Where "
             "the best is at an end of the grid, the grid goes on there by the ratio of its last two rates, "
@@ -414,8 +422,9 @@ def _own(teacher: str) -> str:
     return f"taught by {teacher}"
 
 
-def _taught(teacher: Teacher) -> Arm:
-    return Arm(TaughtLoss(teacher), wants_dev=any(name.startswith("dev_") for name in teacher.features))
+def _taught(teacher: Teacher, like: Tensor) -> Arm:
+    wants_dev = any(name.startswith("dev_") for name in teacher.features)
+    return Arm(TaughtLoss(teacher_beside(teacher, like)), wants_dev=wants_dev)
 
 
 def slug(name: str) -> str:
@@ -501,21 +510,21 @@ def _run(
         ],
         -1,
     ).repeat(1, count, 1)
-    stack = Stack(student, [seed_of(seed, 2, index) for index in range(size)] * count)
+    device = rows.inputs.device
+    stack = Stack(student, [seed_of(seed, 2, index) for index in range(size)] * count).to(device)
     held = share.dev.repeat(count, 1)
     dev = (rows.inputs[held], rows.targets[held]) if arm.wants_dev else None
-    lesson = Lesson((rows.inputs, rows.targets), batches, arm.loss, classes, dev)
+    lesson = Lesson((rows.inputs, rows.targets), batches.to(device), arm.loss, classes, dev, recipe.augment)
     curve: list[Tensor] = []
 
     def look(step: int) -> None:
         curve.append(_dev_error(stack, rows, held if step == recipe.steps else held[:, :CURVE_ROWS]))
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, 4))
+    with seeded(seed_of(seed, 4)):
         train_stack(
             stack,
             lesson,
-            lr=torch.tensor(rates, dtype=rows.inputs.dtype).repeat_interleave(size),
+            lr=rows.inputs.new_tensor(rates).repeat_interleave(size),
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             decay=recipe.decay,

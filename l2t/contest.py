@@ -90,7 +90,7 @@ def of_runs(folders: Sequence[Path], budget: Budget) -> list[Contest]:
 def _course(run: Run) -> dict[str, Any]:
     """What teachers must share to be compared with the same students of the same baselines."""
     names = ("task", "regime", "student", "data_seed")
-    recipe = {name: run.config["recipe"][name] for name in COURSE}
+    recipe = {name: run.config["recipe"].get(name) for name in COURSE}
     return {name: run.config[name] for name in names} | recipe
 
 

@@ -11,8 +11,10 @@ Not here: the losses to compare with (baselines.py) and the reverse pass (run.py
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from l2t import check
+from l2t.augment import augment
 from l2t.functional import LINKS
 from l2t.ops import MEAN
 from l2t.teacher import Coefficients, StudentState, Teacher
@@ -69,12 +72,11 @@ class Stack(nn.Module):
     def __init__(self, make: Make, seeds: Iterable[int]) -> None:
         super().__init__()
         students = []
-        with torch.random.fork_rng(devices=[]):
-            for seed in seeds:
-                torch.manual_seed(seed)
+        for seed in seeds:
+            with seeded(seed):
                 student = make()
-                check.student_is_module(student)
-                students.append(student)
+            check.student_is_module(student)
+            students.append(student)
         check.students_count(len(students))
         shapes = [{name: value.shape for name, value in student.state_dict().items()} for student in students]
         check.students_alike(all(shape == shapes[0] for shape in shapes))
@@ -142,6 +144,15 @@ def seed_of(*parts: int) -> int:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 31
     return state >> 1
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run the body with PyTorch's default generators, a GPU's too, at ``seed``; afterwards as before."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
 
 
 def split_pools(count: int, students: int, fraction: float, seed: int) -> Pools:
@@ -220,6 +231,12 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 def error(logits: Tensor, target: Tensor) -> Tensor:
     """Share of rows that each student gets wrong: (S, B, C), (S, B) -> (S,)."""
     return (logits.argmax(-1) != target).to(logits.dtype).mean(-1)
+
+
+def teacher_beside(teacher: Teacher, like: Tensor) -> Teacher:
+    """The teacher where ``like`` lives: itself, or a copy on that device."""
+    there = next(teacher.parameters()).device == like.device
+    return teacher if there else copy.deepcopy(teacher).to(like.device)
 
 
 class TaughtLoss:
@@ -336,6 +353,8 @@ class Lesson:
         num_classes: C.
         dev: inputs (S, D, ...) and targets (S, D) to take the dev features of the state from, when the loss
             wants them; None otherwise.
+        augment: what is done to the images of a batch, as in :func:`l2t.augment.augment`; dev rows stay as
+            they are.
     """
 
     def __init__(
@@ -345,11 +364,12 @@ class Lesson:
         loss: Loss,
         num_classes: int,
         dev: tuple[Tensor, Tensor] | None = None,
+        augment: str = "none",
     ) -> None:
         self.inputs, self.targets = data
         self.batches = batches
         self.loss = loss
-        self.dev = dev
+        self.dev, self.augment = dev, augment
         self.dev_every = max(1, len(batches) // 20)
         self.tracker = Tracker(batches.shape[1], num_classes, len(batches), self.inputs)
 
@@ -359,7 +379,7 @@ class Lesson:
         if self.dev is not None and step % self.dev_every == 0:
             self.tracker.update_dev(step, stack, *self.dev)
         target = self.targets[batch]
-        logits = stack(self.inputs[batch])
+        logits = stack(augment(self.inputs[batch], self.augment))
         state = self.tracker.state(step)
         self.tracker.update(step, logits, target)
         return self.loss(logits, target, state, step).sum()

@@ -32,8 +32,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from l2t import check, optim
+from l2t.augment import AUGMENTS
 from l2t.curvature import CURVATURES
 from l2t.files import read_tensors, to_json, write_json, write_tensors
+from l2t.plan import Plan, plan
 from l2t.students import (
     DECAYS,
     Lesson,
@@ -47,13 +49,15 @@ from l2t.students import (
     judge,
     learning_rates,
     seed_of,
+    seeded,
     split_pools,
+    teacher_beside,
 )
 from l2t.students import (
     train as train_stack,
 )
 from l2t.teacher import Teacher
-from l2t.unroll import unroll
+from l2t.unroll import SCHEDULES, unroll
 
 Data = tuple[Tensor, Tensor]
 """Inputs (N, ...) and targets (N,)."""
@@ -70,6 +74,8 @@ class Recipe:
         momentum: of the students' SGD.
         weight_decay: of the students' SGD.
         decay: of the students' learning rate, ``"linear"`` (to zero) or ``"constant"``.
+        augment: what is done to the images of a training batch (:func:`l2t.augment.augment`): ``"none"``,
+            ``"crop"``, ``"flip"`` or ``"crop-flip"``.
         students: fresh students an episode S; each update of the teacher takes one episode.
         updates: updates of the teacher.
         teacher_lr: learning rate of the teacher's Adam at its highest.
@@ -102,6 +108,10 @@ class Recipe:
             teacher (:meth:`l2t.Teacher.neutral`), which trains as cross-entropy does.
         trial_rates: factors of the students' learning rate; each teacher is tried at its best one.
         curvature: how a reverse step gets its second derivatives, as in :func:`l2t.unroll`.
+        schedule: what is remembered of a run, a name that :func:`l2t.unroll` knows. Long runs want a
+            ``memory``; what they cost is told by :func:`plan_episode`.
+        memory: bytes for it, a number or such as ``"2GB"``; None: all that the schedule wants.
+        truncate: walk back over the last so many steps only; None: all.
         threads: torch threads while teaching; bits depend on them. One is fastest for small students. None
             leaves the setting alone.
 
@@ -118,6 +128,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 0.0
     decay: str = "linear"
+    augment: str = "none"
     students: int = 4
     updates: int = 80
     teacher_lr: float = 0.12
@@ -144,6 +155,9 @@ class Recipe:
     trial_students: int = 10
     trial_rates: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     curvature: str = "reverse"
+    schedule: str = "auto"
+    memory: int | str | None = None
+    truncate: int | None = None
     threads: int | None = 1
 
     def __post_init__(self) -> None:
@@ -163,8 +177,13 @@ class Recipe:
         if self.lr is not None:
             check.recipe_number("lr", self.lr, 0.0, math.inf, open_low=True)
         check.recipe_choice("decay", self.decay, DECAYS)
+        check.recipe_choice("augment", self.augment, AUGMENTS)
         check.recipe_choice("measure", self.measure, MEASURES)
         check.recipe_choice("curvature", self.curvature, CURVATURES)
+        check.recipe_choice("schedule", self.schedule, SCHEDULES)
+        check.unroll_memory(self.memory, self.schedule)
+        if self.truncate is not None:
+            check.recipe_count("truncate", self.truncate, 1)
         for name, count in (("betas", 2), ("probe_lrs", None), ("trial_rates", None)):
             check.recipe_numbers(name, getattr(self, name), count)
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -262,7 +281,8 @@ def _course(train: Data, dev: Data | None, recipe: Recipe, seed: int, size: int)
         learn = torch.arange(len(train[1])).expand(size, -1)
         held = dev[0].expand(size, *dev[0].shape), dev[1].expand(size, -1)
     seeds = [seed_of(seed, 2, index) for index in range(size)]
-    return _Course(seeds, draw_batches(learn, recipe.steps, recipe.batch_size, seed_of(seed, 3)), held)
+    batches = draw_batches(learn, recipe.steps, recipe.batch_size, seed_of(seed, 3))
+    return _Course(seeds, batches.to(train[0].device), held)
 
 
 def episode(
@@ -277,12 +297,10 @@ def episode(
 ) -> Episode:
     """``size`` fresh students take the course under ``teacher``; the gradient of each one's measure to it.
 
-    The same ``seed`` gives the same students, splits, batches and dropout.
+    The same ``seed`` gives the same students, splits, batches and dropout. They take it where ``train``
+    lives; what is returned is on the CPU.
     """
-    seeds, batches, held = _course(train, dev, recipe, seed, size)
-    stack = Stack(student, seeds)
-    loss = TaughtLoss(teacher, record=True)
-    lesson = Lesson(train, batches, loss, teacher.num_classes, _dev_features(teacher, held))
+    stack, lesson, loss, held, settings = _unrolled(teacher, student, train, dev, recipe, lr, seed, size)
     errors: list[Tensor] = []
 
     def measure(model: nn.Module) -> Tensor:
@@ -291,17 +309,14 @@ def episode(
         errors[:] = [error(logits.detach(), held[1])]
         return MEASURES[recipe.measure](logits, held[1], recipe.sharpness)
 
-    rates = learning_rates(lr, recipe.steps, recipe.decay)
-    sgd = optim.SGD(lr=lambda step: rates[step], momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, 4))
-        run = unroll(stack, batches, lesson, measure, optimizer=sgd, curvature=recipe.curvature)
+    with seeded(seed_of(seed, 4)):
+        run = unroll(stack, lesson.batches, lesson, measure, **settings)
         run.backward()
     states = lesson.tracker.states
     return Episode(
-        run.measure.detach(),
-        errors[0],
-        loss.gradient(),
+        run.measure.detach().cpu(),
+        errors[0].cpu(),
+        loss.gradient().cpu(),
         [float(norm) for norm in run.report.adjoint_norms],
         {
             name: [float(torch.as_tensor(getattr(state, name)).mean()) for state in states[:-1]]
@@ -309,6 +324,62 @@ def episode(
             if getattr(states[0], name) is not None
         },
     )
+
+
+def plan_episode(
+    teacher: Teacher, student: Make, train: Data, dev: Data | None = None, *, recipe: Recipe
+) -> Plan:
+    """What the run of one episode of :func:`teach` would cost, as :func:`l2t.plan` tells it.
+
+    Example:
+        >>> import torch, l2t
+        >>> from l2t.teach import plan_episode
+        >>> train, recipe = (torch.randn(64, 4), torch.randint(3, (64,))), l2t.Recipe(schedule="every")
+        >>> plan_episode(l2t.Teacher(3), lambda: torch.nn.Linear(4, 3), train, recipe=recipe).schedule
+        Segments(length=18, slots=None)
+    """
+    lr = recipe.lr or recipe.probe_lrs[-1]
+    stack, lesson, _, _, settings = _unrolled(
+        teacher, student, train, dev, recipe, lr, seed_of(0), recipe.students
+    )
+    with threads(recipe.threads), seeded(0):
+        return plan(stack, list(lesson.batches), lesson, **settings)
+
+
+class _Unrolled(NamedTuple):
+    """A run of S fresh students under a teacher: what :func:`l2t.unroll` needs, but for the measure."""
+
+    stack: Stack
+    lesson: Lesson
+    loss: TaughtLoss
+    held: Data  # what they are measured on, as in a course
+    settings: dict[str, Any]
+
+
+def _unrolled(
+    teacher: Teacher,
+    student: Make,
+    train: Data,
+    dev: Data | None,
+    recipe: Recipe,
+    lr: float,
+    seed: int,
+    size: int,
+) -> _Unrolled:
+    seeds, batches, held = _course(train, dev, recipe, seed, size)
+    loss = TaughtLoss(teacher_beside(teacher, train[0]), record=True)
+    lesson = Lesson(train, batches, loss, teacher.num_classes, _dev_features(teacher, held), recipe.augment)
+    rates = learning_rates(lr, recipe.steps, recipe.decay)
+    settings = {
+        "optimizer": optim.SGD(
+            lr=lambda step: rates[step], momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        ),
+        "curvature": recipe.curvature,
+        "schedule": recipe.schedule,
+        "memory": recipe.memory,
+        "truncate": recipe.truncate,
+    }
+    return _Unrolled(Stack(student, seeds).to(train[0].device), lesson, loss, held, settings)
 
 
 def _dev_features(teacher: Teacher, held: Data) -> Data | None:
@@ -334,21 +405,21 @@ def trial(
     held = held[0].repeat(count, *[1] * (held[0].dim() - 1)), held[1].repeat(count, 1)
     found = []
     for teacher in teachers:
-        stack = Stack(student, seeds * count)
+        stack = Stack(student, seeds * count).to(train[0].device)
+        taught = TaughtLoss(teacher_beside(teacher, train[0]))
         lesson = Lesson(
-            train, batches, TaughtLoss(teacher), teacher.num_classes, _dev_features(teacher, held)
+            train, batches, taught, teacher.num_classes, _dev_features(teacher, held), recipe.augment
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(seed, 4))
+        with seeded(seed_of(seed, 4)):
             train_stack(
                 stack,
                 lesson,
-                lr=torch.tensor(rates, dtype=train[0].dtype).repeat_interleave(size),
+                lr=train[0].new_tensor(rates).repeat_interleave(size),
                 momentum=recipe.momentum,
                 weight_decay=recipe.weight_decay,
                 decay=recipe.decay,
             )
-        found.append(judge(stack, *held)[0].reshape(count, size))
+        found.append(judge(stack, *held)[0].reshape(count, size).cpu())
     return torch.stack(found)
 
 
@@ -437,7 +508,8 @@ def teach(
     Args:
         teacher: where to start; it is left as it is.
         student: makes a fresh student, ``(B, ...) -> (B, C)``; one that ``torch.vmap`` can run.
-        train: inputs (N, ...) floating point and targets (N,) int64.
+        train: inputs (N, ...) floating point and targets (N,) int64. Students learn on the device that they
+            are on; all random draws but a student's own (dropout) are the CPU's, so a seed means the same.
         dev: rows to measure the students on; None draws ``recipe.dev_fraction`` of ``train`` anew for every
             student of every episode.
         recipe: the settings; None is ``Recipe()``.
@@ -467,7 +539,9 @@ def teach(
     dtype = next(teacher.parameters()).dtype
     check.teach_data("train", train, teacher.num_classes, dtype)
     if dev is not None:
+        check.one_device("teach", train[0], dev=dev[0])
         check.teach_data("dev", dev, teacher.num_classes, dtype)
+    check.augments("teach", recipe.augment, train[0])
     check.teach_student_fits(student, train[0], teacher.num_classes)
     run = _Teaching(teacher, student, train, dev, recipe, seed, directory, guard, progress)
     with threads(recipe.threads):
@@ -484,13 +558,17 @@ def split_dev(dev: Data | None, recipe: Recipe, seed: int) -> tuple[Data | None,
 
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Run the body with ``count`` torch threads; None leaves them alone."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if count is None else count)
+    """Run the body with ``count`` torch threads, None leaves them alone, and with those algorithms of cuDNN
+    that give a step that is taken again the same bits.
+    """
+    before = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    torch.set_num_threads(before[0] if count is None else count)
+    torch.backends.cudnn.deterministic = True
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        torch.backends.cudnn.deterministic = before[1]
 
 
 _NUMBERS = ("update", "since", "averaged", "shrink", "norms", "ended", "finished")
@@ -511,7 +589,7 @@ class _Teaching:
         guard: bool,
         progress: bool,
     ) -> None:
-        self.start = copy.deepcopy(teacher).requires_grad_(True)
+        self.start = copy.deepcopy(teacher).cpu().requires_grad_(True)  # a copy goes where the data are
         self.teacher = copy.deepcopy(self.start)
         self.student, self.train, self.given_dev = student, train, dev
         self.dev, self.trial_dev = split_dev(dev, recipe, seed)

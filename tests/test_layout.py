@@ -23,6 +23,7 @@ LAYERS = (
             "teach",
             "starts",
             "students",
+            "augment",
             "teacher",
             "unroll",
             "run",

@@ -581,6 +581,13 @@ def test_a_run_of_other_arguments_is_not_resumed(tmp_path, what, arguments):
         ({"decay": "cosine"}, "decay must be one of linear, constant, got 'cosine'"),
         ({"measure": "accuracy"}, "measure must be one of cross-entropy, expected-error, smooth-error, got"),
         ({"curvature": "exact"}, "forward, central, one-sided, got 'exact'"),
+        ({"schedule": "binary"}, "schedule must be one of auto, all, every, binomial, disk, got 'binary'"),
+        (
+            {"memory": "much"},
+            "memory must be a number of bytes or a text such as '64MB' or '2GiB', got 'much'",
+        ),
+        ({"schedule": "binomial"}, "memory must be given with schedule='binomial', got None"),
+        ({"truncate": 0}, "truncate must be an integer of 1 or more, got 0"),
         ({"betas": (0.9,)}, "betas must be a sequence of 2 positive numbers, got (0.9,)"),
         ({"probe_lrs": ()}, "probe_lrs must be a sequence of positive numbers, got ()"),
         ({"trial_rates": (1.0, -1.0)}, "trial_rates must be a sequence of positive numbers, got (1.0, -1.0)"),
@@ -598,7 +605,10 @@ X, Y = data(20)
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((mlp, (X.to("meta"), Y)), "train must be on the CPU, got meta and cpu. Move it with .cpu()"),
+        (
+            (mlp, (X.to("meta"), Y)),
+            "train must be on one device, got inputs on meta and targets on cpu. Move",
+        ),
         ((mlp, (X.long(), Y)), "train inputs must have the teacher's dtype torch.float32, got torch.int64"),
         ((mlp, (X, Y.float())), "train targets must be int64 of shape (N,), got torch.float32"),
         (
@@ -611,6 +621,10 @@ X, Y = data(20)
         ),
         ((mlp, (X, Y + 1)), "train targets must be in [0, 4), got 1 to 4"),
         ((mlp, (X, Y), (X, Y - 9)), "dev targets must be in [0, 4), got -9"),
+        (
+            (mlp, (X, Y), (X.to("meta"), Y.to("meta"))),
+            "dev must be on the device of train, cpu, got meta. Move it there",
+        ),
         (
             (lambda: nn.Linear(6, 5), (X, Y)),
             "student must return logits of shape (2, 4) for two rows, got (2, 5)",

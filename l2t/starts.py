@@ -105,8 +105,15 @@ def teach_best(
     Args:
         starts: teachers, and known losses that compete at the end; :func:`default_starts` gives some that
             need no tuning.
-        student, train, dev, recipe, seed, directory, resume, guard, progress: as for :func:`l2t.teach`. The
-            families' own runs are kept in ``directory/families``.
+        student: makes a fresh student, as for :func:`l2t.teach`, which has more on the rest.
+        train: inputs (N, ...) and targets (N,).
+        dev: rows to measure the students on, or None.
+        recipe: the settings, of every family.
+        seed: of all that is random.
+        directory: where the result is kept; the families' own runs are in ``directory/families``.
+        resume: go on with the run in ``directory``.
+        guard: as for :func:`l2t.teach`.
+        progress: show a bar.
 
     Returns:
         the ``Taught`` that was chosen; its history has ``starts`` and ``choice`` besides: settings and dev

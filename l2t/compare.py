@@ -53,7 +53,17 @@ ALPHA = 0.01  # where a difference is called one
 CURVE_ROWS = 1000  # dev rows that a point of a learning curve looks at; the last one looks at all
 
 # What of a recipe makes the course of a student, taught or not; the rest is of the teaching.
-COURSE = ("steps", "batch_size", "momentum", "weight_decay", "decay", "augment", "dev_fraction", "threads")
+COURSE = (
+    "steps",
+    "batch_size",
+    "momentum",
+    "weight_decay",
+    "decay",
+    "augment",
+    "dev_fraction",
+    "dev_rows",
+    "threads",
+)
 
 
 class _Rows(NamedTuple):
@@ -477,7 +487,7 @@ def _share(arm: Arm, rows: _Rows, recipe: Recipe, students: int, seed: int, *, f
     if train == total:  # no dev set
         if final and not arm.wants_dev:
             return _Share([training], training[:, :0])
-        pools = split_pools(train, students, recipe.dev_fraction, seed_of(seed, 1))
+        pools = split_pools(train, students, recipe.dev_fraction, seed_of(seed, 1), recipe.dev_rows)
         return _Share([pools.train], pools.dev)
     if arm.rows == "all":
         return _Share([everything if final and not arm.wants_dev else training], clean)

@@ -155,11 +155,11 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def split_pools(count: int, students: int, fraction: float, seed: int) -> Pools:
-    """A random split of ``count`` rows for each student, ``fraction`` of them (at least one) for dev."""
+def split_pools(count: int, students: int, fraction: float, seed: int, most: int | None = None) -> Pools:
+    """A random split of ``count`` rows for each student: ``fraction`` for dev, from one to ``most``."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.stack([torch.randperm(count, generator=generator) for _ in range(students)])
-    held = min(max(1, round(count * fraction)), count - 1)
+    held = min(max(1, round(count * fraction)), count - 1, count if most is None else most)
     return Pools(order[:, held:], order[:, :held])
 
 

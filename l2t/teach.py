@@ -88,6 +88,7 @@ class Recipe:
         sharpness: k of the smooth error.
         dev_fraction: share of the training rows that each student of an episode is measured on, drawn anew
             every time, where no dev set is given.
+        dev_rows: at most so many of them.
         hold_back: share of a given dev set that teaching does not see, for the trial at the end: it catches a
             teacher that has overfitted the rest, and costs the rest that much.
         clip: a student's gradient is clipped to this many running median norms.
@@ -139,6 +140,7 @@ class Recipe:
     measure: str = "cross-entropy"
     sharpness: float = 50.0
     dev_fraction: float = 0.2
+    dev_rows: int = 2000
     hold_back: float = 0.0
     clip: float = 2.0
     skip: float = 50.0
@@ -146,14 +148,14 @@ class Recipe:
     probe_lrs: tuple[float, ...] = (0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)
     probe_students: int = 8
     probe_norm: float = 1.0
-    probe_agreement: float = 0.3
+    probe_agreement: float = 0.05
     guard_window: int = 5
     guard_norm: float = 30.0
     guard_rise: float = 0.05
     guard_shrink: float = 0.5
     guard_returns: int = 5
     trial_students: int = 10
-    trial_rates: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    trial_rates: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
     curvature: str = "reverse"
     schedule: str = "auto"
     memory: int | str | None = None
@@ -162,7 +164,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, before any work is done."""
-        for name in ("steps", "batch_size", "students", "updates", "window", "guard_window", "guard_returns"):
+        for name in (
+            "steps",
+            "batch_size",
+            "dev_rows",
+            "students",
+            "updates",
+            "window",
+            "guard_window",
+            "guard_returns",
+        ):
             check.recipe_count(name, getattr(self, name), 1)
         for name in ("probe_students", "trial_students"):
             check.recipe_count(name, getattr(self, name), 2)
@@ -275,7 +286,7 @@ class _Course(NamedTuple):
 def _course(train: Data, dev: Data | None, recipe: Recipe, seed: int, size: int) -> _Course:
     """The course of ``size`` students; their splits are their own where there is no dev set."""
     if dev is None:
-        pools = split_pools(len(train[1]), size, recipe.dev_fraction, seed_of(seed, 1))
+        pools = split_pools(len(train[1]), size, recipe.dev_fraction, seed_of(seed, 1), recipe.dev_rows)
         learn, held = pools.train, (train[0][pools.dev], train[1][pools.dev])
     else:
         learn = torch.arange(len(train[1])).expand(size, -1)

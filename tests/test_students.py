@@ -203,14 +203,15 @@ def test_seeds_of_different_parts_differ():
 
 
 @settings(deadline=None)
-@given(st.integers(2, 40), st.floats(0, 1), st.integers(0, 1000))
-def test_a_split_is_a_partition(count, fraction, seed):
-    pools = split_pools(count, 3, fraction, seed)
+@given(st.integers(2, 40), st.floats(0, 1), st.integers(0, 1000), st.integers(1, 50))
+def test_a_split_is_a_partition(count, fraction, seed, most):
+    pools = split_pools(count, 3, fraction, seed, most)
     for train_rows, dev_rows in zip(*pools, strict=True):
-        assert len(dev_rows) >= 1
+        assert 1 <= len(dev_rows) <= most
         assert len(train_rows) >= 1
         assert sorted([*train_rows.tolist(), *dev_rows.tolist()]) == list(range(count))
-    assert torch.equal(pools.dev, split_pools(count, 3, fraction, seed).dev)
+    assert torch.equal(pools.dev, split_pools(count, 3, fraction, seed, most).dev)
+    assert pools.dev.shape[1] == min(split_pools(count, 3, fraction, seed).dev.shape[1], most)
 
 
 @settings(deadline=None)

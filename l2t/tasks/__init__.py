@@ -3,7 +3,7 @@ is.
 
 Example:
     >>> names()
-    ('digits', 'mnist1d')
+    ('digits', 'fashion-mnist', 'mnist', 'mnist-5k', 'mnist1d')
     >>> data = get("digits").load("pair-flip")
     >>> data.train[0].shape, data.test[0].shape
     (torch.Size([1000, 64]), torch.Size([597, 64]))
@@ -20,16 +20,17 @@ from l2t.tasks.task import Data, Setting, Source, Task
 
 __all__ = ["Data", "Draw", "Regime", "Setting", "Source", "Task", "get", "names"]
 
-_HELPERS = ("networks", "regimes", "task")
+_HELPERS = ("networks", "places", "readers", "regimes", "task")
 
 
 def names() -> tuple[str, ...]:
-    """Names of the tasks: every file of this folder that is not a helper is one."""
+    """Names of the tasks: every file of this folder that is not a helper is one, its ``_`` a ``-``."""
     found = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name for name in found if name not in _HELPERS))
+    return tuple(sorted(name.replace("_", "-") for name in found if name not in _HELPERS))
 
 
 def get(name: str) -> Task:
     """The task of that name; an unknown name raises a ValueError that lists the known ones."""
-    task: Task = import_module(f"{__name__}.{check.known('tasks', 'task', name, names())}").TASK
+    file = check.known("tasks", "task", name, names()).replace("-", "_")
+    task: Task = import_module(f"{__name__}.{file}").TASK
     return task

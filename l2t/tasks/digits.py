@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from l2t import check
-from l2t.tasks.regimes import Regime, pair_flip, stratified, symmetric
-from l2t.tasks.task import Setting, Source, Task
+from l2t.tasks.regimes import standard, stratified
+from l2t.tasks.task import CLASS_WEIGHTS, TEACHERS, Setting, Source, Task
 
 TEST_SEED = 1998
 TEST_SIZE = 597
@@ -48,13 +48,14 @@ def cnn() -> nn.Module:
 
 
 _RECIPE = {"steps": 200, "batch_size": 32, "updates": 30}
-_SOFT_TARGETS = {"weight": "full", "link": "identity"}
-_CLASS_WEIGHTS = {"weight": "per-class", "link": "identity"}
-_ROBUST = {"weight": "shared", "link": "sigmoid", "diagonal_range": 1.5, "bias_range": 4.0}
+_TEACHERS = {**TEACHERS, "long-tail": CLASS_WEIGHTS}
 
 TASK = Task(
     name="digits",
-    title="1,797 real handwritten digits of 8 x 8 pixels, from scikit-learn",
+    title="1,797 real handwritten digits of 8 x 8 pixels",
+    origin="UCI (Alpaydin and Kaynak 1998), in the package scikit-learn",
+    licence="CC BY 4.0",
+    package="scikit-learn",
     num_classes=10,
     source=source,
     students={
@@ -64,30 +65,7 @@ TASK = Task(
         "cnn": cnn,
     },
     settings={
-        "clean": Setting(Regime("1,200 training samples with their own labels"), _RECIPE, _SOFT_TARGETS),
-        "few": Setting(Regime("150 training samples", samples=150), _RECIPE, _SOFT_TARGETS),
-        "symmetric": Setting(
-            Regime(
-                "1,000 training samples, 40% of the labels replaced by another class; 200 clean dev samples",
-                dev=200,
-                noise=lambda classes: symmetric(classes, 0.4),
-            ),
-            _RECIPE,
-            _ROBUST,
-        ),
-        "pair-flip": Setting(
-            Regime(
-                "1,000 training samples, 40% of the labels moved to the next class; 200 clean dev samples",
-                dev=200,
-                noise=lambda classes: pair_flip(classes, 0.4),
-            ),
-            _RECIPE,
-            _SOFT_TARGETS,
-        ),
-        "long-tail": Setting(
-            Regime("class counts fall from 120 to 6 along an exponential", imbalance=20.0),
-            _RECIPE,
-            _CLASS_WEIGHTS,
-        ),
+        name: Setting(regime, _RECIPE, _TEACHERS[name])
+        for name, regime in standard(1200, 10, few=150, dev=200, imbalance=20.0).items()
     },
 )

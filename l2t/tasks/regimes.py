@@ -2,9 +2,8 @@
 from a pool.
 
 Every draw takes a ``torch.Generator`` and repeats to the bit. Labels of the dev and the test set are never
-changed: noise is put on the training labels alone, after the clean dev samples have been set aside. Where
-    the data come from
-and how they are scaled is not here (see ``task.py``).
+changed: noise is put on the training labels alone, after the clean dev samples have been set aside. Where the
+data come from and how they are scaled is not here (see ``task.py``).
 """
 
 from __future__ import annotations
@@ -71,6 +70,18 @@ def stratified(target: Tensor, count: int, generator: torch.Generator) -> tuple[
     return _take(target, wanted, generator)
 
 
+def balanced(target: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Splits the rows of target (N,) at random into `count` rows, of every class as many, and the rest.
+
+    Returns:
+        Two sorted int64 index tensors that share no row; the first has ``count // C`` rows a class.
+    """
+    sizes = torch.bincount(target)
+    each = count // len(sizes)
+    check.balanced_count(count, each, int(sizes.min()))
+    return _take(target, torch.full_like(sizes, each), generator)
+
+
 def long_tail(target: Tensor, imbalance: float, generator: torch.Generator) -> Tensor:
     """Thins the classes exponentially (Cui et al. 2019): class 0 keeps all rows, the last one 1/`imbalance`
     of that.
@@ -116,7 +127,8 @@ class Regime:
 
     Attributes:
         title: one line for people.
-        dev: number of clean dev samples set aside; 0 leaves the split to the teaching episodes.
+        dev: number of clean dev samples set aside, with the pool's class shares, or as many of every class
+            where `imbalance` is not 1; 0 leaves the split to the teaching episodes.
         samples: number of training samples kept, with the pool's class shares; None keeps all.
         imbalance: ratio of the first class's count to the last one's.
         noise: maps the number of classes to the noise matrix of the training labels.
@@ -128,11 +140,17 @@ class Regime:
     imbalance: float = 1.0
     noise: Callable[[int], Tensor] | None = None
 
+    @property
+    def spoils(self) -> bool:
+        """Whether training samples are worse than dev samples: noisy, or with a long tail."""
+        return self.noise is not None or self.imbalance != 1.0
+
     def draw(self, target: Tensor, num_classes: int, generator: torch.Generator) -> Draw:
         """Draws the regime from a pool with clean labels target (N,) int64."""
         train, dev = torch.arange(len(target)), None
         if self.dev:
-            dev, train = stratified(target, self.dev, generator)
+            split = stratified if self.imbalance == 1.0 else balanced
+            dev, train = split(target, self.dev, generator)
         if self.samples is not None:
             train = train[stratified(target[train], self.samples, generator)[0]]
         if self.imbalance != 1.0:
@@ -142,3 +160,55 @@ class Regime:
             noise = self.noise(num_classes)
             train_target = flip(train_target, noise, generator)
         return Draw(train, train_target, dev, noise)
+
+
+def standard(
+    pool: int,
+    num_classes: int,
+    *,
+    few: int,
+    dev: int,
+    imbalance: float,
+    small: int | None = None,
+) -> dict[str, Regime]:
+    """The regimes that every task has, by name; tasks differ in their counts only.
+
+    Args:
+        pool: samples to draw from.
+        num_classes: number of classes C.
+        few: samples of `few`.
+        dev: samples of the clean dev set under noise and of the balanced one beside a long tail.
+        imbalance: the first class's count over the last one's in `long-tail`.
+        small: samples of a regime of that name, and those that noise and the long tail are put on, for pools
+            so large that a run on all of them takes hours; None is none and all.
+
+    Example:
+        >>> for name, regime in standard(1200, 10, few=150, dev=200, imbalance=20.0).items():
+        ...     print(f"{name}: {regime.title}")
+        clean: 1,200 training samples with their own labels
+        few: 150 training samples
+        symmetric: 1,000 training samples, 40% of the labels replaced by another class; 200 clean dev samples
+        pair-flip: 1,000 training samples, 40% of the labels moved to the next class; 200 clean dev samples
+        long-tail: class counts fall from about 100 to 5 exponentially; 200 dev samples balanced by class
+    """
+    noisy = pool - dev if small is None else small
+    first = noisy / num_classes
+
+    def under(what: str, matrix: Callable[[int, float], Tensor]) -> Regime:
+        title = f"{noisy:,} training samples, 40% of the labels {what}; {dev:,} clean dev samples"
+        return Regime(title, dev=dev, samples=small, noise=lambda classes: matrix(classes, 0.4))
+
+    return {
+        "clean": Regime(f"{pool:,} training samples with their own labels"),
+        "few": Regime(f"{few:,} training samples", samples=few),
+        **({} if small is None else {"small": Regime(f"{small:,} training samples", samples=small)}),
+        "symmetric": under("replaced by another class", symmetric),
+        "pair-flip": under("moved to the next class", pair_flip),
+        "long-tail": Regime(
+            f"class counts fall from about {first:.0f} to {first / imbalance:.0f} exponentially; "
+            f"{dev:,} dev samples balanced by class",
+            dev=dev,
+            samples=small,
+            imbalance=imbalance,
+        ),
+    }

@@ -8,6 +8,8 @@ that teaches or tunes gets to see it.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +19,26 @@ import torch
 from torch import Tensor, nn
 
 from l2t import check
+from l2t.tasks.places import Place
 from l2t.tasks.regimes import Regime
 
 if TYPE_CHECKING:
     from l2t.teach import Recipe
 
 Samples = tuple[Tensor, Tensor]  # x [N, ...] float32, y [N] int64
+
+# Teachers by what they are good for, and the regimes that a task of its own choice overrides.
+SOFT_TARGETS = {"weight": "full", "link": "identity"}
+CLASS_WEIGHTS = {"weight": "per-class", "link": "identity"}
+ROBUST = {"weight": "shared", "link": "sigmoid", "diagonal_range": 1.5, "bias_range": 4.0}
+TEACHERS: dict[str, dict[str, Any]] = {
+    "clean": SOFT_TARGETS,
+    "few": SOFT_TARGETS,
+    "small": SOFT_TARGETS,
+    "symmetric": ROBUST,
+    "pair-flip": SOFT_TARGETS,
+    "long-tail": SOFT_TARGETS,
+}
 
 
 class Data(NamedTuple):
@@ -36,8 +52,8 @@ class Data(NamedTuple):
         num_classes: number of classes C.
         noise: matrix (C, C) float64, ``noise[i, j]`` the probability that class i was seen as class j; None
             without noise. Only the oracle baseline may look at it.
-        dev_is_clean: whether `dev` has clean labels while `train` has not; then training on `dev` is a
-            baseline too.
+        dev_is_clean: whether `dev` is better than `train`: clean labels where those of `train` are noisy,
+            balanced classes where `train` has a long tail. Then training on `dev` is a baseline too.
     """
 
     train: Samples
@@ -79,6 +95,10 @@ class Task:
             module that maps (N, ...) inputs to (N, C) logits and draws its start values from torch's global
             generator.
         settings: regimes by name, the first one the default.
+        origin: where the data come from, for people.
+        licence: what their makers allow, for people.
+        package: the package on PyPI that brings the data, or ``""``.
+        place: the files that hold them, or None.
     """
 
     name: str
@@ -87,6 +107,32 @@ class Task:
     source: Callable[[], Source]
     students: Mapping[str, Callable[[], nn.Module]]
     settings: Mapping[str, Setting]
+    origin: str = ""
+    licence: str = ""
+    package: str = ""
+    place: Place | None = None
+
+    def require(self) -> None:
+        """Looks whether the data are there, without reading them.
+
+        Raises:
+            FileNotFoundError: files are missing; the sentence names the command that fetches them.
+            ImportError: the package that brings the data is not installed.
+        """
+        if self.place is not None:
+            self.place.paths()
+        if self.package:
+            try:
+                importlib.metadata.version(self.package)
+            except importlib.metadata.PackageNotFoundError as error:
+                raise check.missing_package(self.name, self.package) from error
+
+    def is_there(self) -> bool:
+        """Whether `require` finds the data."""
+        with contextlib.suppress(FileNotFoundError, ImportError):
+            self.require()
+            return True
+        return False
 
     @property
     def regimes(self) -> tuple[str, ...]:
@@ -116,24 +162,25 @@ class Task:
         """Draws a regime's data. `seed` moves subset, noise and dev set, never the test set.
 
         Raises:
-            ValueError: unknown regime.
-            ImportError: the package that brings the data is not installed.
+            ValueError: unknown regime, or files that are not what they should be.
+            FileNotFoundError, ImportError: as `require`.
         """
         setting = self.setting(regime)
         (x, y), (x_test, y_test) = self._samples
         draw = setting.regime.draw(y, self.num_classes, torch.Generator().manual_seed(seed))
-        mean, std = x[draw.train].mean(), x[draw.train].std()
+        train = x[draw.train]
+        mean, std = train.mean(), train.std()
 
         def scaled(inputs: Tensor) -> Tensor:
             return (inputs - mean) / std
 
         return Data(
-            train=(scaled(x[draw.train]), draw.train_target),
+            train=(scaled(train), draw.train_target),
             dev=None if draw.dev is None else (scaled(x[draw.dev]), y[draw.dev]),
             test=(scaled(x_test), y_test),
             num_classes=self.num_classes,
             noise=draw.noise,
-            dev_is_clean=draw.dev is not None and draw.noise is not None,
+            dev_is_clean=draw.dev is not None and setting.regime.spoils,
         )
 
     @cached_property

@@ -4,6 +4,7 @@ import builtins
 import dataclasses
 import importlib.metadata
 import importlib.util
+import pickle
 import random
 import sys
 from functools import cache
@@ -131,7 +132,7 @@ def test_balanced_takes_as_many_of_every_class(seed, each, spare):
 
 def test_there_are_the_promised_tasks_and_regimes():
     assert set(NAMES) == {"digits", "mnist-5k", "mnist1d"}
-    assert set(tasks.names()) >= {*NAMES, "fashion-mnist", "mnist"}
+    assert set(tasks.names()) >= {*NAMES, "fashion-mnist", "mnist", "cifar10", "cifar100"}
     for name in tasks.names():
         task = tasks.get(name)
         assert set(task.regimes) - {"small"} == {"clean", "few", "symmetric", "pair-flip", "long-tail"}
@@ -368,7 +369,34 @@ def test_idx_tasks_read_their_standard_files(name, folder):
         assert make()(data.test[0]).shape == (20, 10)
 
 
-@pytest.mark.parametrize("name", ["fashion-mnist", "mnist"])
+@pytest.mark.parametrize(
+    ("name", "inside", "key", "parts"),
+    [
+        (
+            "cifar10",
+            "cifar-10-batches-py",
+            "labels",
+            [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"],
+        ),
+        ("cifar100", "cifar-100-python", "fine_labels", ["train", "test"]),
+    ],
+)
+def test_cifar_tasks_read_their_standard_files(name, inside, key, parts, folder):
+    drawn = np.random.default_rng(0)
+    (folder / name / inside).mkdir(parents=True)
+    pixels, labels = drawn.integers(0, 256, (len(parts), 4, 3072), np.uint8), np.arange(4 * len(parts)) % 10
+    for part, values, classes in zip(parts, pixels, labels.reshape(-1, 4).tolist(), strict=True):
+        batch = {b"data": values, key.encode(): classes, b"coarse_labels": [0] * 4}
+        (folder / name / inside / part).write_bytes(pickle.dumps(batch, protocol=2))
+    with pytest.warns(UserWarning, match=f"to be the standard {name}, got md5:"):
+        pool, test = fresh(name).source()
+    assert torch.cat([pool[0], test[0]]).reshape(-1, 3072).tolist() == pixels.reshape(-1, 3072).tolist()
+    assert torch.cat([pool[1], test[1]]).tolist() == labels.tolist()
+    assert test[0].shape == (4, 3, 32, 32)
+    assert tasks.get(name).student("cnn")()(test[0]).shape == (4, tasks.get(name).num_classes)
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "mnist", "cifar10", "cifar100"])
 def test_tasks_without_their_files_say_which_command_fetches_them(name, folder):
     place = dataclasses.replace(tasks.get(name).place, installed=str(folder / "nowhere"))
     task = dataclasses.replace(tasks.get(name), place=place)

@@ -148,7 +148,7 @@ class _RefusedError(Exception):
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:
-            raise _RefusedError(f"{module}.{name}")
+            raise _RefusedError(module, name)
         return _ADMITTED[module, name]
 
 
@@ -170,7 +170,7 @@ def cifar_batch(file: File, key: str, num_classes: int) -> Samples:
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except _RefusedError as error:
-        raise check.data_file(path, want, f"one that names {error}") from error
+        raise check.data_file(path, want, f"one that names {'.'.join(error.args)}") from error
     except Exception as error:  # a broken pickle can raise anything
         raise check.data_file(path, want, f"one that cannot be read ({error})") from error
     names = [b"data", key.encode()]

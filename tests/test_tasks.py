@@ -387,7 +387,7 @@ def test_cifar_tasks_read_their_standard_files(name, inside, key, parts, folder)
     pixels, labels = drawn.integers(0, 256, (len(parts), 4, 3072), np.uint8), np.arange(4 * len(parts)) % 10
     for part, values, classes in zip(parts, pixels, labels.reshape(-1, 4).tolist(), strict=True):
         batch = {b"data": values, key.encode(): classes, b"coarse_labels": [0] * 4}
-        (folder / name / inside / part).write_bytes(pickle.dumps(batch, protocol=2))
+        (folder / name / inside / part).write_bytes(pickle.dumps(batch, protocol=4))
     with pytest.warns(UserWarning, match=f"to be the standard {name}, got md5:"):
         pool, test = fresh(name).source()
     assert torch.cat([pool[0], test[0]]).reshape(-1, 3072).tolist() == pixels.reshape(-1, 3072).tolist()

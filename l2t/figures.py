@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from l2t import check
+from l2t.baselines import Plain, generalised_cross_entropy, label_smoothing
 from l2t.reference import LINKS
 from l2t.schedule import Action, Schedule
+from l2t.students import cross_entropy
 from l2t.teacher import StudentState, Teacher
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 SERIES = 10
 STAGES = 5
 _VARIABLES = (
-    *("ink", "muted", "grid", "paper", "taught", "plain", "plus", "minus"),
+    *("ink", "muted", "grid", "paper", "taught", "plain"),
     *(f"series-{i}" for i in range(SERIES)),
     *(f"stage-{i}" for i in range(STAGES)),
 )
@@ -95,18 +96,26 @@ def _styled(draw: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     return styled
 
 
-def _figure(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """An empty figure of width x height CSS pixels; one axes, or a list of `columns`."""
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure of width x height CSS pixels and its axes."""
+    figure, (ax,) = _panels(width, height, 1)
+    return figure, ax
+
+
+def _panels(
+    width: float, height: float, columns: int, rows: int = 1, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure of width x height CSS pixels and its axes, row by row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 96, height / 96), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False, **options)[0]
-    for ax in axes:
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for ax in axes.flat:
         ax.set_facecolor("none")
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(True)
     figure.patch.set_alpha(0)
-    return figure, axes[0] if columns == 1 else list(axes)
+    return figure, list(axes.flat)
 
 
 def _svg(figure: Figure, label: str, *, broad: bool = False) -> str:
@@ -125,7 +134,7 @@ def _svg(figure: Figure, label: str, *, broad: bool = False) -> str:
     text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", text, flags=re.S)
     text = re.sub(r"font: ((?:bold )?)([\d.]+)px [^;\"]*", _font, text)
     text = re.sub(r' ?font-family: [^;"]*;| transform="rotate\(-0 [^"]*"', "", text)
-    text = re.sub(r' (?:d|x|y|transform)="[^"]*"', _rounded, text)
+    text = re.sub(r' (?:d|x|y|transform)="(?!matrix)[^"]*"', _rounded, text)
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
     assert size is not None
     wide = float(size[1]) * 96 / 72
@@ -196,7 +205,7 @@ def comparison(
         ax.scatter(errors, heights, s=13, c=face, edgecolors=tint, alpha=0.5, linewidths=0.8, zorder=3)
         mean, sd = errors.mean(), errors.std(ddof=1) if len(errors) > 1 else 0.0
         ax.plot([mean - sd, mean + sd], [row, row], color=tint, linewidth=2.2, zorder=2)
-        edge = {"markeredgecolor": colour("paper"), "markeredgewidth": 1.4}
+        edge: Any = {"markeredgecolor": colour("paper"), "markeredgewidth": 1.4}
         ax.plot(mean, row, "o", markersize=8, color=tint, zorder=4, **edge)
     if taught:
         middle = float(np.mean([arms[arm] for arm in taught]))
@@ -257,6 +266,10 @@ def _log_axis(ax: Axes, low: float, high: float) -> None:
 # ---- the learned loss ----
 
 
+SMOOTHING = 0.1  # of the label smoothing that stands beside what was learned
+ROBUSTNESS = 0.7  # q of the generalised cross-entropy beside it
+
+
 def _stage_colours(count: int) -> list[str]:
     return [colour(f"stage-{round(i * (STAGES - 1) / max(1, count - 1))}") for i in range(count)]
 
@@ -272,12 +285,33 @@ class _Shape(NamedTuple):
     loss: Tensor  # [C, P], less that at uniform p
     pull: Tensor  # [C, P], on the true logit
 
+    @property
+    def guess(self) -> int:
+        """The column of uniform p."""
+        return int((self.p - 1.0 / len(self.pull)).abs().argmin())
+
+    def pull_at(self, p: float) -> float:
+        """The pull where the student gives the true class `p`, mean over the classes."""
+        return float(np.interp(p, self.p, self.pull.mean(0)))
+
+    @property
+    def rest(self) -> float | None:
+        """The least p above a guess where the mean pull is over; None where it never is."""
+        pull = self.pull.mean(0)
+        over = (pull <= 0).nonzero().flatten()
+        over = over[over > self.guess]
+        if not len(over):
+            return None
+        after = int(over[0])
+        before = after - 1
+        share = float(pull[before] / (pull[before] - pull[after]))
+        return float(self.p[before] + share * (self.p[after] - self.p[before]))
+
 
 def _shape(classes: int, loss_of: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> _Shape:
     """What `loss_of(logits, target)` gives, and by its gradient how it pulls, for each true class."""
     p = torch.linspace(0.005, 0.995, 100, dtype=torch.float64)
     p = torch.cat([p, torch.tensor([1.0 / classes], dtype=torch.float64)]).sort().values
-    guess = int((p - 1.0 / classes).abs().argmin())
     target = torch.arange(classes).repeat_interleave(len(p))  # [C * P]
     rows = torch.arange(len(target))
     logits = torch.zeros(len(target), classes, dtype=dtype)
@@ -285,21 +319,36 @@ def _shape(classes: int, loss_of: Callable[[Tensor, Tensor], Tensor], dtype: tor
     logits.requires_grad_()
     loss = loss_of(logits, target)
     (slope,) = torch.autograd.grad(loss.sum(), logits)
-    loss = loss.detach().double().reshape(classes, -1)
-    return _Shape(p, loss - loss[:, guess, None], -slope[rows, target].double().reshape(classes, -1))
+    pull = -slope[rows, target].double().reshape(classes, -1)
+    shape = _Shape(p, loss.detach().double().reshape(classes, -1), pull)
+    return shape._replace(loss=shape.loss - shape.loss[:, shape.guess, None])
 
 
-def _shapes(teacher: Teacher, stages: Sequence[StudentState]) -> tuple[_Shape, list[_Shape]]:
-    """Cross-entropy's shape and the teacher's at each stage."""
+def shape_of(teacher: Teacher, state: StudentState) -> _Shape:
+    """The shape of the teacher's loss for a student in `state`."""
 
-    def at(state: StudentState) -> _Shape:
-        def loss(logits: Tensor, target: Tensor) -> Tensor:
-            return teacher.loss(logits, target, state, reduction="none")
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        return teacher.loss(logits, target, state, reduction="none")
 
-        return _shape(teacher.num_classes, loss, next(teacher.parameters()).dtype)
+    return _shape(teacher.num_classes, loss, next(teacher.parameters()).dtype)
 
-    known = _shape(teacher.num_classes, functools.partial(cross_entropy, reduction="none"), torch.float64)
-    return known, [at(state) for state in stages]
+
+def known_shapes(classes: int) -> dict[str, _Shape]:
+    """The shapes of known losses by name, cross-entropy first, each times what makes it pull like
+    cross-entropy at uniform p, as calibrated losses do: a factor is a matter of the learning rate.
+    """
+    losses = {
+        "cross-entropy": cross_entropy,
+        f"label smoothing {SMOOTHING:g}": label_smoothing(SMOOTHING),
+        f"generalised cross-entropy, q {ROBUSTNESS:g}": generalised_cross_entropy(ROBUSTNESS),
+    }
+
+    def shape(plain: Plain) -> _Shape:
+        found = _shape(classes, lambda logits, target: plain(logits[:, None], target[:, None]), torch.float64)
+        factor = (1.0 - 1.0 / classes) / found.pull[:, found.guess, None]
+        return found._replace(loss=factor * found.loss, pull=factor * found.pull)
+
+    return {name: shape(plain) for name, plain in losses.items()}
 
 
 def _guess_line(ax: Axes, classes: int) -> None:
@@ -310,24 +359,30 @@ def _guess_line(ax: Axes, classes: int) -> None:
     ax.annotate("guess", (1.0 / classes, 0), (3, 4), fontsize=8, color=tint, **where)
 
 
+# Dashes of the known losses, in the order of `known_shapes`.
+_KNOWN = (("ink", (0, (4, 3))), ("muted", (0, (1, 1.5))), ("muted", (0, (6, 2, 1, 2))))
+
+
 @_styled
 def learned_loss(teacher: Teacher, stages: Sequence[StudentState]) -> tuple[str, str]:
-    """The pull on the true logit, and the loss, against p_y at several stages, beside cross-entropy.
+    """The pull on the true logit, and the loss, against p_y at several stages, beside those of known losses.
 
     The student's remaining probability is spread evenly over the other classes; a line is the mean over the
-    classes. Both come from the teacher's own loss and its gradient.
+    classes. All come from the losses themselves and their gradients.
     """
-    known, drawn = _shapes(teacher, stages)
+    known = known_shapes(teacher.num_classes)
+    drawn = [shape_of(teacher, state) for state in stages]
     found = []
     for field, ylabel in (("pull", "pull on the true logit"), ("loss", "loss, less that of a guess")):
-        figure, ax = _figure(430, 290)
-        dashed = {"color": colour("ink"), "linestyle": (0, (4, 3)), "linewidth": 1.3}
-        ax.plot(known.p, getattr(known, field)[0], label="cross-entropy", zorder=4, **dashed)
+        figure, ax = _figure(430, 360)
+        for (name, shape), (tint, dash) in zip(known.items(), _KNOWN, strict=True):
+            line = getattr(shape, field)[0]
+            ax.plot(shape.p, line, color=colour(tint), linestyle=dash, linewidth=1.3, label=name, zorder=4)
         for tint, state, shape in zip(_stage_colours(len(stages)), stages, drawn, strict=True):
             name = f"{_percent(state)} of the run" if len(stages) > 1 else "taught"
             ax.plot(shape.p, getattr(shape, field).mean(0), color=tint, label=name, zorder=3)
-        if field == "loss":  # where it leaves for infinity, it may
-            shown = torch.stack([shape.loss.mean(0) for shape in (known, *drawn)])[:, 2:-2]
+        if field == "loss":  # where one leaves for infinity, it may
+            shown = torch.stack([shape.loss.mean(0) for shape in (known["cross-entropy"], *drawn)])[:, 2:-2]
             ax.set_ylim(float(shown.min()) - 0.1, float(shown.max()) + 0.1)
         else:
             ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
@@ -335,7 +390,7 @@ def learned_loss(teacher: Teacher, stages: Sequence[StudentState]) -> tuple[str,
         ax.set_xlim(0, 1)
         ax.set_xlabel("probability that the student gives the true class")
         ax.set_ylabel(ylabel)
-        ax.legend(loc="best")
+        figure.legend(loc="outside lower center", ncols=2)
         found.append(_svg(figure, f"{ylabel} against the probability of the true class, at several stages"))
     return found[0], found[1]
 
@@ -343,11 +398,11 @@ def learned_loss(teacher: Teacher, stages: Sequence[StudentState]) -> tuple[str,
 @_styled
 def pull_by_class(teacher: Teacher, stages: Sequence[StudentState]) -> str | None:
     """The pull on the true logit against p_y, a line a true class, a panel a stage; None if all are alike."""
-    known, drawn = _shapes(teacher, stages)
+    drawn = [shape_of(teacher, state) for state in stages]
     if max(float((shape.pull - shape.pull[:1]).abs().max()) for shape in drawn) < 1e-3:
         return None
-    figure, axes = _figure(70 + 168 * len(stages), 220, len(stages), sharey=True)
-    axes = axes if isinstance(axes, list) else [axes]
+    known = known_shapes(teacher.num_classes)["cross-entropy"]
+    figure, axes = _panels(70 + 168 * len(stages), 220, len(stages), sharey=True)
     tints = [colour(f"series-{label % SERIES}") for label in range(teacher.num_classes)]
     for ax, state, shape in zip(axes, stages, drawn, strict=True):
         for tint, line in zip(tints, shape.pull, strict=True):
@@ -385,45 +440,88 @@ def local_weights(teacher: Teacher, state: StudentState) -> Tensor:
     return (scale * slope)[:, None] * table
 
 
-@_styled
-def off_diagonals(teacher: Teacher, stages: Sequence[StudentState]) -> tuple[str, float] | None:
-    """Heat maps of the weights that a sample of one class gives the other classes, and the weight of full
-    colour; None where there are none.
+def emphasis(teacher: Teacher, state: StudentState) -> Tensor:
+    """How much a sample of each class counts near a guess, (C,): the pull on its true logit at uniform p, in
+    that of cross-entropy.
     """
-    maps = [local_weights(teacher, state).numpy().copy() for state in stages]
-    for values in maps:
-        np.fill_diagonal(values, 0.0)
-    bound = max(float(np.abs(values).max()) for values in maps)
-    if bound == 0.0:
-        return None
     classes = teacher.num_classes
-    figure, axes = _figure(70 + 168 * len(maps), 235, len(maps), sharey=True)
-    axes = axes if isinstance(axes, list) else [axes]
-    for ax, state, values in zip(axes, stages, maps, strict=True):
-        _heat(ax, values / bound)
-        ax.set_title(f"{_percent(state)} of the run" if len(maps) > 1 else "taught")
-        ax.set_aspect("equal")
-        ax.set_ylim(classes, 0)
-        every = np.arange(0, classes, 1 + (classes - 1) // 12)
-        ax.set_xticks(every + 0.5, every)
-        ax.set_yticks(every + 0.5, every)
-        ax.set_xlabel("other class")
-    axes[0].set_ylabel("true class")
-    return _svg(figure, "Weights of the other classes at several stages", broad=True), bound
+    logits = torch.zeros(classes, classes, dtype=next(teacher.parameters()).dtype, requires_grad=True)
+    losses = teacher.loss(logits, torch.arange(classes), state, reduction="none")
+    (slope,) = torch.autograd.grad(losses.sum(), logits)
+    return -slope.diagonal().double() / (1.0 - 1.0 / classes)
+
+
+def soft_targets(teacher: Teacher, state: StudentState) -> Tensor:
+    """The weights of the log-probabilities near a guess, (C, C), each row by its emphasis: what a class is
+    told to look like, whatever it counts. Cross-entropy has the identity, and so has every loss without
+    off-diagonals.
+    """
+    return local_weights(teacher, state) / emphasis(teacher, state)[:, None]
+
+
+def smoothed_targets(classes: int) -> Tensor:
+    """The same of label smoothing: its targets over the pull 1 - e that they leave at uniform p."""
+    return torch.eye(classes, dtype=torch.float64) + SMOOTHING / classes / (1.0 - SMOOTHING)
+
+
+@_styled
+def class_by_class(teacher: Teacher, stages: Sequence[StudentState]) -> tuple[str, float] | None:
+    """Heat maps of the soft targets, of their difference to those of known losses, and the emphasis by class:
+    a row of panels a stage. Also the weight of full colour, 0 where there are no heat maps. None where every
+    class has its own label for a target and all count alike.
+    """
+    classes = teacher.num_classes
+    identity = torch.eye(classes, dtype=torch.float64)
+    targets = [soft_targets(teacher, state) for state in stages]
+    weights = [emphasis(teacher, state) for state in stages]
+    bound = max(float((target - identity).abs().max()) for target in targets)
+    width = max(float((weight - 1).abs().max()) for weight in weights)
+    maps: dict[str, Tensor] = {}
+    if bound > 1e-6:
+        maps = {"taught": torch.zeros_like(identity), "less cross-entropy": identity}
+        maps[f"less label smoothing {SMOOTHING:g}"] = smoothed_targets(classes)
+    count = len(maps) + (width > 1e-4)
+    if count == 0:
+        return None
+    figure, axes = _panels(70 + 172 * count, 40 + 180 * len(stages), count, len(stages), sharey=True)
+    every = np.arange(0, classes, 1 + (classes - 1) // 12)
+    for number, (state, target, weight) in enumerate(zip(stages, targets, weights, strict=True)):
+        row = axes[count * number : count * (number + 1)]
+        for ax, (title, less) in zip(row, maps.items(), strict=False):
+            _heat(ax, ((target - less) / bound).numpy())
+            ax.set_title(title if number == 0 else "")
+            ax.set_xticks(every, every)
+            ax.set_xlabel("class" if state is stages[-1] else "")
+        if len(row) > len(maps):
+            ax = row[-1]
+            ax.hlines(range(classes), 1.0, weight, color=colour("taught"), linewidth=2.0)
+            ax.plot(weight, range(classes), "o", color=colour("taught"), markersize=3.5)
+            ax.axvline(1.0, color=colour("ink"), linestyle=(0, (4, 3)), linewidth=1.0)
+            ax.set_xlim(1 - 1.1 * width, 1 + 1.1 * width)
+            ax.set_title("emphasis" if number == 0 else "")
+            ax.set_xlabel("cross-entropy has 1" if state is stages[-1] else "")
+        row[0].set_yticks(every, every)
+        row[0].set_ylim(classes - 0.5, -0.5)
+        when = f"{_percent(state)} of the run\n" if len(stages) > 1 else ""
+        row[0].set_ylabel(f"{when}true class")
+    return _svg(
+        figure, "Soft targets and emphasis class by class, at several stages", broad=True
+    ), bound if maps else 0.0
+
+
+# In the middle of light and dark, so that they are seen on either page: an image cannot follow its theme.
+_PLUS, _MINUS = (59, 130, 246), (239, 68, 68)
 
 
 def _heat(ax: Axes, values: Any) -> None:
-    """Cells in the colour of their sign, the more opaque the larger: right on a light and on a dark page."""
-    from matplotlib.patches import Rectangle
-
+    """Cells in the colour of their sign, the more opaque the larger; full colour is 1."""
     ax.grid(False)
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.tick_params(length=0)
-    for (row, column), value in np.ndenumerate(values):
-        tint = colour("plus" if value > 0 else "minus")
-        opacity = max(0.03, abs(float(value)))
-        ax.add_patch(Rectangle((column, row), 0.94, 0.94, color=tint, alpha=opacity, linewidth=0))
-    ax.set_xlim(0, values.shape[1])
+    pixels = np.zeros((*values.shape, 4))
+    pixels[..., :3] = np.where((values > 0)[..., None], _PLUS, _MINUS) / np.float64(255)
+    pixels[..., 3] = np.abs(values).clip(0.03, 1)
+    ax.imshow(pixels, interpolation="none", aspect="auto")
 
 
 @_styled

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -249,6 +249,111 @@ def compared_together(runs: Sequence[Run]) -> list[dict[str, dict[str, Any]]]:
     return list(groups.values())
 
 
+def said_of_the_loss(teacher: Teacher, states: Sequence[StudentState]) -> list[str]:
+    """What the figures of a loss show, in sentences, at the first and the last of the states."""
+    classes = teacher.num_classes
+    ends = [states[0], states[-1]][: 1 if teacher.slots == 1 else 2]
+    shapes = [figures.shape_of(teacher, state) for state in ends]
+    weights = [figures.emphasis(teacher, state) for state in ends]
+    targets = [figures.soft_targets(teacher, state) for state in ends]
+    plain, smoothed = list(figures.known_shapes(classes).values())[:2]
+    smoothing = f"label smoothing {figures.SMOOTHING:g}"
+
+    felt = [
+        torch.cat([shape.pull, figures.local_weights(teacher, state)], 1)
+        for shape, state in zip(shapes, ends, strict=True)
+    ]
+    identity = torch.eye(classes, dtype=torch.float64)
+    distances = [float((one - torch.cat([plain.pull, identity], 1)).norm()) for one in felt]
+    if max(distances) < 1e-3:
+        return ["This is cross-entropy, whatever the state of the student."]
+
+    wrong = max(0.005, 0.1 / classes)
+    said = [
+        f"Where the student gives the true class {percent(wrong, 1)}, the loss pulls its logit up by "
+        f"{_at_ends([f'{shape.pull_at(wrong):.2f}' for shape in shapes])}; cross-entropy by "
+        f"{plain.pull_at(wrong):.2f}."
+    ]
+    rests = [shape.rest for shape in shapes]
+    if any(rest is not None for rest in rests):
+        where = _at_ends(["nowhere" if rest is None else f"at {percent(rest, 0)}" for rest in rests])
+        assert smoothed.rest is not None
+        said.append(
+            f"The pull on a true class is over {where}; under {smoothing} at {percent(smoothed.rest, 0)}, "
+            "under cross-entropy nowhere."
+        )
+    if max(float((weight - 1).abs().max()) for weight in weights) > 0.02:
+        counts = [
+            f"class {int(weight.argmax())} counts most ({float(weight.max()):.2f}) and class "
+            f"{int(weight.argmin())} least ({float(weight.min()):.2f})"
+            for weight in weights
+        ]
+        said.append(f"Near a guess {_at_ends(counts)}, where cross-entropy has 1 for each.")
+    off = [target * (1 - identity) for target in targets]
+    if max(float(one.abs().max()) for one in off) > 1e-3:
+        largest = []
+        for one in off:
+            label, other = divmod(int(one.abs().argmax()), classes)
+            largest.append(
+                f"that of class {other} for samples of class {label} ({float(one[label, other]):+.2f})"
+            )
+        each = float(figures.smoothed_targets(classes)[0, 1])
+        said.append(
+            f"The largest weight of another class is {_at_ends(largest)}; {smoothing} has {each:.3f} for all."
+        )
+    if len(ends) == 2:
+        moved = float((felt[1] - felt[0]).norm()) / max(distances)
+        said.append(
+            f"From the start of the run to its end the loss changes by {percent(moved, 0)} of its distance "
+            f"to cross-entropy{': it is nearly one fixed loss' if moved < 0.1 else ''}."
+        )
+    return said
+
+
+def _at_ends(values: Sequence[str]) -> str:
+    """A value at the start of a run and at its end; one alone where there is one, or both are the same."""
+    if len(set(values)) == 1:
+        return values[0]
+    return f"{values[0]} at the start of the run and {values[1]} at its end"
+
+
+def said_of_the_teaching(history: Mapping[str, Any]) -> list[str]:
+    """What the figures of a teaching show, in sentences: means over its first and its last updates."""
+    rows = history["updates"]
+    few = max(1, len(rows) // 10)
+
+    def ends(name: str, shown: Callable[[float], str]) -> list[str]:
+        known = [[row[name] for row in part if row[name] is not None] for part in (rows[:few], rows[-few:])]
+        return [shown(statistics.fmean(part)) if part else "–" for part in known]
+
+    measure, error = ends("measure", "{:.3f}".format), ends("dev_error", lambda value: percent(value, 1))
+    agreement, norm = ends("agreement", "{:.2f}".format), ends("norm", "{:.2g}".format)
+    said = [
+        f"Over {len(rows)} updates the dev {history['recipe']['measure']} went from {measure[0]} to "
+        f"{measure[1]} and the dev error from {error[0]} to {error[1]}.",
+        f"Independent students agreed about the way with a cosine of {agreement[0]} at first and "
+        f"{agreement[1]} at the end, with gradients of norm {norm[0]} and {norm[1]}.",
+    ]
+    trial = history.get("trial")
+    if trial is not None:
+        errors = ", ".join(
+            f"{percent(min(errors), 1)} under the {_CANDIDATES[name]}"
+            for name, errors in trial["dev_error"].items()
+        )
+        said.append(
+            f"At the end fresh students made these dev errors, each teacher at its best rate: {errors}. "
+            f"The result is the {_CANDIDATES[trial['chosen']]}."
+        )
+    return said
+
+
+_CANDIDATES = {
+    "average": "average of the last teachers",
+    "good": "teacher of the best episodes",
+    "neutral": "neutral teacher, as under cross-entropy",
+}
+
+
 # ---- sections ----
 
 
@@ -355,13 +460,13 @@ def _details(summary: str, body: str, *, shown: bool = False) -> str:
 
 def _learned(runs: Sequence[Run]) -> str:
     shown = [run for run in runs if run.history["states"]]
-    parts = [_figures(_loss_figures(run)) for run in shown]
+    parts = [_list(said_of_the_loss(run.teacher, run.states)) + _figures(_loss_figures(run)) for run in shown]
     if len(shown) > 1:
         pairs = enumerate(zip(shown, parts, strict=True))
         parts = [_details(run.name, part, shown=number == 0) for number, (run, part) in pairs]
     text = (
-        "<p>What a student feels from the teacher at five points of its training. The student's state at "
-        "these points is that of the last episode. Dashed is cross-entropy.</p>"
+        "<p>What a student feels from the teacher at several points of its training. The student's state at "
+        "these points is that of the last episode.</p>"
     )
     return _section("The learned loss", text + "".join(parts)) if parts else ""
 
@@ -372,21 +477,30 @@ def _loss_figures(run: Run) -> list[tuple[str, str]]:
     stages = thinned(states, 1 if run.is_static else STAGES)
     progress = [float(state.progress) for state in course]
     pull, loss = figures.learned_loss(teacher, stages)
+    beside = (
+        "Known losses are scaled to pull like cross-entropy at a guess, as the taught one does: a factor is "
+        "a matter of the learning rate, of which each loss has its own."
+    )
     found = [
-        (pull, "How hard the loss pulls the true logit up, mean over the classes."),
+        (pull, f"How hard the loss pulls the true logit up, mean over the classes. {beside}"),
         (loss, "The loss itself. The rest of the probability is spread evenly over the other classes."),
     ]
     pulls = figures.pull_by_class(teacher, stages)
     if pulls is not None:
-        found.append((pulls, "The pull again, one line a true class."))
-    off = figures.off_diagonals(teacher, stages)
-    if off is not None:
-        svg, bound = off
+        found.append((pulls, "The pull again, one line a true class; dashed is cross-entropy."))
+    maps = figures.class_by_class(teacher, thinned(states, 1 if run.is_static else 3))
+    if maps is not None:
+        svg, bound = maps
         caption = (
-            "Soft targets: the weight of each other class for samples of the true class. Blue raises its "
-            f"logit, red lowers it; full colour is {bound:.2g}. Cross-entropy has 0, label smoothing of 0.1 "
-            f"has {0.1 / teacher.num_classes:.2g} everywhere."
+            "Emphasis: how hard the samples of a class pull at a guess, in the pull of cross-entropy; the "
+            "mean over the classes is 1."
         )
+        if bound > 0:
+            caption = (
+                "Soft targets near a guess: the weight that samples of the true class give every class. Blue "
+                f"raises its logit, red lowers it; full colour is {bound:.2g} and more. Cross-entropy has 1 "
+                f"for the true class and 0 for the others. {caption}"
+            )
         found.append((svg, caption))
     if run.is_static:
         return found
@@ -394,11 +508,11 @@ def _loss_figures(run: Run) -> list[tuple[str, str]]:
     with torch.no_grad():
         coefficients = [teacher(state) for state in course]
         mix = torch.stack([teacher._mix(teacher._features(state)) for state in course])
-    weights = torch.stack([figures.local_weights(teacher, state).diagonal() for state in course])
+    weights = torch.stack([figures.emphasis(teacher, state) for state in course])
     shown: list[tuple[Tensor, str, str, float | None]] = []
     if float((weights - 1).abs().max()) > 1e-4:
-        caption = "Weight of the true class near a guess; cross-entropy has 1 for all."
-        shown.append((weights, "weight of the true class", caption, 1.0))
+        caption = "Emphasis along the run; cross-entropy has 1 for every class."
+        shown.append((weights, "emphasis", caption, 1.0))
     if teacher.link != "identity":
         exponents = torch.stack([figures.dense(c.weight).diagonal() for c in coefficients])
         caption = "Diagonal a of the coefficients: the smaller, the closer to cross-entropy."
@@ -468,20 +582,27 @@ def _teaching(runs: Sequence[Run]) -> str:
             if len(runs) > 1:
                 caption = f"{html.escape(run.name)}: {caption[0].lower()}{caption[1:]}"
             found.append((figures.adjoint(run.history["adjoint_norms"]), caption))
+    said = [(run, said_of_the_teaching(run.history)) for run in runs if run.history["updates"]]
+    name = "{}: " if len(runs) > 1 else ""
+    words = _list([name.format(run.name) + sentence for run, sentences in said for sentence in sentences])
     text = (
         "<p>Thin lines are single episodes, thick ones running medians. Dashed upright lines: the guard went "
         "back to the last good teacher.</p>"
     )
-    return _section("The teaching", text + _figures(found) + _events(runs) + _probes(runs))
+    return _section("The teaching", words + text + _figures(found) + _events(runs) + _probes(runs))
 
 
 def _events(runs: Sequence[Run]) -> str:
-    items = [
-        f"<li>{html.escape(run.name)}, update {event['update']}: {html.escape(event['sentence'])}</li>"
+    said = [
+        f"{run.name}, update {event['update']}: {event['sentence']}"
         for run in runs
         for event in run.history["events"]
     ]
-    return _details(f"What was said aloud ({len(items)})", f"<ul>{''.join(items)}</ul>") if items else ""
+    return _details(f"What was said aloud ({len(said)})", _list(said)) if said else ""
+
+
+def _list(sentences: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{html.escape(sentence)}</li>' for sentence in sentences)}</ul>"
 
 
 def _probes(runs: Sequence[Run]) -> str:
@@ -585,7 +706,7 @@ _PAGE = """<!doctype html>
 _STYLE = """
 :root {
   --paper: #fbfbf9; --card: #ffffff; --ink: #1b1f24; --muted: #687280; --grid: #e7e8ea; --line: #dddfe2;
-  --taught: #c2410c; --plain: #5b6b7f; --plus: #1d4ed8; --minus: #b91c1c; --win: #15803d; --loss: #b91c1c;
+  --taught: #c2410c; --plain: #5b6b7f; --win: #15803d; --loss: #b91c1c;
   --series-0: #2563eb; --series-1: #d97706; --series-2: #059669; --series-3: #9333ea; --series-4: #db2777;
   --series-5: #0891b2; --series-6: #65a30d; --series-7: #8b5e3c; --series-8: #64748b; --series-9: #dc2626;
   --stage-0: #3730a3; --stage-1: #7e22ce; --stage-2: #be185d; --stage-3: #ea580c; --stage-4: #ca9a04;
@@ -593,7 +714,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #131619; --card: #1a1e22; --ink: #e7e9ec; --muted: #949da8; --grid: #2a2f35; --line: #343a41;
-    --taught: #fb923c; --plain: #94a3b8; --plus: #60a5fa; --minus: #f87171; --win: #4ade80; --loss: #f87171;
+    --taught: #fb923c; --plain: #94a3b8; --win: #4ade80; --loss: #f87171;
     --series-0: #60a5fa; --series-1: #fbbf24; --series-2: #34d399; --series-3: #c084fc; --series-4: #f472b6;
     --series-5: #22d3ee; --series-6: #a3e635; --series-7: #d6a77a; --series-8: #a3b1c2; --series-9: #f87171;
     --stage-0: #818cf8; --stage-1: #c084fc; --stage-2: #f472b6; --stage-3: #fb923c; --stage-4: #fde047;

@@ -1,15 +1,20 @@
 """The report: its figures show the loss itself, its words the result, and it needs nothing but itself."""
 
+import base64
 import builtins
+import io
 import json
 import math
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import l2t
 from l2t import figures, report, schedule
@@ -110,17 +115,27 @@ def page_of(*runs: Path) -> Page:
 # ---- the figures show the loss itself
 
 
-def test_the_shape_of_cross_entropy_is_known():
-    known, _ = figures._shapes(teacher_of(), [])
-    torch.testing.assert_close(known.pull, (1 - known.p).expand(4, -1))
-    torch.testing.assert_close(known.loss, (-known.p.log() - math.log(4)).expand(4, -1))
+def test_the_shapes_of_known_losses_pull_like_cross_entropy_at_a_guess():
+    plain, smoothed, robust = figures.known_shapes(4).values()
+    p = plain.p
+    torch.testing.assert_close(plain.pull, (1 - p).expand(4, -1))
+    torch.testing.assert_close(plain.loss, (-p.log() - math.log(4)).expand(4, -1))
+    torch.testing.assert_close(smoothed.pull, ((0.925 - p) / 0.9).expand(4, -1))
+    torch.testing.assert_close(robust.pull, ((4 * p) ** 0.7 * (1 - p)).expand(4, -1))
+    torch.testing.assert_close(robust.loss, ((1 - (4 * p) ** 0.7) / 0.7).expand(4, -1))
+    assert [round(shape.rest, 3) if shape.rest else None for shape in (plain, smoothed, robust)] == [
+        None,
+        0.925,
+        None,
+    ]
+    assert smoothed.pull_at(0.3) == pytest.approx(0.625 / 0.9)
 
 
 @pytest.mark.parametrize("link", ["sigmoid", "identity", "log-sigmoid"])
 def test_the_shape_of_a_taught_loss_is_its_definition(link):
     teacher = teacher_of("full", link, dtype=torch.float64)
     state = StudentState(0.3, 0.8, 0.6)
-    _, (shape,) = figures._shapes(teacher, [state])
+    shape = figures.shape_of(teacher, state)
     weight, bias, scale = (x.detach() if isinstance(x, torch.Tensor) else x for x in teacher(state))
     dense = weight.weight.detach()
     phi = {"sigmoid": torch.sigmoid, "identity": lambda u: u, "log-sigmoid": torch.nn.functional.logsigmoid}[
@@ -146,14 +161,75 @@ def test_the_shape_of_a_taught_loss_is_its_definition(link):
             )
 
 
-def test_local_weights_are_what_one_knows_of_known_losses():
-    class Known(l2t.Teacher):
-        def forward(self, state):
-            return l2t.Coefficients(l2t.Full.smoothed(4, 0.2, dtype=torch.float64), None, None)
+class Smoothing(l2t.Teacher):
+    """Label smoothing of 0.1 or what is asked for, whatever the state; classes may count unlike."""
 
-    teacher = Known(4, "full", link="identity")
-    expected = 0.8 * torch.eye(4, dtype=torch.float64) + 0.05
-    torch.testing.assert_close(figures.local_weights(teacher, StudentState(0.0, 1.0, 0.5)), expected)
+    def __init__(self, smoothing=0.1, counts=None):
+        super().__init__(5, "full", link="identity", dtype=torch.float64)
+        self.smoothing, self.counts = smoothing, counts
+
+    def forward(self, state):
+        weight = l2t.Full.smoothed(5, self.smoothing, dtype=torch.float64)
+        return l2t.Coefficients(weight, None, self.counts)
+
+
+START, END = StudentState(0.0, 1.4, 0.25), StudentState(0.98, 0.3, 0.9)
+
+
+def test_local_weights_are_what_one_knows_of_known_losses():
+    expected = 0.8 * torch.eye(5, dtype=torch.float64) + 0.04
+    torch.testing.assert_close(figures.local_weights(Smoothing(0.2), START), expected)
+
+
+def test_soft_targets_and_emphasis_are_told_apart():
+    teacher = Smoothing(counts=torch.tensor([1.0, 2.0, 0.5, 1.5, 3.0], dtype=torch.float64))
+    torch.testing.assert_close(figures.soft_targets(teacher, START), figures.smoothed_targets(5))
+    torch.testing.assert_close(figures.emphasis(teacher, START), 0.9 * teacher.counts)
+
+
+def test_the_emphasis_is_the_one_that_a_teacher_sets():
+    teacher = teacher_of("full", "sigmoid", static_teacher, dtype=torch.float64)
+    counts = (teacher.emphasis * teacher.emphases[0].tanh()).exp().detach()
+    torch.testing.assert_close(figures.emphasis(teacher, START), counts / counts.mean())
+
+
+def panels_of(svg):
+    """The images of a figure as colours and opacities between 0 and 1, (rows, columns, 4)."""
+    found = re.findall(r'xlink:href="data:image/png;base64,([^"]*)"', svg, flags=re.S)
+    images = [Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA") for data in found]
+    return [torch.tensor(np.asarray(image)) / 255 for image in images]
+
+
+def test_heat_maps_show_the_weights_and_what_they_are_beyond_known_losses():
+    teacher = teacher_of("full", "identity", dtype=torch.float64)
+    svg, bound = figures.class_by_class(teacher, [START, END])
+    panels = panels_of(svg)
+    assert len(panels) == 6
+    for state, three in zip((START, END), (panels[:3], panels[3:]), strict=True):
+        table = teacher(state).weight.weight.detach()
+        calibrated = 0.75 * table / (table.diagonal() - table.mean(1))[:, None]
+        for panel, less in zip(three, (0.0, torch.eye(4), torch.eye(4) + 0.025 / 0.9), strict=True):
+            expected = (calibrated - less) / bound
+            shown = panel[..., 3] * torch.where(panel[..., 2] > panel[..., 0], 1.0, -1.0)
+            torch.testing.assert_close(shown.double(), expected.clamp(-1, 1), atol=0.031, rtol=0)
+    assert svg.count(">taught<") == svg.count(">emphasis<") == 1
+
+
+def test_heat_maps_are_left_out_where_there_is_nothing_to_see():
+    assert figures.class_by_class(teacher_of("full").neutral(), [START, END]) is None
+    assert figures.class_by_class(teacher_of("shared", "sigmoid"), [START, END]) is None
+    svg, bound = figures.class_by_class(teacher_of("per-class", "sigmoid"), [START, END])
+    assert bound == 0.0
+    assert ">emphasis<" in svg
+    assert "<image" not in svg
+
+
+def test_heat_maps_of_many_classes_stay_small():
+    teacher = l2t.Teacher(100, "full", link="identity")
+    with torch.no_grad():
+        teacher.off_diagonal += 0.3 * torch.randn(teacher.off_diagonal.shape)
+    svg, _ = figures.class_by_class(teacher, [START, START, END])
+    assert len(svg) < 1_000_000
 
 
 def test_local_weights_are_a_derivative():
@@ -265,6 +341,61 @@ def test_comparisons_with_other_students_are_not_mixed(tmp_path):
     assert "36.00 ± 1.41" in text
 
 
+def test_the_words_about_the_loss_are_what_one_knows_of_known_losses():
+    counts = torch.tensor([0.5, 1.5, 1.25, 0.75, 1.0], dtype=torch.float64)
+    teacher = Smoothing(0.25, counts / 0.75)
+    said = [sentence.replace("\u202f", " ") for sentence in report.said_of_the_loss(teacher, [START, END])]
+    assert said == [
+        "Where the student gives the true class 2.0 %, the loss pulls its logit up by 1.04; "
+        "cross-entropy by 0.98.",  # (0.8 - 0.02) / 0.75
+        "The pull on a true class is over at 80 %; under label smoothing 0.1 at 92 %, "
+        "under cross-entropy nowhere.",
+        "Near a guess class 1 counts most (1.50) and class 0 least (0.50), "
+        "where cross-entropy has 1 for each.",
+        "The largest weight of another class is that of class 1 for samples of class 0 (+0.07); "
+        "label smoothing 0.1 has 0.022 for all.",  # 0.05 / 0.75, 0.02 / 0.9
+        "From the start of the run to its end the loss changes by 0 % of its distance to cross-entropy: "
+        "it is nearly one fixed loss.",
+    ]
+
+
+def test_the_words_say_where_nothing_was_learned():
+    said = report.said_of_the_loss(teacher_of("full").neutral(), [START, END])
+    assert said == ["This is cross-entropy, whatever the state of the student."]
+
+
+def test_the_words_tell_the_start_of_a_run_from_its_end():
+    teacher = teacher_of("full", "identity")
+    said = report.said_of_the_loss(teacher, [START, StudentState(0.5, 1.0, 0.5), END])
+    assert "at the start of the run and" in said[0] + said[2]
+    (moved,) = re.findall(r"changes by (\d+)", said[-1])
+    assert int(moved) > 0
+    static = report.said_of_the_loss(teacher_of("full", "identity", static_teacher), [START, END])
+    assert "at its end" not in " ".join(static)
+
+
+def test_the_words_about_the_teaching_are_its_first_and_last_updates():
+    history = history_of(updates=30)
+    history["trial"] = {
+        "chosen": "average",
+        "rates": [0.1, 0.2],
+        "dev_error": {"average": [0.5, 0.41], "neutral": [0.45, 0.6]},
+    }
+    said = [sentence.replace("\u202f", " ") for sentence in report.said_of_the_teaching(history)]
+    assert said == [
+        "Over 30 updates the dev cross-entropy went from 1.900 to -0.800 and the dev error from 50.0 % to "
+        "50.0 %.",
+        "Independent students agreed about the way with a cosine of 0.40 at first and 0.40 at the end, "
+        "with gradients of norm 0.2 and 2.9.",
+        "At the end fresh students made these dev errors, each teacher at its best rate: 41.0 % under the "
+        "average of the last teachers, 45.0 % under the neutral teacher, as under cross-entropy. "
+        "The result is the average of the last teachers.",
+    ]
+    for row in history["updates"]:
+        row["agreement"] = None
+    assert "a cosine of – at first and – at the end" in report.said_of_the_teaching(history)[1]
+
+
 # ---- the page
 
 
@@ -290,10 +421,16 @@ def test_the_page_asks_for_nothing_and_names_what_it_shows(tmp_path):
     text = path.read_text()
     page = Page(text)
     assert not [value for name, value in page.attributes if name in ("src", "href")]
-    assert all(value.startswith("#") for name, value in page.attributes if name == "xlink:href")
+    links = [value for name, value in page.attributes if name == "xlink:href"]
+    assert all(value.startswith(("#", "data:image/png;base64,")) for value in links)
     assert not re.search(r"https?://|@import|url\((?!#)", text)
+    drawn = re.findall(r"<svg.*?</svg>", text, flags=re.S)
+    for svg in drawn:
+        ElementTree.fromstring(f'<page xmlns:xlink="links">{svg}</page>')
+        assert not re.search(r"#[0-9a-f]{6}\b", svg)  # every colour is the page's, light or dark
+    assert set(re.findall(r"var\((--[\w-]+)\)", text)) <= set(re.findall(r"(--[\w-]+):", text))
     labels = [value for name, value in page.attributes if name == "aria-label"]
-    assert len(labels) == text.count("<svg") >= 10
+    assert len(labels) == len(drawn) == text.count("<svg") >= 10
     for words in (
         "test error, %",
         "dev error, %",

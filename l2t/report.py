@@ -220,7 +220,8 @@ def headline(runs: Sequence[Run]) -> str:
 def _outcome(comparisons: Sequence[Mapping[str, Any]], arm: str) -> str:
     """How the taught loss did against an arm: "fewer for each of 3 teachers (paired t-test ...)"."""
     verdicts = [verdict(comparison, arm) for comparison in comparisons]
-    known = [comparison["p"][arm] for comparison in comparisons if comparison["p"][arm] is not None]
+    found = [comparison["p_corrected"][arm] for comparison in comparisons]
+    known = [p for p in found if p is not None]
     words = {"win": "fewer", "even": "no clear difference", "loss": "more"}
     if len(set(verdicts)) == 1:
         outcome = words[verdicts[0]]
@@ -236,7 +237,8 @@ def _outcome(comparisons: Sequence[Mapping[str, Any]], arm: str) -> str:
         bound = f"= {p_value(known[0])}" if len(comparisons) == 1 else f"&lt; {ALPHA} counts"
     else:
         bound = f"≤ {p_value(max(known))}"
-    return f"{outcome} (paired <i>t</i>-test over {students} students, <i>p</i> {bound})"
+    corrected = f"corrected for {comparisons[0]['comparisons']} comparisons"
+    return f"{outcome} (paired <i>t</i>-test over {students} students, <i>p</i> {bound}, {corrected})"
 
 
 def compared_together(runs: Sequence[Run]) -> list[dict[str, dict[str, Any]]]:
@@ -350,7 +352,7 @@ def said_of_the_teaching(history: Mapping[str, Any]) -> list[str]:
 _CANDIDATES = {
     "average": "average of the last teachers",
     "good": "teacher of the best episodes",
-    "neutral": "neutral teacher, as under cross-entropy",
+    "neutral": "loss that it started as",
 }
 
 
@@ -386,12 +388,12 @@ def _results(group: Mapping[str, dict[str, Any]]) -> str:
         first.get("oracles", ()),
     )
     of_whom = [f"{html.escape(name)} less this" if len(group) > 1 else "difference" for name in group]
-    heads = "".join(f"<th>{who}</th><th><i>p</i></th>" for who in of_whom)
+    heads = "".join(f"<th>{who}</th><th>95\u202f% interval</th><th><i>p</i></th>" for who in of_whom)
     rows = []
     for label, comparison in comparisons.items():
         rows.append(
             f"<tr class=taught><th>{html.escape(label)}</th>{_mean_cells(comparison, 'taught')}"
-            f"<td colspan={2 * len(comparisons)}></td></tr>"
+            f"<td colspan={3 * len(comparisons)}></td></tr>"
         )
     for arm in order:
         cells = "".join(_against_cells(comparison, arm) for comparison in comparisons.values())
@@ -417,12 +419,11 @@ def _results(group: Mapping[str, dict[str, Any]]) -> str:
         for arm, tuning in comparison["tuning"].items()
         if tuning["at_edge"] and (arm == "taught" or comparison is first)
     ]
-    grid = ", ".join(f"{lr:g}" for lr in first["tuning"]["taught"]["grid"])
     note = (
-        f"{students} fresh students an arm, the same starts and batches for all; each arm's learning rate "
-        f"was tuned on dev rows from the same grid ({grid}). Test error is mean ± standard deviation over "
-        "students; a difference is taught less baseline in points, with the <i>p</i> of a paired "
-        f"<i>t</i>-test; ▲ and ▼ mark wins and losses at <i>p</i> &lt; {ALPHA}."
+        f"Test error is mean ± standard deviation over {students} fresh students an arm, rate the learning "
+        "rate that was tuned for it. A difference is taught less baseline in points, with the confidence "
+        "interval of its mean and the <i>p</i> of a paired <i>t</i>-test after Holm's correction for "
+        f"{first['comparisons']} comparisons; ▲ and ▼ mark wins and losses, at such a <i>p</i> &lt; {ALPHA}."
     )
     if edges:
         note += f" At the edge of the grid: {html.escape(', '.join(edges))}."
@@ -430,7 +431,8 @@ def _results(group: Mapping[str, dict[str, Any]]) -> str:
         "Result",
         f"<figure class=wide>{chart}</figure>{table}<p class=note>{note}</p>"
         + f"<figure class=wide>{curves}<figcaption>Learning curves: dev error while tuning, at the chosen "
-        "learning rate, mean over students.</figcaption></figure>",
+        "learning rate, mean over students.</figcaption></figure>"
+        + _details("How it was measured", _list(first["protocol"]), shown=True),
     )
 
 
@@ -445,9 +447,17 @@ def _against_cells(comparison: Mapping[str, Any], arm: str) -> str:
     difference = 100 * (statistics.fmean(errors["taught"]) - statistics.fmean(errors[arm]))
     word = verdict(comparison, arm)
     mark = {"win": "▲ ", "loss": "▼ ", "even": ""}[word]
-    sign = "−" if difference < 0 else "+"
-    p = p_value(comparison["p"].get(arm))
-    return f"<td class={word}>{mark}{sign}{abs(difference):.2f}</td><td class=p>{p}</td>"
+    interval = " to ".join(_signed(100 * end) for end in comparison["interval"][arm])
+    alone = comparison["p"][arm]
+    title = "" if alone is None else f' title="{alone:.2g} before correction"'
+    return (
+        f"<td class={word}>{mark}{_signed(difference)}</td><td class=p>{interval}</td>"
+        f"<td class=p{title}>{p_value(comparison['p_corrected'][arm])}</td>"
+    )
+
+
+def _signed(points: float) -> str:
+    return f"{'−' if points < 0 else '+'}{abs(points):.2f}"
 
 
 def _table(head: str, rows: Iterable[str]) -> str:

@@ -63,6 +63,11 @@ def comparison_of(taught, others, oracles=(), also=()):
         "test_error": arms,
         "p": p,
         "p_corrected": {arm: min(1.0, len(p) * value) for arm, value in p.items()},
+        "comparisons": len(p),
+        "interval": {
+            arm: [means["taught"] - mean - 0.02, means["taught"] - mean + 0.01] for arm, mean in means.items()
+        },
+        "protocol": ["Every arm has <the same> students.", "The test set is read once."],
         "summary": {arm: {"mean": mean, "difference": means["taught"] - mean} for arm, mean in means.items()},
         "tuning": {arm: {"lr": 0.1, "grid": [0.1, 0.2], "at_edge": arm == "focal"} for arm in arms},
         "curves": {arm: {"step": [10, 20, 30], "dev_error": [0.6, 0.5, 0.4]} for arm in arms},
@@ -301,10 +306,10 @@ def test_thinned_keeps_both_ends():
     ("taught", "words"),
     [
         ([[0.20, 0.21]], "20.50 % errors on the test set, against 31.00 % under the best tuned baseline, "
-         "cross-entropy: fewer (paired t-test over 2 students, p ≤ 1.0·10−5)"),
+         "cross-entropy: fewer (paired t-test over 2 students, p ≤ 4.0·10−5, corrected for 4 comparisons)"),
         ([[0.50, 0.51]], "50.50 % errors on the test set, against 31.00 % under the best tuned baseline, "
          "cross-entropy: more (paired"),
-        ([[0.30, 0.31]], "no clear difference (paired t-test over 2 students, p = 0.40)"),
+        ([[0.30, 0.31]], "no clear difference (paired t-test over 2 students, p = 1.00, corrected"),
         ([[0.20, 0.21], [0.22, 0.21]], "fewer for each of 2 teachers"),
         ([[0.20, 0.21], [0.30, 0.31]], "fewer for 1, no clear difference for 1 of 2 teachers "
          "(paired t-test over 2 students, p < 0.01"),
@@ -326,7 +331,8 @@ def test_the_headline_weighs_cross_entropy_too_where_another_is_best(tmp_path):
     said = Page(report.headline(report.find_runs(tmp_path))).text.replace("\u202f", " ")
     assert "the best tuned baseline, robust: no clear difference" in said
     assert said.endswith(
-        "Under cross-entropy they make 45.00 %: fewer (paired t-test over 2 students, p ≤ 1.0·10−5)."
+        "Under cross-entropy they make 45.00 %: fewer (paired t-test over 2 students, p ≤ 2.0·10−5, "
+        "corrected for 2 comparisons)."
     )
 
 
@@ -388,7 +394,7 @@ def test_the_words_about_the_teaching_are_its_first_and_last_updates():
         "Independent students agreed about the way with a cosine of 0.40 at first and 0.40 at the end, "
         "with gradients of norm 0.2 and 2.9.",
         "At the end fresh students made these dev errors, each teacher at its best rate: 41.0 % under the "
-        "average of the last teachers, 45.0 % under the neutral teacher, as under cross-entropy. "
+        "average of the last teachers, 45.0 % under the loss that it started as. "
         "The result is the average of the last teachers.",
     ]
     for row in history["updates"]:
@@ -443,6 +449,35 @@ def test_the_page_asks_for_nothing_and_names_what_it_shows(tmp_path):
     assert "back to the last <good> teacher" in page.text  # escaped, so it comes back as it was
     assert "At the edge of the grid: focal (0.1)" in page.text
     assert "31.00 ± 1.41" in page.text  # cross-entropy's errors
+
+
+def test_the_table_holds_interval_and_corrected_p_and_the_protocol_follows(tmp_path):
+    comparison = comparison_of([0.20, 0.30], BASELINES)
+    comparison["p"] = {"cross-entropy": 0.004, "focal": 0.002}
+    comparison["p_corrected"] = {"cross-entropy": 0.012, "focal": 0.0034}
+    save(tmp_path, teacher_of(), history_of(), comparison, CONFIG)
+    page = page_of(tmp_path)
+    text = page.text.replace("\u202f", " ")
+    assert "cross-entropy31.00 ± 1.410.1−6.00−8.00 to −5.000.012" in text  # 0.004 alone would be a win
+    assert "focal41.00 ± 1.410.1▲ −16.00−18.00 to −15.000.0034" in text
+    assert [value for name, value in page.attributes if name == "title"] == [
+        "0.004 before correction",
+        "0.002 before correction",
+    ]
+    assert "after Holm's correction for 2 comparisons" in text
+    assert (
+        "no clear difference (paired t-test over 2 students, p = 0.012, corrected for 2 comparisons)" in text
+    )
+    assert "Every arm has <the same> students.The test set is read once." in text
+
+
+def test_a_teacher_from_elsewhere_has_a_page_without_a_history(tmp_path):
+    config = {**CONFIG, "taught in": "runs/a", "taught on task": "mnist1d"}
+    save(tmp_path / "a", teacher_of(), None, comparison_of([0.2, 0.3], BASELINES), config)
+    text = page_of(tmp_path).text
+    assert "Result" in text
+    assert "taught on taskmnist1d" in text
+    assert "The teaching" not in text
 
 
 def test_the_same_run_gives_the_same_page(tmp_path):

@@ -19,6 +19,7 @@ from l2t.teach import Recipe, Taught, teach
 from l2t.teacher import Coefficients, GateTeacher, StudentState, Teacher, static_teacher
 from l2t.unroll import Run, unroll
 from l2t.weight import Diagonal, Full, LowRank
+from l2t.weight_net import WeightNet
 
 __version__ = _version("l2t")
 
@@ -38,6 +39,7 @@ __all__ = [
     "StudentState",
     "Taught",
     "Teacher",
+    "WeightNet",
     "default_starts",
     "dynamic_linear_loss",
     "dynamic_loss",

@@ -183,11 +183,11 @@ def teacher_choice(argument: str, name: object, names: Sequence[str]) -> None:
         )
 
 
-def teacher_size(argument: str, value: object, least: int) -> None:
-    """A size of Teacher."""
+def teacher_size(argument: str, value: object, least: int, op: str = "Teacher") -> None:
+    """A size of a teacher."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(
-            f"l2t.Teacher: {argument} must be an integer of {least} or more, got {value!r}. Give a size."
+            f"l2t.{op}: {argument} must be an integer of {least} or more, got {value!r}. Give a size."
         )
 
 
@@ -1600,6 +1600,15 @@ def teach_student_fits(
         raise ValueError(
             f"l2t.{op}: student must return logits of shape (2, {num_classes}) for two rows, got {tuple(logits.shape)}. "
             "Give it one output a class."
+        )
+
+
+def teach_transposes(curvature: str, known: Sequence[str]) -> None:
+    """A curvature that gives a step's derivative along a direction, for a step that is the gradient of no loss."""
+    if curvature not in known:
+        raise ValueError(
+            f"l2t.teach: curvature must be {' or '.join(known)} for a WeightNet, got {curvature!r}. Its students' steps "
+            "are the gradients of no loss, so their derivatives are not symmetric. Use one of these."
         )
 
 

@@ -28,10 +28,10 @@ from l2t import check
 from l2t.baselines import Arm, baselines
 from l2t.files import to_json, write_json
 from l2t.students import (
+    GivenLoss,
     Lesson,
     Make,
     Stack,
-    TaughtLoss,
     draw_batches,
     evaluate,
     grade,
@@ -39,13 +39,14 @@ from l2t.students import (
     seed_of,
     seeded,
     split_pools,
+    taught_loss,
     teacher_beside,
 )
 from l2t.students import (
     train as train_stack,
 )
 from l2t.teach import Data, Recipe, threads
-from l2t.teacher import StudentState, Teacher
+from l2t.teacher import AnyTeacher, StudentState
 
 GRID = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0)
 EXTENSIONS = 2  # rates by which a grid may grow where its best rate is at an end
@@ -75,7 +76,7 @@ class _Rows(NamedTuple):
 
 
 def compare(
-    teachers: Mapping[str, Teacher],
+    teachers: Mapping[str, AnyTeacher],
     student: Make,
     train: Data,
     test: Data,
@@ -83,7 +84,7 @@ def compare(
     *,
     recipe: Recipe,
     arms: Mapping[str, Arm] | None = None,
-    also: Mapping[str, Teacher] | None = None,
+    also: Mapping[str, AnyTeacher] | None = None,
     noise: Tensor | None = None,
     dev_is_clean: bool = False,
     students: int = 20,
@@ -187,7 +188,7 @@ class Comparison:
 
     def __init__(
         self,
-        teachers: Mapping[str, Teacher],
+        teachers: Mapping[str, AnyTeacher],
         student: Make,
         train: Data,
         test: Data,
@@ -195,7 +196,7 @@ class Comparison:
         *,
         recipe: Recipe,
         arms: Mapping[str, Arm] | None = None,
-        also: Mapping[str, Teacher] | None = None,
+        also: Mapping[str, AnyTeacher] | None = None,
         noise: Tensor | None = None,
         dev_is_clean: bool = False,
         students: int = 20,
@@ -263,7 +264,7 @@ class Comparison:
         if self.directory is None:
             return None
         arm = self.arms[name]
-        own = {"arm": "taught" if isinstance(arm.loss, TaughtLoss) else name, **_describe(arm, self.classes)}
+        own = {"arm": "taught" if isinstance(arm.loss, GivenLoss) else name, **_describe(arm, self.classes)}
         of = json.loads(to_json({**self._identity, **own}))
         digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
         return self.directory / f"{slug(own['arm'])}-{digest[:12]}.json", of
@@ -432,9 +433,9 @@ def _own(teacher: str) -> str:
     return f"taught by {teacher}"
 
 
-def _taught(teacher: Teacher, like: Tensor) -> Arm:
+def _taught(teacher: AnyTeacher, like: Tensor) -> Arm:
     wants_dev = any(name.startswith("dev_") for name in teacher.features)
-    return Arm(TaughtLoss(teacher_beside(teacher, like)), wants_dev=wants_dev)
+    return Arm(taught_loss(teacher_beside(teacher, like)), wants_dev=wants_dev)
 
 
 def slug(name: str) -> str:
@@ -458,7 +459,7 @@ def _digest(*tensors: Tensor) -> str:
 def _describe(arm: Arm, classes: int) -> dict[str, Any]:
     """What an arm is, by its teacher or by what its loss says of a fixed batch."""
     about = {"rows": arm.rows, "wants_dev": arm.wants_dev}
-    if isinstance(arm.loss, TaughtLoss):
+    if isinstance(arm.loss, GivenLoss):
         teacher = arm.loss.teacher
         parameters = [value for _, value in sorted(teacher.named_parameters())]
         return {**about, "teacher": teacher.config(), "weights": _digest(*parameters)}

@@ -26,7 +26,8 @@ from l2t import check
 from l2t.augment import augment
 from l2t.functional import LINKS
 from l2t.ops import MEAN
-from l2t.teacher import Coefficients, StudentState, Teacher
+from l2t.teacher import AnyTeacher, Coefficients, StudentState, Teacher
+from l2t.weight_net import WeighedLoss, WeightNet
 
 Make = Callable[[], nn.Module]
 """Makes a fresh student; its start weights come from torch's global generator, seeded for the call."""
@@ -233,7 +234,7 @@ def error(logits: Tensor, target: Tensor) -> Tensor:
     return (logits.argmax(-1) != target).to(logits.dtype).mean(-1)
 
 
-def teacher_beside(teacher: Teacher, like: Tensor) -> Teacher:
+def teacher_beside(teacher: AnyTeacher, like: Tensor) -> AnyTeacher:
     """The teacher where ``like`` lives: itself, or a copy on that device."""
     there = next(teacher.parameters()).device == like.device
     return teacher if there else copy.deepcopy(teacher).to(like.device)
@@ -341,6 +342,17 @@ class TaughtLoss:
 
 def _gradient(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+GivenLoss = TaughtLoss | WeighedLoss
+
+
+def taught_loss(teacher: AnyTeacher, record: bool = False) -> GivenLoss:
+    """The loss that a teacher gives S students; with ``record`` for a run whose gradient is wanted."""
+    if isinstance(teacher, WeightNet):
+        return WeighedLoss(teacher, record)
+    assert isinstance(teacher, Teacher)
+    return TaughtLoss(teacher, record)
 
 
 class Lesson:

@@ -38,10 +38,10 @@ from l2t.files import read_tensors, to_json, write_json, write_tensors
 from l2t.plan import Plan, plan
 from l2t.students import (
     DECAYS,
+    GivenLoss,
     Lesson,
     Make,
     Stack,
-    TaughtLoss,
     cross_entropy,
     draw_batches,
     error,
@@ -51,13 +51,15 @@ from l2t.students import (
     seed_of,
     seeded,
     split_pools,
+    taught_loss,
     teacher_beside,
 )
 from l2t.students import (
     train as train_stack,
 )
-from l2t.teacher import Teacher
+from l2t.teacher import AnyTeacher
 from l2t.unroll import SCHEDULES, unroll
+from l2t.weight_net import TRANSPOSING, WeightNet
 
 Data = tuple[Tensor, Tensor]
 """Inputs (N, ...) and targets (N,)."""
@@ -238,7 +240,7 @@ class Taught:
         (2, 0.1)
     """
 
-    teacher: Teacher
+    teacher: AnyTeacher
     history: dict[str, Any]
     recipe: Recipe
 
@@ -309,7 +311,7 @@ def _course(train: Data, dev: Data | None, recipe: Recipe, seed: int, size: int)
 
 
 def episode(
-    teacher: Teacher,
+    teacher: AnyTeacher,
     student: Make,
     train: Data,
     dev: Data | None,
@@ -350,7 +352,7 @@ def episode(
 
 
 def plan_episode(
-    teacher: Teacher, student: Make, train: Data, dev: Data | None = None, *, recipe: Recipe
+    teacher: AnyTeacher, student: Make, train: Data, dev: Data | None = None, *, recipe: Recipe
 ) -> Plan:
     """What the run of one episode of :func:`teach` would cost, as :func:`l2t.plan` tells it.
 
@@ -374,13 +376,13 @@ class _Unrolled(NamedTuple):
 
     stack: Stack
     lesson: Lesson
-    loss: TaughtLoss
+    loss: GivenLoss
     held: Data  # what they are measured on, as in a course
     settings: dict[str, Any]
 
 
 def _unrolled(
-    teacher: Teacher,
+    teacher: AnyTeacher,
     student: Make,
     train: Data,
     dev: Data | None,
@@ -390,7 +392,7 @@ def _unrolled(
     size: int,
 ) -> _Unrolled:
     seeds, batches, held = _course(train, dev, recipe, seed, size)
-    loss = TaughtLoss(teacher_beside(teacher, train[0]), record=True)
+    loss = taught_loss(teacher_beside(teacher, train[0]), record=True)
     lesson = Lesson(train, batches, loss, teacher.num_classes, _dev_features(teacher, held), recipe.augment)
     rates = learning_rates(lr, recipe.steps, recipe.decay)
     settings = {
@@ -405,12 +407,12 @@ def _unrolled(
     return _Unrolled(Stack(student, seeds).to(train[0].device), lesson, loss, held, settings)
 
 
-def _dev_features(teacher: Teacher, held: Data) -> Data | None:
+def _dev_features(teacher: AnyTeacher, held: Data) -> Data | None:
     return held if any(name.startswith("dev_") for name in teacher.features) else None
 
 
 def trial(
-    teachers: Sequence[Teacher],
+    teachers: Sequence[AnyTeacher],
     student: Make,
     train: Data,
     dev: Data | None,
@@ -429,7 +431,7 @@ def trial(
     found = []
     for teacher in teachers:
         stack = Stack(student, seeds * count).to(train[0].device)
-        taught = TaughtLoss(teacher_beside(teacher, train[0]))
+        taught = taught_loss(teacher_beside(teacher, train[0]))
         lesson = Lesson(
             train, batches, taught, teacher.num_classes, _dev_features(teacher, held), recipe.augment
         )
@@ -510,7 +512,7 @@ class Guard:
 
 
 def teach(
-    teacher: Teacher,
+    teacher: AnyTeacher,
     student: Make,
     train: Data,
     dev: Data | None = None,
@@ -566,6 +568,8 @@ def teach(
         check.teach_data("dev", dev, teacher.num_classes, dtype)
     check.augments("teach", recipe.augment, train[0])
     check.teach_student_fits(student, train[0], teacher.num_classes)
+    if isinstance(teacher, WeightNet):
+        check.teach_transposes(recipe.curvature, TRANSPOSING)
     run = _Teaching(teacher, student, train, dev, recipe, seed, directory, guard, progress)
     with threads(recipe.threads):
         return run.go(resume)
@@ -602,7 +606,7 @@ class _Teaching:
 
     def __init__(
         self,
-        teacher: Teacher,
+        teacher: AnyTeacher,
         student: Make,
         train: Data,
         dev: Data | None,

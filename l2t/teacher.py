@@ -34,7 +34,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,7 +90,73 @@ class StudentState(NamedTuple):
     dev_accuracy: float | Tensor | None = None
 
 
-class Teacher(nn.Module):
+_CLASSES: dict[str, type[AnyTeacher]] = {}  # by name, which is what a file says of its teacher
+
+
+class AnyTeacher(nn.Module):
+    """What :func:`l2t.teach` teaches: it sets a loss for C classes, and is kept in a file.
+
+    Attributes:
+        num_classes: C.
+        features: the fields of :class:`StudentState` that it looks at.
+    """
+
+    num_classes: int
+    features: tuple[str, ...]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _CLASSES[cls.__name__] = cls
+
+    def neutral(self) -> AnyTeacher:
+        """A copy that says cross-entropy, or what trains as it does, in every state."""
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """The class and what it takes to make this teacher again, but for its numbers: a JSON-able dict."""
+        raise NotImplementedError
+
+    @staticmethod
+    def of(config: Mapping[str, Any], **more: Any) -> AnyTeacher:
+        """The teacher that :meth:`config` told of, with start values of its own; ``more`` has seed and dtype."""
+        settings = dict(config)
+        return _CLASSES[settings.pop("class")](**settings, **more)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the teacher to the file ``path`` (``*.safetensors``) or into the directory ``path``.
+
+        In a directory its name is ``teacher.safetensors``.
+
+        The settings go into the same file, so it is whole or absent; a copy of them is written beside it as
+        JSON to read.
+        """
+        file = _file(path)
+        write_tensors(file, dict(self.state_dict()), {"teacher": self.config()})
+        write_json(file.with_suffix(".json"), self.config())
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> AnyTeacher:
+        """The teacher that :meth:`save` wrote to ``path`` (a ``*.safetensors`` file or its directory).
+
+        Raises:
+            FileNotFoundError: when there is none.
+            ValueError: when the file is not a teacher of this library.
+        """
+        file = _file(path)
+        check.teacher_file_exists(file)
+        try:
+            tensors, about = read_tensors(file)
+            teacher = AnyTeacher.of(about["teacher"], dtype=next(iter(tensors.values())).dtype)
+        except (SafetensorError, KeyError) as error:
+            raise check.teacher_file_is_none(file) from error
+        teacher.load_state_dict(tensors)
+        return teacher
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.config().items() if name != "class")
+
+
+class Teacher(AnyTeacher):
     """Attention over slots of loss coefficients, bounded and calibrated (docs/math.md, section 8).
 
     It starts as a loss that trains a student as cross-entropy does. Works under
@@ -379,41 +445,6 @@ class Teacher(nn.Module):
             "spread": self.spread,
         }
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the teacher to the file ``path`` (``*.safetensors``) or into the directory ``path``.
-
-        In a directory its name is ``teacher.safetensors``.
-
-        The settings go into the same file, so it is whole or absent; a copy of them is written beside it as
-        JSON to read.
-        """
-        file = _file(path)
-        write_tensors(file, dict(self.state_dict()), {"teacher": self.config()})
-        write_json(file.with_suffix(".json"), self.config())
-
-    @staticmethod
-    def load(path: str | os.PathLike[str]) -> Teacher:
-        """The teacher that :meth:`save` wrote to ``path`` (a ``*.safetensors`` file or its directory).
-
-        Raises:
-            FileNotFoundError: when there is none.
-            ValueError: when the file is not a teacher of this library.
-        """
-        file = _file(path)
-        check.teacher_file_exists(file)
-        try:
-            tensors, about = read_tensors(file)
-            config = dict(about["teacher"])
-            kind = _CLASSES[config.pop("class")]
-        except (SafetensorError, KeyError) as error:
-            raise check.teacher_file_is_none(file) from error
-        teacher = kind(**config, dtype=next(iter(tensors.values())).dtype)
-        teacher.load_state_dict(tensors)
-        return teacher
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.config().items() if name != "class")
-
 
 class GateTeacher(Teacher):
     """The scalar gate of the authors' published demo: W_t = W_0 + g(s) W_1 in place of attention over slots.
@@ -452,9 +483,6 @@ def static_teacher(num_classes: int, weight: str = "shared", **settings: Any) ->
         ['emphases', 'off_diagonal']
     """
     return Teacher(num_classes, weight, slots=1, **settings)
-
-
-_CLASSES: dict[str, type[Teacher]] = {"Teacher": Teacher, "GateTeacher": GateTeacher}
 
 
 def _file(path: str | os.PathLike[str]) -> Path:

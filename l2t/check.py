@@ -122,6 +122,15 @@ def not_positive(text: str) -> str:
     return f"it must be a whole number of 1 or more, got {text}"
 
 
+def weight_net_flags(given: Sequence[str]) -> None:
+    """Flags that say what loss a teacher sets, for one that weighs rows."""
+    if given:
+        raise ValueError(
+            f"l2t.cli: --teacher weight-net must come without flags of another teacher, got --{', --'.join(given)}. "
+            "Leave them out: it has no such choices."
+        )
+
+
 def setting_form(text: str, has_equals: bool) -> None:
     """An argument of --set."""
     if not has_equals:

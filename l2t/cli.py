@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from l2t.contest import Budget, Contest
 
 RUNS = Path("runs")
+WEIGHT_NET_LR = 0.01  # of its Adam: a network takes smaller steps than the bounded numbers of a Teacher
 
 FIRST_SCREEN = """\
 Teach a teacher which loss its students should be trained with, and see whether that beats tuned baselines.
@@ -76,6 +77,8 @@ examples:
   l2t teach digits --regime symmetric                   a regime of its own recipe
   l2t teach mnist1d --seeds 0 1 2 --jobs 2              three teachers, two at a time
   l2t teach digits --weight full --link identity        soft targets per class and stage
+  l2t teach digits --features none                      one loss for every stage: a static teacher
+  l2t teach digits --teacher weight-net                 learned weights of rows, to compare with
   l2t teach digits --updates 100 --set steps=200        any field of l2t.Recipe
   l2t teach digits --updates 100 --set steps=200 --resume    the same run again after Ctrl-C or a crash
 """
@@ -155,10 +158,25 @@ def _parser() -> argparse.ArgumentParser:
         help="go on with the run that is there; a finished one is left as it is",
     )
     teacher = teach.add_argument_group("the teacher (default: what suits the task and regime)")
+    teacher.add_argument(
+        "--teacher",
+        metavar="KIND",
+        default="loss",
+        help="what it is: loss (sets the loss, as the flags below say; default), or weight-net (weighs rows "
+        "by their loss: Meta-Weight-Net, a baseline)",
+    )
     teacher.add_argument("--weight", metavar="KIND", help="what it sets: shared, per-class, low-rank or full")
     teacher.add_argument("--link", metavar="LINK", help="sigmoid, identity or log-sigmoid")
     teacher.add_argument(
         "--slots", metavar="K", type=_positive, help="slots of the attention; 1 is a static loss"
+    )
+    teacher.add_argument("--rank", metavar="R", type=_positive, help="columns of a low-rank weight")
+    teacher.add_argument(
+        "--features",
+        metavar="NAME",
+        nargs="+",
+        help="what it sees of a student: some of progress, train_loss, train_accuracy, dev_loss and "
+        "dev_accuracy, or none, which is a static loss",
     )
     recipe = teach.add_argument_group("the teaching (default: what suits the task and regime)")
     recipe.add_argument("--updates", metavar="N", type=_positive, help="updates of the teacher")
@@ -371,8 +389,8 @@ class _Lesson(NamedTuple):
 
 def _lesson(options: argparse.Namespace, seed: int) -> _Lesson:
     """Looks at everything that was asked for; raises a ValueError before any work is done."""
-    import l2t
     from l2t import tasks
+    from l2t.teacher import AnyTeacher
 
     task = tasks.get(options.task)
     task.require()
@@ -381,11 +399,12 @@ def _lesson(options: argparse.Namespace, seed: int) -> _Lesson:
     task.student(student)
     given = {"updates": options.updates, "students": options.students, "lr": options.lr}
     changes = {name: value for name, value in given.items() if value is not None} | _settings(options.set)
+    teacher, stem = _teacher(options, task.teacher(regime))
+    if stem == "weight-net":
+        changes = {"teacher_lr": WEIGHT_NET_LR, **changes}
     recipe = dataclasses.replace(task.recipe(regime), **changes)
-    given = {"weight": options.weight, "link": options.link, "slots": options.slots}
-    teacher = task.teacher(regime) | {name: value for name, value in given.items() if value is not None}
-    l2t.Teacher(**teacher, seed=seed)
-    name = f"{'static' if teacher.get('slots') == 1 else 'seed'}-{seed}"
+    AnyTeacher.of(teacher, seed=seed)
+    name = f"{stem}-{seed}"
     if options.out is None:
         directory = RUNS / f"{task.name}-{regime}" / name
     else:
@@ -404,6 +423,24 @@ def _lesson(options: argparse.Namespace, seed: int) -> _Lesson:
         "versions": doctor.versions(),
     }
     return _Lesson(task.name, config, directory, options.resume, not options.no_guard, options.quiet)
+
+
+def _teacher(options: argparse.Namespace, usual: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The teacher that was asked for, as AnyTeacher.of takes it, and what folders of its runs begin with.
+
+    Args:
+        options: of the command line.
+        usual: settings of l2t.Teacher that suit the task and regime.
+    """
+    flags = ("weight", "link", "slots", "rank", "features")
+    given = {name: getattr(options, name) for name in flags if getattr(options, name) is not None}
+    if check.known("cli", "kind of teacher", options.teacher, ("loss", "weight-net")) == "weight-net":
+        check.weight_net_flags(list(given))
+        return {"class": "WeightNet", "num_classes": usual["num_classes"]}, "weight-net"
+    if given.get("features") == ["none"]:  # a teacher that sees nothing has one loss
+        given = {"slots": 1, **given, "features": []}
+    teacher = {"class": "Teacher", **usual, **given}
+    return teacher, "static" if teacher.get("slots") == 1 else "seed"
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -425,6 +462,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
 def _teach_one(lesson: _Lesson) -> int:
     import l2t
     from l2t import tasks
+    from l2t.teacher import AnyTeacher
 
     task, config = tasks.get(lesson.task), lesson.config
     data = task.load(config["regime"], config["data_seed"])
@@ -434,7 +472,7 @@ def _teach_one(lesson: _Lesson) -> int:
     if not (lesson.directory / "checkpoint.json").exists():
         write_json(lesson.directory / "config.json", config)
     taught = l2t.teach(
-        l2t.Teacher(**config["teacher"], seed=config["seed"]),
+        AnyTeacher.of(config["teacher"], seed=config["seed"]),
         task.student(config["student"]),
         data.train,
         data.dev,

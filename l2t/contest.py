@@ -27,6 +27,7 @@ from l2t import check, tasks
 from l2t.compare import COURSE, Comparison, slug
 from l2t.files import write_json
 from l2t.report import Run, find_runs
+from l2t.teacher import AnyTeacher
 
 
 class Budget(NamedTuple):
@@ -111,10 +112,7 @@ def set_up(contest: Contest) -> Comparison:
         data.test,
         data.dev,
         recipe=l2t.Recipe(**contest.recipe),
-        also={
-            "static taught loss" + (f", {name}" if len(static) > 1 else ""): run.teacher
-            for name, run in static.items()
-        },
+        also=_as_arms(static),
         noise=data.noise,
         dev_is_clean=data.dev_is_clean,
         directory=contest.folder / "arms",
@@ -130,6 +128,18 @@ def _teachers(contest: Contest) -> tuple[dict[str, Run], dict[str, Run]]:
     named = {str(run.directory) if several else run.name: run for run in runs}
     dynamic = {name: run for name, run in named.items() if not run.is_static} or named
     return dynamic, {name: run for name, run in named.items() if name not in dynamic}
+
+
+def _as_arms(static: Mapping[str, Run]) -> dict[str, AnyTeacher]:
+    """The teachers of these runs by what they are, and by name where there are several of a kind."""
+    kinds = {
+        name: "Meta-Weight-Net" if isinstance(run.teacher, l2t.WeightNet) else "static taught loss"
+        for name, run in static.items()
+    }
+    return {
+        kind + (f", {name}" if list(kinds.values()).count(kind) > 1 else ""): static[name].teacher
+        for name, kind in kinds.items()
+    }
 
 
 def make(contests: Sequence[Contest], comparisons: Sequence[Comparison], jobs: int, progress: bool) -> bool:

@@ -25,7 +25,7 @@ from l2t import check, figures
 from l2t.compare import ALPHA
 from l2t.files import write_whole
 from l2t.record import Report
-from l2t.teacher import StudentState, Teacher
+from l2t.teacher import AnyTeacher, StudentState, Teacher
 
 STAGES = 5
 
@@ -35,7 +35,7 @@ class Run(NamedTuple):
 
     name: str
     directory: Path
-    teacher: Teacher
+    teacher: AnyTeacher
     history: dict[str, Any]
     config: dict[str, Any]  # of `l2t teach`; empty for a run of l2t.teach
     comparison: dict[str, Any] | None
@@ -43,7 +43,7 @@ class Run(NamedTuple):
     @property
     def is_static(self) -> bool:
         """Whether the teacher has one loss for every stage."""
-        return self.teacher.slots == 1
+        return not isinstance(self.teacher, Teacher) or self.teacher.slots == 1
 
     @property
     def states(self) -> list[StudentState]:
@@ -364,14 +364,18 @@ def _header(runs: Sequence[Run]) -> str:
     about = [f"<b>{html.escape(_subject(runs[0]))}</b>"]
     if "student" in config:
         about.append(f"student {html.escape(config['student'])}")
-    about.append(
-        f"teacher: {runs[0].teacher.kind} weights, {runs[0].teacher.link} link, {runs[0].teacher.slots} slots"
-    )
+    about.append(f"teacher: {_kind_of(runs[0].teacher)}")
     about.append(f"{len(runs)} teacher{'s' if len(runs) > 1 else ''}")
     return (
         f"<header><p class=brand>l2t · learning to teach</p><h1>{headline(runs)}</h1>"
         f"<p class=about>{' · '.join(about)}</p></header>"
     )
+
+
+def _kind_of(teacher: AnyTeacher) -> str:
+    if isinstance(teacher, Teacher):
+        return f"{teacher.kind} weights, {teacher.link} link, {teacher.slots} slots"
+    return "weights of rows by their loss (Meta-Weight-Net)"
 
 
 def _results(group: Mapping[str, dict[str, Any]]) -> str:
@@ -469,7 +473,7 @@ def _details(summary: str, body: str, *, shown: bool = False) -> str:
 
 
 def _learned(runs: Sequence[Run]) -> str:
-    shown = [run for run in runs if run.history["states"]]
+    shown = [run for run in runs if run.history["states"] and isinstance(run.teacher, Teacher)]
     parts = [_list(said_of_the_loss(run.teacher, run.states)) + _figures(_loss_figures(run)) for run in shown]
     if len(shown) > 1:
         pairs = enumerate(zip(shown, parts, strict=True))
@@ -483,6 +487,7 @@ def _learned(runs: Sequence[Run]) -> str:
 
 def _loss_figures(run: Run) -> list[tuple[str, str]]:
     teacher, states = run.teacher, run.states
+    assert isinstance(teacher, Teacher)
     course = thinned(states, 60)
     stages = thinned(states, 1 if run.is_static else STAGES)
     progress = [float(state.progress) for state in course]

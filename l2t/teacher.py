@@ -118,7 +118,7 @@ class AnyTeacher(nn.Module):
 
     @staticmethod
     def of(config: Mapping[str, Any], **more: Any) -> AnyTeacher:
-        """The teacher that :meth:`config` told of, with start values of its own; ``more`` has seed and dtype."""
+        """The teacher that :meth:`config` told of, with new start values; ``more`` has seed and dtype."""
         settings = dict(config)
         return _CLASSES[settings.pop("class")](**settings, **more)
 

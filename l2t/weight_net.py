@@ -2,7 +2,7 @@
 
 A baseline of the taught losses: Shu et al., "Meta-Weight-Net: Learning an Explicit Mapping For Sample
 Weighting" (NeurIPS 2019). The network is theirs; how it learns is l2t.teach's: by the exact gradient through
-the student's whole run, where the paper looks one step ahead, from the weights that the student has just then.
+the whole run of fresh students, where the paper looks one step ahead of the one that it trains.
 
 A student steps along sum_i v_i grad ce_i with v_i = V(ce_i) / sum_j V(ce_j): it takes the weights as given.
 That is the gradient of no loss, and its derivative, which has grad v_i in it, is not symmetric; the walk back
@@ -44,11 +44,12 @@ class WeightNet(AnyTeacher):
     Example:
         >>> import torch, l2t
         >>> net = l2t.WeightNet(10)
-        >>> rows = torch.nn.functional.cross_entropy(torch.randn(32, 10), torch.arange(32) % 10, reduction="none")
+        >>> logits, target = torch.randn(32, 10), torch.randint(10, (32,))
+        >>> rows = torch.nn.functional.cross_entropy(logits, target, reduction="none")
         >>> weights = net(rows)
         >>> weights.shape
         torch.Size([32])
-        >>> loss = (weights * rows).sum() / weights.sum()
+        >>> loss = (weights.detach() * rows).sum() / weights.detach().sum()
     """
 
     def __init__(
@@ -85,7 +86,9 @@ class WeightNet(AnyTeacher):
         return {"class": type(self).__name__, "num_classes": self.num_classes, "hidden": self.hidden}
 
 
-def _weights(losses: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor) -> Tensor:
+def _weights(
+    losses: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor
+) -> Tensor:
     """Weights of rows (..., B); the network's parameters may have the same leading dimensions."""
     hidden = F.relu(losses[..., None] * weight_in[..., None, :] + bias_in[..., None, :])  # [..., B, H]
     return torch.sigmoid((hidden @ weight_out[..., None])[..., 0] + bias_out)

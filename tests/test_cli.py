@@ -93,6 +93,17 @@ def test_the_version(capsys):
         (["teach", "digits", "--student", "vit"], "the student of digits must be one of mlp, "),
         (["teach", "digits", "--weight", "huge"], "weight must be one of shared, per-class, low-rank, full"),
         (["teach", "digits", "--link", "cubic"], "link must be one of sigmoid, identity, log-sigmoid"),
+        (["teach", "digits", "--teacher", "gate"], "the kind of teacher must be one of loss, weight-net"),
+        (
+            ["teach", "digits", "--teacher", "weight-net", "--slots", "2", "--features", "none"],
+            "--teacher weight-net must come without flags of another teacher, got --slots, --features",
+        ),
+        (["teach", "digits", "--features", "mood"], "features must be a non-empty sequence of progress, "),
+        (["teach", "digits", "--features", "none", "--slots", "2"], "features must be a non-empty sequence"),
+        (
+            ["teach", "digits", "--teacher", "weight-net", "--set", "curvature=central"],
+            "curvature must be reverse or recompute for a WeightNet, got 'central'",
+        ),
         (["teach", "digits", "--lr", "-1"], "lr must be a number in"),
         (["teach", "digits", "--set", "stepz=3"], "the field of --set must be one of steps, batch_size"),
         (["teach", "digits", "--set", "steps"], "--set must be FIELD=VALUE, got 'steps'"),
@@ -258,6 +269,69 @@ def test_options_reach_teacher_recipe_and_data(here):
 def test_a_static_teacher_has_a_folder_of_its_own(here):
     assert teach("--updates", "1", "--slots", "1", "--quiet") == 0
     assert l2t.Teacher.load(here / "runs" / "digits-clean" / "static-0").slots == 1
+
+
+def test_features_reach_the_teacher_and_none_is_a_static_one(here):
+    assert teach("--weight", "low-rank", "--rank", "2", "--features", "dev_loss", "dev_accuracy") == 0
+    taught = l2t.Teacher.load(here / "runs/digits-clean/seed-0")
+    assert (taught.kind, taught.rank, taught.features) == ("low-rank", 2, ("dev_loss", "dev_accuracy"))
+    history = json.loads((here / "runs/digits-clean/seed-0/history.json").read_text())
+    assert {"dev_loss", "dev_accuracy"} <= history["states"].keys()
+    assert teach("--updates", "1", "--features", "none", "--quiet") == 0
+    taught = l2t.Teacher.load(here / "runs/digits-clean/static-0")
+    assert (taught.slots, taught.features) == (1, ())
+    assert cli.main(["compare", "digits", "--students", "2", "--tuning-students", "2", "--grid", "0.1",
+                     "--arms", "cross-entropy", "--quiet"]) == 0  # fmt: skip
+    found = json.loads((here / "runs/digits-clean/seed-0/comparison.json").read_text())
+    assert found["also"] == ["static taught loss"]
+
+
+def test_a_weight_net_is_taught_compared_and_reported(here, capsys):
+    assert teach("--updates", "1", "--quiet") == 0
+    assert teach("--updates", "2", "--teacher", "weight-net", "--no-guard") == 0
+    run = here / "runs/digits-clean/weight-net-0"
+    assert isinstance(l2t.Teacher.load(run), l2t.WeightNet)
+    assert not torch.equal(l2t.Teacher.load(run).weight_out, l2t.WeightNet(10).weight_out)
+    assert len(json.loads((run / "history.json").read_text())["updates"]) == 2
+    budget = [
+        "--students",
+        "2",
+        "--tuning-students",
+        "2",
+        "--grid",
+        "0.1",
+        "--arms",
+        "cross-entropy",
+        "--quiet",
+    ]
+    assert cli.main(["compare", "digits", *budget]) == 0
+    found = json.loads((here / "runs/digits-clean/seed-0/comparison.json").read_text())
+    assert found["also"] == ["Meta-Weight-Net"]
+    assert set(found["test_error"]) == {"taught", "cross-entropy", "Meta-Weight-Net"}
+    assert not (run / "comparison.json").exists()
+    for folder in (run.parent, run):
+        assert cli.main(["report", str(folder)]) == 0
+        assert "Meta-Weight-Net" in (folder / "report.html").read_text()
+
+
+def test_a_weight_net_takes_smaller_steps_unless_told(here):
+    arguments = [
+        "teach",
+        "digits",
+        "--students",
+        "2",
+        "--lr",
+        "0.1",
+        "--updates",
+        "1",
+        "--teacher",
+        "weight-net",
+    ]
+    for more, expected in (([], 0.01), (["teacher_lr=0.5"], 0.5)):
+        out = f"x{len(more)}"
+        settings = ["--set", "steps=4", "trial_students=2", *more]
+        assert cli.main([*arguments, "--out", out, "--quiet", *settings]) == 0
+        assert json.loads((here / out / "config.json").read_text())["recipe"]["teacher_lr"] == expected
 
 
 def test_quiet_is_quiet(here, capfd):

@@ -25,6 +25,7 @@ LAYERS = (
             "students",
             "augment",
             "teacher",
+            "weight_net",
             "unroll",
             "run",
             "record",

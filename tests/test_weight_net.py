@@ -109,7 +109,7 @@ def test_gradients_are_plain_autograd_through_each_run(curvature):
         return torch.tanh(x[rows] @ weights[0].T + weights[1]) @ weights[2].T + weights[3]
 
     def final(i, given):
-        """The end of student i; with ``given`` weights are constants of its states, as a look ahead has them."""
+        """How student i ends; with ``given`` the weights do not depend on its state."""
         torch.manual_seed(SEEDS[i])
         weights = [w.detach().requires_grad_() for w in mlp().double().parameters()]
         moments = [torch.zeros_like(w) for w in weights]
@@ -154,3 +154,78 @@ def test_a_recorded_run_and_the_course_are_the_same():
     train(stack, lesson, lr=0.2, momentum=0.9, weight_decay=0.0, decay="constant")
     for name, weight in stack.named_parameters():
         torch.testing.assert_close(run.weights[name], weight.detach(), rtol=1e-4, atol=1e-6)
+
+
+# ---- taught and compared
+
+
+RECIPE = l2t.Recipe(steps=6, updates=3, lr=0.2, teacher_lr=0.05, trial_students=2, batch_size=8)
+
+
+def taught(**options):
+    return l2t.teach(
+        l2t.WeightNet(CLASSES), mlp, data(torch.float32), progress=False, **{"recipe": RECIPE, **options}
+    )
+
+
+def test_it_is_taught_resumed_to_the_bit_and_loaded_as_what_it_is(tmp_path):
+    whole = taught(guard=False)
+    assert whole.history["teacher"] == {"class": "WeightNet", "num_classes": CLASSES, "hidden": 100}
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(whole.teacher.parameters(), l2t.WeightNet(CLASSES).parameters(), strict=True)
+    )
+    from l2t.teach import _Teaching
+
+    stopped = _Teaching._commit
+
+    def stop(self):
+        stopped(self)
+        if self.update == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Teaching, "_commit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            taught(guard=False, directory=tmp_path)
+    again = taught(guard=False, directory=tmp_path, resume=True)
+    loaded = l2t.Teacher.load(tmp_path)
+    assert type(loaded) is l2t.WeightNet
+    assert loaded.config() == json.loads((tmp_path / "teacher.json").read_text()) == whole.teacher.config()
+    for name, value in whole.teacher.named_parameters():
+        assert torch.equal(value, again.teacher.get_parameter(name))
+        assert torch.equal(value, loaded.get_parameter(name))
+
+
+def test_a_guarded_one_that_is_not_ahead_is_the_neutral_one():
+    rows = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+    luck = rows, torch.randint(CLASSES, (50,), generator=torch.Generator().manual_seed(2))
+    found = l2t.teach(l2t.WeightNet(CLASSES), mlp, luck, recipe=RECIPE, progress=False)
+    if found.history["trial"]["chosen"] == "neutral":
+        assert torch.equal(found.teacher.weight_out, torch.zeros(100))
+
+
+@pytest.mark.parametrize("curvature", ["forward", "central", "one-sided"])
+def test_a_derivative_along_a_direction_is_refused(curvature, tmp_path):
+    recipe = l2t.Recipe(**{**RECIPE.to_json(), "curvature": curvature})
+    with pytest.raises(ValueError, match=f"must be reverse or recompute for a WeightNet, got '{curvature}'"):
+        taught(recipe=recipe, directory=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_is_an_arm_and_may_be_the_teacher_of_a_comparison():
+    x, y = data(torch.float32)
+    net = steep(l2t.WeightNet(CLASSES))
+    found = compare(
+        {"mine": net}, mlp, (x[:40], y[:40]), (x[40:], y[40:]), recipe=RECIPE, progress=False,
+        also={"Meta-Weight-Net": net, "neutral": net.neutral()}, students=3, grid=(0.2,), tuning_students=2,
+    )["mine"]  # fmt: skip
+    assert found["test_loss"]["taught"] == found["test_loss"]["Meta-Weight-Net"]
+    assert found["test_loss"]["neutral"] == pytest.approx(found["test_loss"]["cross-entropy"], rel=1e-4)
+    assert found["test_loss"]["taught"] != pytest.approx(found["test_loss"]["cross-entropy"], rel=1e-3)
+
+
+@pytest.mark.parametrize("argument", ["num_classes", "hidden"])
+def test_sizes_are_checked(argument):
+    with pytest.raises(ValueError, match=f"l2t.WeightNet: {argument} must be an integer of . or more, got 0"):
+        l2t.WeightNet(**{"num_classes": 3, argument: 0})

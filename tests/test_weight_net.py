@@ -197,14 +197,6 @@ def test_it_is_taught_resumed_to_the_bit_and_loaded_as_what_it_is(tmp_path):
         assert torch.equal(value, loaded.get_parameter(name))
 
 
-def test_a_guarded_one_that_is_not_ahead_is_the_neutral_one():
-    rows = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
-    luck = rows, torch.randint(CLASSES, (50,), generator=torch.Generator().manual_seed(2))
-    found = l2t.teach(l2t.WeightNet(CLASSES), mlp, luck, recipe=RECIPE, progress=False)
-    if found.history["trial"]["chosen"] == "neutral":
-        assert torch.equal(found.teacher.weight_out, torch.zeros(100))
-
-
 @pytest.mark.parametrize("curvature", ["forward", "central", "one-sided"])
 def test_a_derivative_along_a_direction_is_refused(curvature, tmp_path):
     recipe = l2t.Recipe(**{**RECIPE.to_json(), "curvature": curvature})

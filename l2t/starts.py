@@ -24,7 +24,7 @@ from l2t import check
 from l2t.files import write_json
 from l2t.students import Make, seed_of
 from l2t.teach import Data, Recipe, Taught, split_dev, teach, threads, trial
-from l2t.teacher import Teacher
+from l2t.teacher import AnyTeacher, Teacher
 
 START = ("diagonal_start", "bias_start", "smoothing", "class_weights")
 """Settings of a teacher that say where it starts; teachers that differ in nothing else are one family."""
@@ -140,7 +140,7 @@ def teach_best(
     )
     _, held = split_dev(dev, recipe, seed)
 
-    def errors(candidates: Sequence[Teacher], part: int) -> torch.Tensor:
+    def errors(candidates: Sequence[AnyTeacher], part: int) -> torch.Tensor:
         """Mean dev errors of fresh students, (candidates, rates)."""
         with threads(recipe.threads):
             return trial(candidates, student, train, held, recipe, rates, seed_of(seed, part)).mean(-1)

@@ -391,6 +391,7 @@ def _lesson(options: argparse.Namespace, seed: int) -> _Lesson:
     """Looks at everything that was asked for; raises a ValueError before any work is done."""
     from l2t import tasks
     from l2t.teacher import AnyTeacher
+    from l2t.weight_net import TRANSPOSING
 
     task = tasks.get(options.task)
     task.require()
@@ -404,6 +405,8 @@ def _lesson(options: argparse.Namespace, seed: int) -> _Lesson:
         changes = {"teacher_lr": WEIGHT_NET_LR, **changes}
     recipe = dataclasses.replace(task.recipe(regime), **changes)
     AnyTeacher.of(teacher, seed=seed)
+    if stem == "weight-net":
+        check.teach_transposes(recipe.curvature, TRANSPOSING)
     name = f"{stem}-{seed}"
     if options.out is None:
         directory = RUNS / f"{task.name}-{regime}" / name

@@ -33,8 +33,11 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
     from l2t.contest import Budget, Contest
+    from l2t.starts import Starts
+    from l2t.tasks import Data
 
 RUNS = Path("runs")
+DEFAULT = "default"  # class of a teacher whose kind, link and start the dev set chooses
 WEIGHT_NET_LR = 0.01  # of its Adam: a network takes smaller steps than the bounded numbers of a Teacher
 
 FIRST_SCREEN = """\
@@ -157,7 +160,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="go on with the run that is there; a finished one is left as it is",
     )
-    teacher = teach.add_argument_group("the teacher (default: what suits the task and regime)")
+    teacher = teach.add_argument_group(
+        "the teacher (default: starts of several kinds, of which the dev set chooses)"
+    )
     teacher.add_argument(
         "--teacher",
         metavar="KIND",
@@ -400,11 +405,14 @@ def _lesson(options: argparse.Namespace, seed: int) -> _Lesson:
     task.student(student)
     given = {"updates": options.updates, "students": options.students, "lr": options.lr}
     changes = {name: value for name, value in given.items() if value is not None} | _settings(options.set)
-    teacher, stem = _teacher(options, task.teacher(regime))
+    teacher, stem = _teacher(options, task.num_classes)
     if stem == "weight-net":
         changes = {"teacher_lr": WEIGHT_NET_LR, **changes}
     recipe = dataclasses.replace(task.recipe(regime), **changes)
-    AnyTeacher.of(teacher, seed=seed)
+    if teacher["class"] == DEFAULT:
+        _starts(teacher, task.num_classes, seed)
+    else:
+        AnyTeacher.of(teacher, seed=seed)
     if stem == "weight-net":
         check.teach_transposes(recipe.curvature, TRANSPOSING)
     name = f"{stem}-{seed}"
@@ -412,7 +420,7 @@ def _lesson(options: argparse.Namespace, seed: int) -> _Lesson:
         directory = RUNS / f"{task.name}-{regime}" / name
     else:
         directory = options.out / name if len(options.seeds) > 1 else options.out
-    if (directory / "checkpoint.json").exists():
+    if _is_begun(directory):
         check.run_may_start(directory, options.resume)
     config = {
         "task": task.name,
@@ -428,22 +436,39 @@ def _lesson(options: argparse.Namespace, seed: int) -> _Lesson:
     return _Lesson(task.name, config, directory, options.resume, not options.no_guard, options.quiet)
 
 
-def _teacher(options: argparse.Namespace, usual: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The teacher that was asked for, as AnyTeacher.of takes it, and what folders of its runs begin with.
+def _teacher(options: argparse.Namespace, num_classes: int) -> tuple[dict[str, Any], str]:
+    """The teacher that was asked for, and what folders of its runs begin with.
 
-    Args:
-        options: of the command line.
-        usual: settings of l2t.Teacher that suit the task and regime.
+    It is settings that AnyTeacher.of takes, or of the class DEFAULT those that l2t.default_starts takes:
+    where neither kind nor link is asked for, the dev set chooses them.
     """
     flags = ("weight", "link", "slots", "rank", "features")
     given = {name: getattr(options, name) for name in flags if getattr(options, name) is not None}
     if check.known("cli", "kind of teacher", options.teacher, ("loss", "weight-net")) == "weight-net":
         check.weight_net_flags(list(given))
-        return {"class": "WeightNet", "num_classes": usual["num_classes"]}, "weight-net"
+        return {"class": "WeightNet", "num_classes": num_classes}, "weight-net"
     if given.get("features") == ["none"]:  # a teacher that sees nothing has one loss
         given = {"slots": 1, **given, "features": []}
-    teacher = {"class": "Teacher", **usual, **given}
-    return teacher, "static" if teacher.get("slots") == 1 else "seed"
+    stem = "static" if given.get("slots") == 1 else "seed"
+    if not given.keys() & {"weight", "link", "rank"}:
+        return {"class": DEFAULT, **given}, stem
+    return {"class": "Teacher", "num_classes": num_classes, **given}, stem
+
+
+def _starts(teacher: Mapping[str, Any], num_classes: int, seed: int, data: Data | None = None) -> Starts:
+    """The starts of a teacher of class DEFAULT, by what is known of the training labels of ``data``."""
+    import l2t
+
+    settings = {name: value for name, value in teacher.items() if name != "class"}
+    if data is not None:
+        counts = data.train[1].bincount(minlength=num_classes).tolist()
+        settings |= {"counts": counts, "noisy": data.noise is not None}
+    return l2t.default_starts(num_classes, seed=seed, **settings)
+
+
+def _is_begun(directory: Path) -> bool:
+    """Whether there is a run in the folder: its checkpoint, or the runs of families that it chooses among."""
+    return (directory / "checkpoint.json").exists() or (directory / "families").exists()
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -472,20 +497,24 @@ def _teach_one(lesson: _Lesson) -> int:
     began = time.perf_counter()
     if not lesson.quiet and not sys.stderr.isatty():  # a log file wants no moving bar
         print(f"teaching {lesson.directory}", flush=True)
-    if not (lesson.directory / "checkpoint.json").exists():
+    if not _is_begun(lesson.directory):
         write_json(lesson.directory / "config.json", config)
-    taught = l2t.teach(
-        AnyTeacher.of(config["teacher"], seed=config["seed"]),
-        task.student(config["student"]),
-        data.train,
-        data.dev,
-        recipe=l2t.Recipe(**config["recipe"]),
-        seed=config["seed"],
-        directory=lesson.directory,
-        resume=lesson.resume,
-        guard=lesson.guard,
-        progress=not lesson.quiet and sys.stderr.isatty(),
-    )
+    course: dict[str, Any] = {
+        "student": task.student(config["student"]),
+        "train": data.train,
+        "dev": data.dev,
+        "recipe": l2t.Recipe(**config["recipe"]),
+        "seed": config["seed"],
+        "directory": lesson.directory,
+        "resume": lesson.resume,
+        "guard": lesson.guard,
+        "progress": not lesson.quiet and sys.stderr.isatty(),
+    }
+    if config["teacher"]["class"] == DEFAULT:
+        starts = _starts(config["teacher"], task.num_classes, config["seed"], data)
+        taught = l2t.teach_best(starts, **course)
+    else:
+        taught = l2t.teach(AnyTeacher.of(config["teacher"], seed=config["seed"]), **course)
     if not lesson.quiet:
         print(_taught_line(taught.history, lesson.directory, time.perf_counter() - began))
     return 0
@@ -612,7 +641,7 @@ def _hold(contests: Sequence[Contest], options: argparse.Namespace) -> int:
 def _say_what_is_left_out(folders: Sequence[Path]) -> None:
     """Tells of runs in the folders that were broken off."""
     inside = [path for folder in folders for path in (folder, *sorted(folder.glob("*/")))]
-    begun = [path for path in inside if (path / "checkpoint.json").is_file()]
+    begun = [path for path in inside if _is_begun(path)]
     unfinished = [path for path in begun if not (path / "teacher.safetensors").is_file()]
     if unfinished:
         print(check.runs_left_out(unfinished), file=sys.stderr)

@@ -41,7 +41,7 @@ def default_starts(
     num_classes: int,
     *,
     slots: int = 4,
-    class_weights: Sequence[float] | None = None,
+    counts: Sequence[int] | None = None,
     noisy: bool = False,
     seed: int = 0,
     **settings: Any,
@@ -55,8 +55,8 @@ def default_starts(
     Args:
         num_classes: C.
         slots: of the attention; 1 gives static teachers.
-        class_weights: weights that the long tail of the training labels calls for, (C,): adds soft targets
-            that start with them.
+        counts: rows of each class in the training set, (C,). Where the largest class has over twice the rows
+            of the smallest, soft targets may start with class weights of inverse frequency too.
         noisy: whether training labels are noisier than the dev set's.
         seed: of the start values.
         settings: more arguments of :class:`Teacher`, for all.
@@ -69,8 +69,9 @@ def default_starts(
     soft: dict[str, Any] = {"weight": "full" if num_classes <= 20 else "low-rank", "link": "identity"}
     found: list[dict[str, Any]] = [{**soft, "smoothing": value} for value in (0.0, 0.05, 0.1, 0.2)]
     known: list[dict[str, Any]] = []
-    if class_weights is not None:
-        found += [{**soft, "smoothing": value, "class_weights": list(class_weights)} for value in (0.0, 0.1)]
+    if counts is not None and max(counts) > 2 * min(counts):
+        weights = [1.0 / max(1, count) for count in counts]
+        found += [{**soft, "smoothing": value, "class_weights": weights} for value in (0.0, 0.1)]
     if noisy:
         robust = {"weight": "shared", "link": "sigmoid", "diagonal_range": 1.5, "bias_range": 4.0}
         found.append(robust)

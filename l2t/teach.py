@@ -145,7 +145,7 @@ class Recipe:
     sharpness: float = 50.0
     dev_fraction: float = 0.2
     dev_rows: int = 2000
-    hold_back: float = 0.0
+    hold_back: float = 0.3
     clip: float = 2.0
     skip: float = 50.0
     window: int = 100

@@ -38,10 +38,9 @@ def test_the_defaults_follow_what_is_known_of_the_labels():
     assert ("shared", "sigmoid") in {(teacher.kind, teacher.link) for teacher in noisy.teachers}
     assert [(one.diagonal_start, one.bias_start) for one in noisy.known] == [(0.7, -5.0)]
     assert {teacher.slots for teacher in [*noisy.teachers, *noisy.known]} == {1}
-    weights = [1.0] * 10
-    assert weights in [
-        teacher.class_weights for teacher in default_starts(10, class_weights=weights).teachers
-    ]
+    even, tail = default_starts(2, counts=[20, 10]).teachers, default_starts(2, counts=[20, 5]).teachers
+    assert [teacher.class_weights for teacher in even] == [None] * 4
+    assert [0.05, 0.2] in [teacher.class_weights for teacher in tail]
     assert {teacher.kind for teacher in default_starts(100).teachers} == {"low-rank"}
 
 

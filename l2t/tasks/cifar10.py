@@ -11,7 +11,7 @@ from l2t.tasks.networks import image_students
 from l2t.tasks.places import Place
 from l2t.tasks.readers import cifar_batch
 from l2t.tasks.regimes import standard
-from l2t.tasks.task import TEACHERS, Setting, Source, Task
+from l2t.tasks.task import Setting, Source, Task
 
 PLACE = Place(
     name="cifar10",
@@ -47,7 +47,7 @@ TASK = Task(
     source=source,
     students=image_students(3, 32, 10),
     settings={
-        name: Setting(regime, _RECIPE, TEACHERS[name])
+        name: Setting(regime, _RECIPE)
         for name, regime in standard(50_000, 10, few=1000, small=5000, dev=500, imbalance=50.0).items()
     },
 )

@@ -9,7 +9,7 @@ from l2t.tasks.networks import image_students
 from l2t.tasks.places import Place
 from l2t.tasks.readers import cifar_batch
 from l2t.tasks.regimes import standard
-from l2t.tasks.task import TEACHERS, Setting, Source, Task
+from l2t.tasks.task import Setting, Source, Task
 
 PLACE = Place(
     name="cifar100",
@@ -41,7 +41,7 @@ TASK = Task(
     source=source,
     students=image_students(3, 32, 100),
     settings={
-        name: Setting(regime, _RECIPE, TEACHERS[name])
+        name: Setting(regime, _RECIPE)
         for name, regime in standard(50_000, 100, few=5000, small=10_000, dev=1000, imbalance=10.0).items()
     },
 )

@@ -10,7 +10,7 @@ from torch import nn
 
 from l2t import check
 from l2t.tasks.regimes import standard, stratified
-from l2t.tasks.task import CLASS_WEIGHTS, TEACHERS, Setting, Source, Task
+from l2t.tasks.task import Setting, Source, Task
 
 TEST_SEED = 1998
 TEST_SIZE = 597
@@ -47,8 +47,7 @@ def cnn() -> nn.Module:
     )
 
 
-_RECIPE = {"steps": 200, "batch_size": 32, "updates": 30}
-_TEACHERS = {**TEACHERS, "long-tail": CLASS_WEIGHTS}
+_RECIPE = {"steps": 200, "batch_size": 32, "updates": 60}
 
 TASK = Task(
     name="digits",
@@ -65,7 +64,7 @@ TASK = Task(
         "cnn": cnn,
     },
     settings={
-        name: Setting(regime, _RECIPE, _TEACHERS[name])
+        name: Setting(regime, _RECIPE)
         for name, regime in standard(1200, 10, few=150, dev=200, imbalance=20.0).items()
     },
 )

@@ -10,7 +10,7 @@ from l2t.tasks.networks import image_students
 from l2t.tasks.places import Place
 from l2t.tasks.readers import idx_samples
 from l2t.tasks.regimes import standard
-from l2t.tasks.task import TEACHERS, Setting, Source, Task
+from l2t.tasks.task import Setting, Source, Task
 
 PLACE = Place(
     name="fashion-mnist",
@@ -44,7 +44,7 @@ TASK = Task(
     source=source,
     students=image_students(1, 28, 10),
     settings={
-        name: Setting(regime, _RECIPE, TEACHERS[name])
+        name: Setting(regime, _RECIPE)
         for name, regime in standard(60_000, 10, few=1000, small=5000, dev=500, imbalance=50.0).items()
     },
 )

@@ -16,7 +16,7 @@ from torch import nn
 from l2t import check
 from l2t.tasks.networks import cnn_1d
 from l2t.tasks.regimes import standard
-from l2t.tasks.task import TEACHERS, Setting, Source, Task
+from l2t.tasks.task import Setting, Source, Task
 
 POOL_SIZE = 4000
 TEST_SIZE = 5000
@@ -50,9 +50,7 @@ def mlp(activation: type[nn.Module]) -> nn.Module:
     return nn.Sequential(nn.Linear(40, 64), activation(), nn.Linear(64, 10))
 
 
-_RECIPE = {"steps": 300, "batch_size": 50, "updates": 80, "teacher_lr": 0.12}
-# Clean: the best teaching rate of a search on dev error; the probe, which is more careful, picks 0.1.
-_RECIPES = {"clean": {**_RECIPE, "lr": 0.15}}
+_RECIPE = {"steps": 300, "batch_size": 50, "updates": 60}
 
 TASK = Task(
     name="mnist1d",
@@ -64,7 +62,7 @@ TASK = Task(
     source=source,
     students={"mlp": lambda: mlp(nn.Tanh), "mlp-relu": lambda: mlp(nn.ReLU), "cnn": lambda: cnn_1d(40, 10)},
     settings={
-        name: Setting(regime, _RECIPES.get(name, _RECIPE), TEACHERS[name])
+        name: Setting(regime, _RECIPE)
         for name, regime in standard(POOL_SIZE, 10, few=500, dev=200, imbalance=50.0).items()
     },
 )

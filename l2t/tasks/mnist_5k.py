@@ -16,7 +16,7 @@ import torch
 from l2t import check
 from l2t.tasks.networks import image_students
 from l2t.tasks.regimes import standard, stratified
-from l2t.tasks.task import TEACHERS, Setting, Source, Task
+from l2t.tasks.task import Setting, Source, Task
 
 TEST_SEED = 1998
 TEST_SIZE = 1500
@@ -47,7 +47,7 @@ TASK = Task(
     source=source,
     students=image_students(1, 28, 10),
     settings={
-        name: Setting(regime, _RECIPE, TEACHERS[name])
+        name: Setting(regime, _RECIPE)
         for name, regime in standard(3500, 10, few=500, dev=250, imbalance=20.0).items()
     },
 )

@@ -27,19 +27,6 @@ if TYPE_CHECKING:
 
 Samples = tuple[Tensor, Tensor]  # x [N, ...] float32, y [N] int64
 
-# Teachers by what they are good for, and the regimes that a task of its own choice overrides.
-SOFT_TARGETS = {"weight": "full", "link": "identity"}
-CLASS_WEIGHTS = {"weight": "per-class", "link": "identity"}
-ROBUST = {"weight": "shared", "link": "sigmoid", "diagonal_range": 1.5, "bias_range": 4.0}
-TEACHERS: dict[str, dict[str, Any]] = {
-    "clean": SOFT_TARGETS,
-    "few": SOFT_TARGETS,
-    "small": SOFT_TARGETS,
-    "symmetric": ROBUST,
-    "pair-flip": SOFT_TARGETS,
-    "long-tail": SOFT_TARGETS,
-}
-
 
 class Data(NamedTuple):
     """Data of one regime. Inputs are float32 and standardised by the training set's mean and standard
@@ -79,7 +66,6 @@ class Setting:
 
     regime: Regime
     recipe: Mapping[str, Any]
-    teacher: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -153,10 +139,6 @@ class Task:
         from l2t.teach import Recipe
 
         return Recipe(**self.setting(regime).recipe)
-
-    def teacher(self, regime: str) -> dict[str, Any]:
-        """Keyword arguments of `l2t.Teacher` that suit this regime."""
-        return {"num_classes": self.num_classes, **self.setting(regime).teacher}
 
     def load(self, regime: str, seed: int = 0) -> Data:
         """Draws a regime's data. `seed` moves subset, noise and dev set, never the test set.

@@ -473,8 +473,13 @@ def _details(summary: str, body: str, *, shown: bool = False) -> str:
 
 
 def _learned(runs: Sequence[Run]) -> str:
-    shown = [run for run in runs if run.history["states"] and isinstance(run.teacher, Teacher)]
-    parts = [_list(said_of_the_loss(run.teacher, run.states)) + _figures(_loss_figures(run)) for run in shown]
+    taught = [
+        (run, run.teacher) for run in runs if isinstance(run.teacher, Teacher) and run.history["states"]
+    ]
+    shown = [run for run, _ in taught]
+    parts = [
+        _list(said_of_the_loss(teacher, run.states)) + _figures(_loss_figures(run)) for run, teacher in taught
+    ]
     if len(shown) > 1:
         pairs = enumerate(zip(shown, parts, strict=True))
         parts = [_details(run.name, part, shown=number == 0) for number, (run, part) in pairs]

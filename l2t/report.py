@@ -344,9 +344,21 @@ def said_of_the_teaching(history: Mapping[str, Any]) -> list[str]:
         )
         said.append(
             f"At the end fresh students made these dev errors, each teacher at its best rate: {errors}. "
-            f"The result is the {_CANDIDATES[trial['chosen']]}."
+            f"Taken was the {_CANDIDATES[trial['chosen']]}."
         )
+    choice = history.get("choice")
+    if choice is not None:
+        errors = ", ".join(
+            f"{percent(min(row['dev_error']), 1)} ({_family(row['teacher'])}{', chosen' * row['chosen']})"
+            for row in choice
+        )
+        said.append(f"What each family came to and known losses then competed on fresh students: {errors}.")
     return said
+
+
+def _family(config: Mapping[str, Any]) -> str:
+    """What a teacher of such settings sets."""
+    return f"{config['weight']} weights, {config['link']} link" if "link" in config else config["class"]
 
 
 _CANDIDATES = {
@@ -629,7 +641,8 @@ def _probes(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
         for row in run.history["probe"]:
-            chosen = " class=taught" if row["lr"] == run.history["lr"] else ""
+            taken = run.history["recipe"]["probe_margin"] * row["lr"]
+            chosen = " class=taught" if math.isclose(taken, run.history["lr"], rel_tol=0.01) else ""
             numbers = "".join(
                 f"<td>{_number(row[name])}</td>" for name in ("lr", "norm", "agreement", "measure")
             )

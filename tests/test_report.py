@@ -40,8 +40,8 @@ def history_of(updates=9, **changes):
         for i in range(updates)
     ]
     return {
-        "lr": 0.1,
-        "recipe": l2t.Recipe().to_json(),
+        "lr": 0.075,  # three quarters of what the probe found
+        "recipe": l2t.Recipe(probe_margin=0.75).to_json(),
         "updates": rows,
         "events": [{"update": 3, "kind": "guard", "sentence": "back to the last <good> teacher"}],
         "probe": [{"lr": lr, "norm": 1.0, "agreement": None, "measure": 2.0} for lr in (0.2, 0.1)],
@@ -395,8 +395,19 @@ def test_the_words_about_the_teaching_are_its_first_and_last_updates():
         "with gradients of norm 0.2 and 2.9.",
         "At the end fresh students made these dev errors, each teacher at its best rate: 41.0 % under the "
         "average of the last teachers, 45.0 % under the loss that it started as. "
-        "The result is the average of the last teachers.",
+        "Taken was the average of the last teachers.",
     ]
+    teacher = l2t.Teacher(4).config()
+    history["choice"] = [
+        {"teacher": teacher, "dev_error": [0.5, 0.41], "chosen": False},
+        {"teacher": {**teacher, "weight": "full"}, "dev_error": [0.4, 0.43], "chosen": True},
+        {"teacher": {"class": "WeightNet"}, "dev_error": [0.5], "chosen": False},
+    ]
+    assert report.said_of_the_teaching(history)[-1].replace("\u202f", " ") == (
+        "What each family came to and known losses then competed on fresh students: "
+        "41.0 % (shared weights, sigmoid link), 40.0 % (full weights, sigmoid link, chosen), "
+        "50.0 % (WeightNet)."
+    )
     for row in history["updates"]:
         row["agreement"] = None
     assert "a cosine of – at first and – at the end" in report.said_of_the_teaching(history)[1]
@@ -449,6 +460,8 @@ def test_the_page_asks_for_nothing_and_names_what_it_shows(tmp_path):
     assert "back to the last <good> teacher" in page.text  # escaped, so it comes back as it was
     assert "At the edge of the grid: focal (0.1)" in page.text
     assert "31.00 ± 1.41" in page.text  # cross-entropy's errors
+    (found,) = re.findall(r"<tr class=taught><th>[^<]*</th><td>([\d.]+)</td><td>1</td>", text)
+    assert found == "0.1"
 
 
 def test_the_table_holds_interval_and_corrected_p_and_the_protocol_follows(tmp_path):

@@ -1,0 +1,72 @@
+"""The settings that benchmarks/teaching.py runs and docs/results.md reports: one line of commands each.
+
+A setting says what `l2t teach` and `l2t compare` are given beside task, regime and student; what it does not
+say is the default of the task. To add one, add it to SETTINGS, run `python benchmarks/teaching.py NAME`, and
+`make results`. A setting stays here when it is lost: the table is of what was tried.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+KINDS = {"dynamic": "", "static": "--slots 1"}  # what `l2t teach` is given for a teacher of the kind
+
+
+class Setting(NamedTuple):
+    """A task, regime and student, with what taught and compared there.
+
+    Attributes:
+        task: of `l2t teach`.
+        regime: of the task.
+        student: of the task.
+        teach: further arguments of `l2t teach`.
+        compare: further arguments of `l2t compare`.
+        kinds: kinds of teachers, of KINDS; each is taught with every seed.
+        seeds: of the teachers.
+        students: fresh students an arm.
+    """
+
+    task: str
+    regime: str
+    student: str
+    teach: str = ""
+    compare: str = ""
+    kinds: tuple[str, ...] = ("dynamic", "static")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    students: int = 20
+
+
+class Transfer(NamedTuple):
+    """Teachers of a setting that teach elsewhere.
+
+    Attributes:
+        source: the setting that taught them, a name in SETTINGS.
+        task: where they teach.
+        regime: of the task.
+        student: of the task.
+        transfer: further arguments of `l2t transfer`, for example ``--steps 1000``.
+        students: fresh students an arm.
+    """
+
+    source: str
+    task: str
+    regime: str
+    student: str
+    transfer: str = ""
+    students: int = 20
+
+
+SETTINGS = {
+    "mnist1d-mlp-clean": Setting("mnist1d", "clean", "mlp"),
+    "mnist1d-mlp-symmetric": Setting("mnist1d", "symmetric", "mlp"),
+    "mnist1d-mlp-pair-flip": Setting("mnist1d", "pair-flip", "mlp"),
+    "digits-mlp-clean": Setting("digits", "clean", "mlp"),
+    "digits-mlp-few": Setting("digits", "few", "mlp"),
+    "digits-mlp-symmetric": Setting("digits", "symmetric", "mlp"),
+    "digits-mlp-pair-flip": Setting("digits", "pair-flip", "mlp"),
+    "digits-mlp-long-tail": Setting("digits", "long-tail", "mlp"),
+}
+
+TRANSFERS = {
+    "mnist1d-mlp-clean-to-wide": Transfer("mnist1d-mlp-clean", "digits", "clean", "mlp-wide"),
+}

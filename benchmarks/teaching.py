@@ -1,0 +1,187 @@
+"""One setting of settings.py from end to end: its teachers are taught, compared, and written down as a row.
+
+The row goes to benchmarks/results/<setting>.json: commit and commands, versions, seeds, minutes, and of every
+arm the tuned learning rate and the test error of each fresh student, with the statistics of `l2t compare`.
+benchmarks/draw_results.py draws docs/results.md of the rows. What is done already, teachers and arms, is
+taken from the folder of runs, so that the same command goes on after Ctrl-C.
+
+Examples:
+  python benchmarks/teaching.py --list
+  python benchmarks/teaching.py mnist1d-mlp-clean --jobs 2
+  python benchmarks/teaching.py digits-mlp-clean digits-mlp-few
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from settings import KINDS, SETTINGS, Setting
+
+import l2t
+from l2t import _native, cli
+from l2t.files import write_json
+from l2t.report import Run, find_runs
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def commands(setting: Setting, folder: Path) -> list[list[str]]:
+    """The `l2t` commands of a setting, without `--jobs`: a teaching a kind, then the comparison."""
+    found = []
+    for kind in setting.kinds:
+        names = ["teach", setting.task, "--regime", setting.regime, "--student", setting.student]
+        words = shlex.split(f"{setting.teach} {KINDS[kind]}")
+        seeds = list(map(str, setting.seeds))
+        out = folder if len(seeds) > 1 else folder / f"{'static' if kind == 'static' else 'seed'}-{seeds[0]}"
+        found.append([*names, *words, "--seeds", *seeds, "--out", str(out), "--resume"])
+    students = ["--students", str(setting.students)]
+    return [*found, ["compare", str(folder), *students, *shlex.split(setting.compare)]]
+
+
+def run(name: str, runs: Path, jobs: int) -> dict[str, Any]:
+    """Teach and compare what is missing; the row of the setting. Raises SystemExit where a command fails."""
+    setting, folder = SETTINGS[name], runs / name
+    steps = commands(setting, folder)
+    for step in steps:
+        print(f"l2t {shlex.join(step)}", flush=True)
+        code = cli.main([*step, "--jobs", str(jobs)])
+        if code:
+            raise SystemExit(code)
+    return {
+        "name": name,
+        "command": f"python benchmarks/teaching.py {name}",
+        "commands": [f"l2t {shlex.join(step)}" for step in commands(setting, Path("runs") / name)],
+        **row_of(find_runs(folder)),
+    }
+
+
+def row_of(runs: list[Run]) -> dict[str, Any]:
+    """What the teachers of one comparison came to."""
+    compared = [run for run in runs if run.comparison is not None]
+    comparison = compared[0].comparison
+    assert comparison is not None
+    arms = [arm for arm in comparison["test_error"] if arm != "taught"]
+    config = compared[0].config
+    return {
+        "task": config["task"],
+        "regime": config["regime"],
+        "student": config["student"],
+        "commit": commit(),
+        "versions": versions(),
+        "seed": comparison["seed"],
+        "students": comparison["students"],
+        "minutes": {
+            "teaching": round(sum(map(seconds_of_teaching, runs)) / 60, 2),
+            "comparison": round(comparison["seconds"] / 60, 2),
+        },
+        "recipe": config["recipe"],
+        "protocol": comparison["protocol"],
+        "comparisons": comparison["comparisons"],
+        "oracles": comparison["oracles"],
+        "also": comparison["also"],
+        "arms": {arm: arm_of(comparison, arm) for arm in arms},
+        "teachers": {run.name: teacher_of(run, arms) for run in compared},
+    }
+
+
+def arm_of(comparison: dict[str, Any], arm: str) -> dict[str, Any]:
+    tuning = comparison["tuning"][arm]
+    return {
+        "test_error": [round(error, 7) for error in comparison["test_error"][arm]],
+        **{name: tuning[name] for name in ("lr", "grid", "added", "at_edge")},
+        "dev_error": [round(error, 7) for error in tuning["dev_error"]],
+    }
+
+
+def teacher_of(run: Run, arms: list[str]) -> dict[str, Any]:
+    """One teacher's own arm, and each difference to another: taught less that arm."""
+    comparison, history = run.comparison, run.history
+    assert comparison is not None
+    return {
+        "seed": run.config["seed"],
+        "settings": run.teacher.config(),
+        "chosen": (history.get("trial") or {}).get("chosen"),
+        "teaching_lr": history.get("lr"),
+        "updates": len(history["updates"]),
+        **arm_of(comparison, "taught"),
+        "against": {
+            arm: {
+                "difference": comparison["summary"][arm]["difference"],
+                **{name: comparison[name][arm] for name in ("p", "p_corrected", "interval")},
+            }
+            for arm in arms
+        },
+    }
+
+
+def seconds_of_teaching(run: Run) -> float:
+    """Of the updates: probe and trial are not in it."""
+    return sum(len(row["norms"]) / row["students_per_second"] for row in run.history["updates"])
+
+
+def commit() -> str:
+    """The commit that is checked out; with a + where files differ from it."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git(
+        "status", "--porcelain", "--untracked-files=no", "--", "l2t", "csrc", "benchmarks/settings.py"
+    )
+    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + ("+" if changed else "")
+
+
+def versions() -> dict[str, str]:
+    """What the bits may depend on."""
+    return {
+        "l2t": l2t.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "instruction set": _native.instruction_set(),
+        "torch's instruction set": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("settings", nargs="*", metavar="SETTING", help="names of settings.py")
+    parser.add_argument("--list", action="store_true", help="the settings and their commands")
+    parser.add_argument("--jobs", type=int, default=1, help="teachers, then arms, at a time (default 1)")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs (default runs)")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder of the rows (default benchmarks/results)"
+    )
+    options = parser.parse_args()
+    unknown = [name for name in options.settings if name not in SETTINGS]
+    if unknown:
+        parser.error(f"{unknown[0]} must be one of {', '.join(SETTINGS)}")
+    if options.list:
+        for name, setting in SETTINGS.items():
+            print(
+                name,
+                *(f"  l2t {shlex.join(step)}" for step in commands(setting, Path("runs") / name)),
+                sep="\n",
+            )
+        return
+    for name in options.settings:
+        row = run(name, options.runs, options.jobs)
+        write_json(options.out / f"{name}.json", row)
+        print(options.out / f"{name}.json", json.dumps(row["minutes"]), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""benchmarks/teaching.py: a setting from end to end gives a row that holds what its runs hold."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+
+import pytest
+import settings
+import teaching
+import torch
+from settings import Setting
+
+from l2t import cli, tasks
+
+TINY = "--updates 2 --students 2 --lr 0.1 --set steps=4 trial_students=2 batch_size=16"
+COMPARE = "--grid 0.1 0.3 --tuning-students 2 --arms cross-entropy label-smoothing-0.1"
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    setting = Setting("digits", "few", "mlp", TINY, COMPARE, seeds=(3, 4), students=3)
+    monkeypatch.setitem(settings.SETTINGS, "tiny", setting)
+    return setting
+
+
+def teach_tiny(monkeypatch, folder, *flags):
+    where = ["--runs", str(folder / "runs"), "--out", str(folder / "rows")]
+    monkeypatch.setattr(sys, "argv", ["teaching.py", "tiny", *where, *flags])
+    teaching.main()
+    return json.loads((folder / "rows" / "tiny.json").read_text())
+
+
+def test_a_row_holds_what_its_runs_hold_and_is_made_once(tiny, tmp_path, monkeypatch):
+    row = teach_tiny(monkeypatch, tmp_path)
+    runs = tmp_path / "runs" / "tiny"
+    assert sorted(path.name for path in runs.iterdir()) == [
+        "arms",
+        "seed-3",
+        "seed-4",
+        "static-3",
+        "static-4",
+    ]
+    assert (row["task"], row["regime"], row["student"], row["students"]) == ("digits", "few", "mlp", 3)
+    assert list(row["teachers"]) == ["seed-3", "seed-4"]
+    assert row["also"] == ["static taught loss, static-3", "static taught loss, static-4"]
+    assert list(row["arms"]) == ["cross-entropy", "label smoothing 0.1", *row["also"]]
+    assert row["comparisons"] == 8
+    assert len(row["commands"]) == 3
+    assert row["command"] == "python benchmarks/teaching.py tiny"
+    for name, teacher in row["teachers"].items():
+        comparison = json.loads((runs / name / "comparison.json").read_text())
+        assert teacher["seed"] == int(name.removeprefix("seed-"))
+        assert teacher["test_error"] == pytest.approx(comparison["test_error"]["taught"], abs=1e-7)
+        for arm, against in teacher["against"].items():
+            assert row["arms"][arm]["test_error"] == pytest.approx(comparison["test_error"][arm], abs=1e-7)
+            difference = statistics.fmean(teacher["test_error"]) - statistics.fmean(
+                row["arms"][arm]["test_error"]
+            )
+            assert against["difference"] == pytest.approx(difference, abs=1e-6)
+            assert against["p_corrected"] == comparison["p_corrected"][arm]
+            assert against["interval"] == comparison["interval"][arm]
+    written = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
+    assert teach_tiny(monkeypatch, tmp_path) == row
+    assert written == {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
+
+
+def test_every_setting_is_one_that_the_commands_take(monkeypatch, capsys):
+    """The words of every setting are understood, and name a task, a regime and a student that there are."""
+    monkeypatch.setattr(sys, "argv", ["teaching.py", "--list"])
+    teaching.main()
+    shown = capsys.readouterr().out
+    for name, setting in settings.SETTINGS.items():
+        assert name in shown.splitlines()
+        task = tasks.get(setting.task)
+        task.setting(setting.regime)
+        task.student(setting.student)
+        for step in teaching.commands(setting, teaching.ROOT / "runs" / name):
+            options = cli._parser().parse_args(step)
+            if options.command == "teach":
+                lessons = [cli._lesson(options, seed) for seed in options.seeds]
+                assert [lesson.directory.parent for lesson in lessons] == [
+                    teaching.ROOT / "runs" / name
+                ] * len(lessons)
+
+
+def test_unknown_settings_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["teaching.py", "no-such"])
+    with pytest.raises(SystemExit) as stop:
+        teaching.main()
+    assert stop.value.code == 2
+    assert "no-such must be one of mnist1d-mlp-clean" in capsys.readouterr().err
+
+
+def test_a_command_that_fails_ends_the_benchmark(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(settings.SETTINGS, "tiny", tiny._replace(regime="dirty"))
+    with pytest.raises(SystemExit) as stop:
+        teach_tiny(monkeypatch, tmp_path)
+    assert stop.value.code == 2
+    assert not (tmp_path / "rows").exists()
+
+
+def test_versions_say_what_the_bits_depend_on():
+    assert teaching.versions()["torch"] == torch.__version__
+    assert "instruction set" in teaching.versions()

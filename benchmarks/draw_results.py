@@ -1,0 +1,234 @@
+"""Draws docs/results.md from the rows in benchmarks/results/, and from nothing else.
+
+    benchmarks/results/*.json      rows of benchmarks/teaching.py, a file a setting or transfer
+    benchmarks/results/other.md    what other benchmarks measured, with their commands: carried over as it is
+
+Run: python benchmarks/draw_results.py [--results benchmarks/results] [--page docs/results.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from l2t.compare import ALPHA
+from l2t.files import write_whole
+
+ROOT = Path(__file__).resolve().parents[1]
+Row = Mapping[str, Any]
+
+HEAD = f"""\
+# What taught and what did not
+
+Drawn by `make results` from the rows in benchmarks/results, which hold every student's test error. Beside
+each table stands the command that makes its row again; it goes on where it was broken off.
+
+Test error is in percent, mean ± standard deviation over fresh students; in brackets is the 95 % confidence
+interval of a mean. A difference is taught less other. *win* and **loss** mean that a paired t-test over the
+students has p < {ALPHA:g} after Holm's correction for all comparisons of the setting's table; *even* is
+everything else. The best baseline is the one that turned out best on test, oracles and taught losses left
+out: it is chosen in hindsight, against the taught loss. So is the best static teacher. \\* marks a rate at an
+end of its grid. A neutral teacher is what teaching falls back to where no taught one was ahead on dev:
+cross-entropy, or close to it."""
+
+SUMMARY = (
+    "setting",
+    "best tuned baseline",
+    "its error",
+    "taught, by teacher",
+    "less baseline",
+    "largest p",
+    "result",
+    "best static",
+    "less static",
+    "result",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
+    options = parser.parse_args()
+    write_whole(options.page, page(options.results))
+
+
+def page(results: Path) -> str:
+    """The page about all rows in the folder."""
+    rows = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    settings = [row for row in rows if "source" not in row]
+    transfers = [row for row in rows if "source" in row]
+    parts = [HEAD, "## Summary", outcome(settings), summary(settings)]
+    for row in settings:
+        parts += [f"## {row['name']}", *section(row)]
+    if transfers:
+        parts += ["## Transfer", TRANSFER, outcome(transfers), summary(transfers)]
+        for row in transfers:
+            parts += [f"### {row['name']}", f"Teachers of `{row['source']}`.", *section(row)]
+    other = results / "other.md"
+    if other.is_file():
+        parts.append(other.read_text().strip())
+    return "\n\n".join(parts) + "\n"
+
+
+TRANSFER = """\
+Frozen teachers of one setting hand their loss to students of another; each arm's rate is tuned as ever."""
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def percent(errors: Iterable[float]) -> str:
+    errors = [100 * error for error in errors]
+    return f"{statistics.fmean(errors):.2f} ± {statistics.stdev(errors):.2f}"
+
+
+def mean_interval(errors: Iterable[float]) -> tuple[float, float]:
+    """The 95 % confidence interval of the mean."""
+    errors = list(errors)
+    reach = stats.t.ppf(0.975, len(errors) - 1) * statistics.stdev(errors) / len(errors) ** 0.5
+    return statistics.fmean(errors) - reach, statistics.fmean(errors) + reach
+
+
+def between(interval: Iterable[float], sign: str = "") -> str:
+    low, high = interval
+    return f"[{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]"
+
+
+def points(difference: float) -> str:
+    return f"{100 * difference:+.2f}"
+
+
+def p_value(p: float | None) -> str:
+    return "–" if p is None else re.sub(r"e([+-])0", r"e\1", f"{p:.0e}") if p < 0.001 else f"{p:.2g}"
+
+
+def result(against: Row) -> str:
+    """*win*, **loss** or even, of one teacher against one arm."""
+    p = against["p_corrected"]
+    if p is None or p >= ALPHA or against["difference"] == 0:
+        return "even"
+    return "*win*" if against["difference"] < 0 else "**loss**"
+
+
+def best(row: Row, arms: Iterable[str]) -> str | None:
+    """The arm of least mean test error among some."""
+    means = {arm: statistics.fmean(row["arms"][arm]["test_error"]) for arm in arms}
+    return min(means, key=means.__getitem__) if means else None
+
+
+def best_baseline(row: Row) -> str:
+    found = best(row, (arm for arm in row["arms"] if arm not in row["oracles"] and arm not in row["also"]))
+    assert found is not None
+    return found
+
+
+def results(row: Row, arm: str) -> list[str]:
+    """The result of each teacher against an arm."""
+    return [result(teacher["against"][arm]) for teacher in row["teachers"].values()]
+
+
+def counted(words: list[str]) -> str:
+    """Several teachers' results in short: all, or how many of each."""
+    if len(set(words)) == 1:
+        return words[0]
+    return ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words), key=words.index))
+
+
+def outcome(rows: list[Row]) -> str:
+    """In a sentence or two, how many settings went which way."""
+    if not rows:
+        return "There are no rows yet."
+    against = [results(row, best_baseline(row)) for row in rows]
+    every = sum(set(words) == {"*win*"} for words in against)
+    some = sum("**loss**" in words for words in against)
+    comparisons = sum(row["comparisons"] for row in rows)
+    said = (
+        f"{len(rows)} settings with {sum(len(words) for words in against)} teachers and {comparisons} "
+        f"comparisons. Against the best tuned baseline every teacher wins in {every}, and some teacher loses "
+        f"in {some}."
+    )
+    static = [(row, best(row, row["also"])) for row in rows if row["also"]]
+    if static:
+        ahead = sum(set(results(row, arm)) == {"*win*"} for row, arm in static if arm)
+        behind = sum("**loss**" in results(row, arm) for row, arm in static if arm)
+        said += (
+            f" Against the best static teacher, of {len(static)} settings that have one, every dynamic "
+            f"teacher wins in {ahead}, and some loses in {behind}."
+        )
+    return said
+
+
+def summary(rows: list[Row]) -> str:
+    return table(SUMMARY, [summary_line(row) for row in rows])
+
+
+def summary_line(row: Row) -> list[str]:
+    teachers = row["teachers"].values()
+    errors = " / ".join(f"{100 * statistics.fmean(one['test_error']):.2f}" for one in teachers)
+
+    def versus(arm: str) -> list[str]:
+        differences = " / ".join(points(one["against"][arm]["difference"]) for one in teachers)
+        return [differences, counted(results(row, arm))]
+
+    arm, static = best_baseline(row), best(row, row["also"])
+    difference, word = versus(arm)
+    ps = [one["against"][arm]["p_corrected"] for one in teachers]
+    largest = "–" if None in ps else p_value(max(ps))
+    line = [f"[{row['name']}](#{row['name']})", arm, percent(row["arms"][arm]["test_error"]), errors]
+    line += [difference, largest, word]
+    return (
+        [*line, percent(row["arms"][static]["test_error"]), *versus(static)] if static else [*line, *[""] * 3]
+    )
+
+
+def section(row: Row) -> list[str]:
+    """Of one setting: what it is, its command, its table and its protocol."""
+    rates = {arm: rate(of) for arm, of in row["arms"].items()}
+    lines = []
+    for name, teacher in row["teachers"].items():
+        mean = f"**{percent(teacher['test_error'])}** {between(mean_interval(teacher['test_error']))}"
+        same = " (the neutral one)" if teacher["chosen"] == "neutral" else ""
+        lines.append([f"**taught**, {name}{same}", mean, rate(teacher), *[""] * len(row["teachers"])])
+    for arm in sorted(row["arms"], key=lambda arm: statistics.fmean(row["arms"][arm]["test_error"])):
+        errors = row["arms"][arm]["test_error"]
+        cells = []
+        for teacher in row["teachers"].values():
+            against = teacher["against"][arm]
+            cells.append(
+                f"{points(against['difference'])} {between(against['interval'], '+')}, "
+                f"p {p_value(against['p_corrected'])}, {result(against)}"
+            )
+        lines.append([arm, f"{percent(errors)} {between(mean_interval(errors))}", rates[arm], *cells])
+    head = ["loss", "test error, %", "rate", *(f"{name} less this" for name in row["teachers"])]
+    minutes, versions = row["minutes"], row["versions"]
+    about = (
+        f"`{row['command']}` (task {row['task']}, regime {row['regime']}, student {row['student']}; "
+        f"{row['students']} students an arm). It took {minutes['teaching']:.1f} minutes of one core for the "
+        f"teachers' updates and {minutes['comparison']:.1f} for the comparison; commit {row['commit']}, "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + ". The same as commands:"
+    )
+    block = "\n".join(["```", *row["commands"], "```"])
+    protocol = "\n".join(f"* {sentence}" for sentence in row["protocol"])
+    return [about, block, table(head, lines), protocol]
+
+
+def rate(of: Row) -> str:
+    return f"{of['lr']:g}" + ("\\*" if of["at_edge"] else "")
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ HAS_GPU := import sys, torch; from l2t import ops; sys.exit(None if ops.HAS_CUDA
   else 'This needs a GPU, a torch that sees it, and l2t built with nvcc: l2t doctor says what there is.')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-memcheck lint format bench bench-gpu bench-teaching bench-peers roofline clean
+.PHONY: help setup demo test test-long test-memcheck lint format bench bench-gpu bench-teaching bench-peers roofline results clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench-gpu: setup  ## on a GPU: checks the CUDA kernels, then times every op agai
 	$(BIN)/pytest -q -k cuda tests/test_ops.py
 	$(BIN)/python benchmarks/run.py --gpu --seconds 0.1 --out docs/benchmarks/gpu.jsonl
 	$(BIN)/python benchmarks/draw.py
+
+results: setup  ## draw docs/results.md from the rows that benchmarks/teaching.py wrote
+	$(BIN)/python benchmarks/draw_results.py
 
 format: $(VENV)/.requirements  ## rewrite the sources as lint wants them
 	$(BIN)/ruff check --fix .

@@ -171,6 +171,15 @@ def run_has_a_task(directory: Path, config: Mapping[str, object]) -> None:
         )
 
 
+def transfer_classes(directory: Path, taught: int, task: str, classes: int) -> None:
+    """A loss of some classes is none of others."""
+    if taught != classes:
+        raise ValueError(
+            f"l2t.cli: --to must be a task of {taught} classes, as many as the teacher in {str(directory)!r} has, got {task!r} with "
+            f"{classes}. Choose another task, or teach on this one."
+        )
+
+
 def command_failed(error: BaseException) -> str:
     """The one line that a failed command says on the standard error."""
     text = " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""The command `l2t`: data, teach, compare, report, doctor.
+"""The command `l2t`: data, teach, compare, transfer, report, doctor.
 
 Arguments, what is refused before any work is done, exit codes and what is printed. The work itself is in
 teach.py, compare.py, report.py and doctor.py, which are imported when they are needed, so that `l2t --help`
@@ -100,6 +100,21 @@ examples:
   l2t compare {runs}/demo --jobs 2           every teacher below a folder, two arms at a time
   l2t compare digits --arms list           names of the baselines
   l2t compare digits --arms cross-entropy label-smoothing-0.1 --grid 0.1 0.2 0.4
+"""
+
+
+TRANSFER = """\
+Teachers that were taught on one task, student or run length hand their loss, frozen, to fresh students of
+another, beside cross-entropy and every baseline: what `l2t compare` does, elsewhere. Learning rates are tuned
+anew. The number of classes must be the same. The folder that is written can be reported on.
+"""
+
+TRANSFER_EXAMPLES = """\
+examples:
+  l2t transfer {runs}/mnist1d-clean --to digits                      from one data set to another
+  l2t transfer {runs}/mnist1d-clean --to mnist1d --student mlp-relu  to another student
+  l2t transfer {runs}/mnist1d-clean --to mnist1d --steps 1000        from short runs to long ones
+  l2t report {runs}/transfer/digits-clean-mlp
 """
 
 
@@ -207,6 +222,28 @@ def _parser() -> argparse.ArgumentParser:
         "--regime", metavar="NAME", help="with a task: which regime; default: the task's first"
     )
     _add_budget(compare)
+
+    transfer = _command(
+        commands,
+        "transfer",
+        "teachers from elsewhere teach students of another task",
+        TRANSFER,
+        TRANSFER_EXAMPLES.format(runs=RUNS),
+    )
+    transfer.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="runs, or folders over runs")
+    transfer.add_argument("--to", metavar="TASK", required=True, help="where they teach")
+    transfer.add_argument("--regime", metavar="NAME", help="which regime; default: the task's first")
+    transfer.add_argument("--student", metavar="NAME", help="which student; default: the task's first")
+    transfer.add_argument(
+        "--steps", metavar="N", type=_positive, help="steps of a student; default: those of the task's recipe"
+    )
+    transfer.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help=f"default: {RUNS}/transfer/<task>-<regime>-<student>[-<steps>-steps]",
+    )
+    _add_budget(transfer)
 
     report = _command(
         commands,
@@ -328,9 +365,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _COMMANDS[options.command](options)
     except KeyboardInterrupt:
         again = ["l2t", *(argument for argument in arguments if argument != "--resume"), "--resume"]
-        if options.command == "compare":  # which goes on by itself
+        if options.command in ("compare", "transfer"):  # which go on by themselves
             again = ["l2t", *(argument for argument in arguments if argument != "--again")]
-        hint = f" Go on with: {shlex.join(again)}" if options.command in ("teach", "compare") else ""
+        hint = (
+            f" Go on with: {shlex.join(again)}" if options.command in ("teach", "compare", "transfer") else ""
+        )
         print(f"\nl2t {options.command}: stopped.{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `l2t compare digits | head`
@@ -601,6 +640,19 @@ def _compare(options: argparse.Namespace) -> int:
     return _hold(contests, options)
 
 
+def _transfer(options: argparse.Namespace) -> int:
+    from l2t import contest
+
+    with _asking():
+        one = contest.elsewhere(
+            options.runs, options.to, options.regime, options.student, options.steps, _budget(options)
+        )
+        if options.out is not None:
+            one = one._replace(folder=options.out, out=options.out)
+        _say_what_is_left_out(options.runs)
+    return _hold([one], options)
+
+
 def _budget(options: argparse.Namespace) -> Budget:
     from l2t.compare import GRID
     from l2t.contest import Budget
@@ -710,7 +762,14 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor.main()
 
 
-_COMMANDS = {"data": _data, "teach": _teach, "compare": _compare, "report": _report, "doctor": _doctor}
+_COMMANDS = {
+    "data": _data,
+    "teach": _teach,
+    "compare": _compare,
+    "transfer": _transfer,
+    "report": _report,
+    "doctor": _doctor,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

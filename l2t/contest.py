@@ -88,6 +88,42 @@ def of_runs(folders: Sequence[Path], budget: Budget) -> list[Contest]:
     return contests
 
 
+def elsewhere(
+    folders: Sequence[Path],
+    task: str,
+    regime: str | None,
+    student: str | None,
+    steps: int | None,
+    budget: Budget,
+) -> Contest:
+    """The runs in the folders, or one level below them, as teachers of other students, in ``runs/transfer``.
+
+    Args:
+        folders: of the runs.
+        task: whose data the students learn from.
+        regime: of the task; None is its first.
+        student: of the task; None is its first.
+        steps: of a student; None is what the task's recipe has.
+        budget: what every arm gets.
+
+    Raises:
+        FileNotFoundError: for a folder without a run.
+        ValueError: for a task, regime or student that there is not, or of another number of classes.
+    """
+    its = tasks.get(task)
+    regime = its.regimes[0] if regime is None else regime
+    student = next(iter(its.students)) if student is None else student
+    its.student(student)
+    recipe = its.recipe(regime).to_json() | ({} if steps is None else {"steps": steps})
+    runs = find_runs(*folders)
+    for run in runs:
+        check.transfer_classes(run.directory, run.teacher.num_classes, task, its.num_classes)
+    out = Path(
+        "runs", "transfer", f"{task}-{regime}-{student}" + ("" if steps is None else f"-{steps}-steps")
+    )
+    return Contest(tuple(run.directory for run in runs), task, regime, student, 0, recipe, budget, out, out)
+
+
 def _course(run: Run) -> dict[str, Any]:
     """What teachers must share to be compared with the same students of the same baselines."""
     names = ("task", "regime", "student", "data_seed")

@@ -1,5 +1,6 @@
 """The command line: what it says, refuses and writes, its exit codes, Ctrl-C, and the doctor."""
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -15,6 +16,7 @@ import torch
 
 import l2t
 from l2t import _native, cli, doctor, reference, tasks
+from l2t.compare import compare
 
 TINY = [
     "--students",
@@ -66,7 +68,7 @@ def test_the_first_screen_shows_the_way(capsys):
         assert f"{tasks.get(name).origin}; licence: {tasks.get(name).licence}" in shown
 
 
-@pytest.mark.parametrize("command", ["data", "teach", "compare", "report", "doctor"])
+@pytest.mark.parametrize("command", ["data", "teach", "compare", "transfer", "report", "doctor"])
 def test_every_command_explains_itself(command, capsys):
     assert cli.main([command, "--help"]) == 0
     shown = capsys.readouterr().out
@@ -112,6 +114,9 @@ def test_the_version(capsys):
         (["compare", "nowhere"], "mnist1d) or an existing folder, got 'nowhere'"),
         (["compare", "digits"], "the folder must hold a taught run or seed-* folders with one"),
         (["compare", "digits", "--regime", "dirty"], "the regime of digits must be one of clean"),
+        (["transfer", "nowhere", "--to", "digits"], "the folder must hold a taught run or seed-* folders"),
+        (["transfer", "nowhere", "--to", "cifar"], "the task must be one of "),
+        (["transfer", "nowhere", "--to", "digits", "--student", "vit"], "the student of digits must be"),
         (["report", "nowhere"], "the folder must hold a taught run or seed-* folders with one"),
     ],
 )
@@ -573,6 +578,51 @@ def test_folders_of_several_courses_are_compared_apart_and_names_kept_apart(taug
         for run in ("a/seed-0", "b/seed-0", "c")
     ]
     assert len({tuple(one) for one in errors}) == 3
+
+
+def test_teachers_teach_elsewhere(taught, here, capsys):
+    budget = ["--students", "3", "--tuning-students", "2", "--grid", "0.1", "0.3"]
+    to = ["--to", "digits", "--regime", "symmetric", "--student", "mlp-relu", "--steps", "5"]
+    arms = ["--arms", "cross-entropy", "label-smoothing-0.1"]
+    assert cli.main(["transfer", str(taught), *to, *budget, *arms, "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    assert "digits, symmetric: test error in percent, mean ± sd of 3 fresh students an arm" in shown
+    assert "taught, seed-1 less this" in shown
+    out = here / "runs" / "transfer" / "digits-symmetric-mlp-relu-5-steps"
+    assert sorted(path.name for path in out.iterdir()) == ["arms", "seed-0", "seed-1"]
+    comparison, config = (
+        json.loads((out / "seed-1" / f"{n}.json").read_text()) for n in ("comparison", "config")
+    )
+    assert list(comparison["p"]) == ["cross-entropy", "label smoothing 0.1", "static taught loss"]
+    assert config["recipe"]["steps"] == 5
+    assert (config["regime"], config["student"]) == ("symmetric", "mlp-relu")
+    assert (config["taught on regime"], config["taught on student"]) == ("few", "mlp")
+    assert (out / "seed-1" / "teacher.safetensors").read_bytes() == (
+        taught / "seed-1" / "teacher.safetensors"
+    ).read_bytes()
+
+    task, teacher = tasks.get("digits"), l2t.Teacher.load(taught / "seed-1")
+    data = task.load("symmetric")
+    alone = compare(
+        {"mine": teacher}, task.student("mlp-relu"), data.train, data.test, data.dev, arms={},
+        recipe=dataclasses.replace(task.recipe("symmetric"), steps=5), students=3, tuning_students=2,
+        grid=(0.1, 0.3), progress=False,
+    )  # fmt: skip
+    assert alone["mine"]["test_error"]["taught"] == comparison["test_error"]["taught"]
+
+    assert cli.main(["report", str(out)]) == 0
+    assert "digits, symmetric" in (out / "report.html").read_text()
+
+
+def test_a_teacher_of_another_number_of_classes_is_refused(taught, here, capsys):
+    l2t.Teacher(3).save(here / "three")
+    assert cli.main(["transfer", str(taught), "three", "--to", "digits"]) == 2
+    line = one_line(capsys)
+    assert (
+        "--to must be a task of 3 classes, as many as the teacher in 'three' has, got 'digits' with 10"
+        in line
+    )
+    assert not (here / "runs").exists()
 
 
 def test_a_task_stands_for_its_default_folder(taught, here, capsys):

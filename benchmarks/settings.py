@@ -68,5 +68,9 @@ SETTINGS = {
 }
 
 TRANSFERS = {
-    "mnist1d-mlp-clean-to-wide": Transfer("mnist1d-mlp-clean", "digits", "clean", "mlp-wide"),
+    "mnist1d-mlp-clean-to-relu": Transfer("mnist1d-mlp-clean", "mnist1d", "clean", "mlp-relu"),
+    "mnist1d-mlp-clean-to-digits": Transfer("mnist1d-mlp-clean", "digits", "clean", "mlp"),
+    "mnist1d-mlp-clean-to-1000-steps": Transfer(
+        "mnist1d-mlp-clean", "mnist1d", "clean", "mlp", "--steps 1000"
+    ),
 }

@@ -1,4 +1,4 @@
-"""One setting of settings.py from end to end: its teachers are taught, compared, and written down as a row.
+"""A setting or transfer of settings.py from end to end: teachers are taught, compared, written down as a row.
 
 The row goes to benchmarks/results/<setting>.json: commit and commands, versions, seeds, minutes, and of every
 arm the tuned learning rate and the test error of each fresh student, with the statistics of `l2t compare`.
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy
 import torch
-from settings import KINDS, SETTINGS, Setting
+from settings import KINDS, SETTINGS, TRANSFERS
 
 import l2t
 from l2t import _native, cli
@@ -35,8 +35,14 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def commands(setting: Setting, folder: Path) -> list[list[str]]:
-    """The `l2t` commands of a setting, without `--jobs`: a teaching a kind, then the comparison."""
+def commands(name: str, runs: Path) -> list[list[str]]:
+    """The `l2t` commands of a setting or transfer, without `--jobs`: a teaching a kind, then the comparison."""
+    if name in TRANSFERS:
+        to = TRANSFERS[name]
+        where = ["--to", to.task, "--regime", to.regime, "--student", to.student, *shlex.split(to.transfer)]
+        budget = ["--students", str(to.students), "--out", str(runs / name)]
+        return [*commands(to.source, runs)[:-1], ["transfer", str(runs / to.source), *where, *budget]]
+    setting, folder = SETTINGS[name], runs / name
     found = []
     for kind in setting.kinds:
         names = ["teach", setting.task, "--regime", setting.regime, "--student", setting.student]
@@ -49,19 +55,18 @@ def commands(setting: Setting, folder: Path) -> list[list[str]]:
 
 
 def run(name: str, runs: Path, jobs: int) -> dict[str, Any]:
-    """Teach and compare what is missing; the row of the setting. Raises SystemExit where a command fails."""
-    setting, folder = SETTINGS[name], runs / name
-    steps = commands(setting, folder)
-    for step in steps:
+    """Teach and compare what is missing; the row of it. Raises SystemExit where a command fails."""
+    for step in commands(name, runs):
         print(f"l2t {shlex.join(step)}", flush=True)
         code = cli.main([*step, "--jobs", str(jobs)])
         if code:
             raise SystemExit(code)
     return {
         "name": name,
+        **({"source": TRANSFERS[name].source} if name in TRANSFERS else {}),
         "command": f"python benchmarks/teaching.py {name}",
-        "commands": [f"l2t {shlex.join(step)}" for step in commands(setting, Path("runs") / name)],
-        **row_of(find_runs(folder)),
+        "commands": [f"l2t {shlex.join(step)}" for step in commands(name, Path("runs"))],
+        **row_of(find_runs(runs / name)),
     }
 
 
@@ -158,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("settings", nargs="*", metavar="SETTING", help="names of settings.py")
+    parser.add_argument("settings", nargs="*", metavar="SETTING", help="names of settings.py, transfers too")
     parser.add_argument("--list", action="store_true", help="the settings and their commands")
     parser.add_argument("--jobs", type=int, default=1, help="teachers, then arms, at a time (default 1)")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs (default runs)")
@@ -166,16 +171,12 @@ def main() -> None:
         "--out", type=Path, default=RESULTS, help="folder of the rows (default benchmarks/results)"
     )
     options = parser.parse_args()
-    unknown = [name for name in options.settings if name not in SETTINGS]
+    unknown = [name for name in options.settings if name not in SETTINGS | TRANSFERS]
     if unknown:
-        parser.error(f"{unknown[0]} must be one of {', '.join(SETTINGS)}")
+        parser.error(f"{unknown[0]} must be one of {', '.join(SETTINGS | TRANSFERS)}")
     if options.list:
-        for name, setting in SETTINGS.items():
-            print(
-                name,
-                *(f"  l2t {shlex.join(step)}" for step in commands(setting, Path("runs") / name)),
-                sep="\n",
-            )
+        for name in SETTINGS | TRANSFERS:
+            print(name, *(f"  l2t {shlex.join(step)}" for step in commands(name, Path("runs"))), sep="\n")
         return
     for name in options.settings:
         row = run(name, options.runs, options.jobs)

@@ -10,7 +10,7 @@ import pytest
 import settings
 import teaching
 import torch
-from settings import Setting
+from settings import Setting, Transfer
 
 from l2t import cli, tasks
 
@@ -71,18 +71,32 @@ def test_every_setting_is_one_that_the_commands_take(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["teaching.py", "--list"])
     teaching.main()
     shown = capsys.readouterr().out
-    for name, setting in settings.SETTINGS.items():
+    for name, setting in (settings.SETTINGS | settings.TRANSFERS).items():
         assert name in shown.splitlines()
         task = tasks.get(setting.task)
         task.setting(setting.regime)
         task.student(setting.student)
-        for step in teaching.commands(setting, teaching.ROOT / "runs" / name):
+        for step in teaching.commands(name, teaching.ROOT / "runs"):
             options = cli._parser().parse_args(step)
-            if options.command == "teach":
+            if options.command == "teach" and name in settings.SETTINGS:
                 lessons = [cli._lesson(options, seed) for seed in options.seeds]
                 assert [lesson.directory.parent for lesson in lessons] == [
                     teaching.ROOT / "runs" / name
                 ] * len(lessons)
+
+
+def test_a_transfer_teaches_at_its_source_and_compares_elsewhere(tiny, tmp_path, monkeypatch):
+    to = Transfer("tiny", "digits", "clean", "mlp-relu", f"--steps 5 {COMPARE}", students=3)
+    monkeypatch.setitem(settings.TRANSFERS, "tiny-to-relu", to)
+    monkeypatch.setitem(settings.SETTINGS, "tiny", tiny._replace(kinds=("dynamic",), seeds=(3,)))
+    row = teaching.run("tiny-to-relu", tmp_path, 1)
+    assert (row["source"], row["regime"], row["student"]) == ("tiny", "clean", "mlp-relu")
+    assert row["recipe"]["steps"] == 5
+    assert [command.split()[1] for command in row["commands"]] == ["teach", "transfer"]
+    comparison = json.loads((tmp_path / "tiny-to-relu" / "seed-3" / "comparison.json").read_text())
+    mine = row["teachers"]["seed-3"]["test_error"]
+    assert mine == pytest.approx(comparison["test_error"]["taught"], abs=1e-7)
+    assert not (tmp_path / "tiny" / "seed-3" / "comparison.json").exists()
 
 
 def test_unknown_settings_are_refused(monkeypatch, capsys):

@@ -1,0 +1,184 @@
+"""docs/results.md says what the rows of benchmarks/results say; and the cheapest row can be made again."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import draw_results
+import pytest
+import teaching
+
+ROOT = Path(__file__).resolve().parents[1]
+CHEAPEST = "mnist1d-mlp-clean"
+
+
+def arm(*errors, lr=0.1, at_edge=False):
+    return {
+        "test_error": list(errors),
+        "lr": lr,
+        "grid": [lr],
+        "added": [],
+        "dev_error": [0.5],
+        "at_edge": at_edge,
+    }
+
+
+def row_of(name, teachers, arms, oracles=(), also=(), **more):
+    """A row whose teachers are (errors, {arm: (corrected p, chosen)})."""
+    return {
+        "name": name,
+        "command": f"python benchmarks/teaching.py {name}",
+        "commands": ["l2t teach digits", "l2t compare runs/some"],
+        "task": "digits",
+        "regime": "few",
+        "student": "mlp",
+        "commit": "abcdef123456",
+        "versions": {"torch": "9.9"},
+        "seed": 0,
+        "students": 3,
+        "minutes": {"teaching": 1.25, "comparison": 2.5},
+        "protocol": ["First this was done.", "Then that."],
+        "comparisons": len(teachers) * len(arms),
+        "oracles": list(oracles),
+        "also": list(also),
+        "arms": arms,
+        "teachers": {
+            teacher: {
+                "seed": 0,
+                "chosen": chosen,
+                **arm(*errors),
+                "against": {
+                    other: {
+                        "difference": statistics.fmean(errors) - statistics.fmean(arms[other]["test_error"]),
+                        "p": ps[other] / 10,
+                        "p_corrected": ps[other],
+                        "interval": [-0.02, 0.01],
+                    }
+                    for other in arms
+                },
+            }
+            for teacher, (errors, ps, chosen) in teachers.items()
+        },
+        **more,
+    }
+
+
+ARMS = {
+    "cross-entropy": arm(0.30, 0.32, 0.34),
+    "label smoothing 0.1": arm(0.29, 0.30, 0.31, lr=1.0, at_edge=True),
+    "told (oracle)": arm(0.10, 0.11, 0.12),
+    "static taught loss": arm(0.25, 0.26, 0.27),
+}
+WON = {"cross-entropy": 2e-5, "label smoothing 0.1": 0.0031, "told (oracle)": 1e-4, "static taught loss": 0.4}
+LOST = {**WON, "label smoothing 0.1": 0.02, "static taught loss": 0.001}
+
+
+@pytest.fixture
+def results(tmp_path):
+    won = row_of(
+        "a-won",
+        {"seed-0": ([0.2, 0.21, 0.25], WON, "average"), "seed-1": ([0.2, 0.22, 0.24], WON, "good")},
+        ARMS, ["told (oracle)"], ["static taught loss"],
+    )  # fmt: skip
+    mixed = row_of(
+        "b-mixed",
+        {"seed-0": ([0.2, 0.21, 0.25], WON, "average"), "seed-1": ([0.4, 0.42, 0.44], LOST, "neutral")},
+        ARMS, ["told (oracle)"], ["static taught loss"],
+    )  # fmt: skip
+    plain = {name: ARMS[name] for name in ("cross-entropy", "label smoothing 0.1")}
+    moved = row_of("c-moved", {"seed-0": ([0.5, 0.6, 0.7], WON, None)}, plain, source="a-won")
+    for row in (won, mixed, moved):
+        (tmp_path / f"{row['name']}.json").write_text(json.dumps(row))
+    (tmp_path / "other.md").write_text("## By hand\n\nNumbers.\n")
+    return tmp_path
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def lines_of(page: str, start: str) -> list[list[str]]:
+    return [cells(line) for line in page.splitlines() if line.startswith(start)]
+
+
+def test_the_summary_is_what_the_rows_say(results):
+    page = draw_results.page(results)
+    won, mixed = lines_of(page, "| [a-won]")[0], lines_of(page, "| [b-mixed]")[0]
+    assert won[1:4] == [
+        "label smoothing 0.1",
+        "30.00 ± 1.00",
+        "22.00 / 22.00",
+    ]  # not the oracle, nor the static
+    assert won[4:7] == ["-8.00 / -8.00", "0.0031", "*win*"]
+    assert won[7:] == ["26.00 ± 1.00", "-4.00 / -4.00", "even"]
+    assert mixed[3:7] == ["22.00 / 42.00", "-8.00 / +12.00", "0.02", "1 *win*, 1 even"]
+    assert mixed[8:] == ["-4.00 / +16.00", "1 even, 1 **loss**"]
+    summary, transfers = page.split("## Transfer")
+    assert "2 settings with 4 teachers and 16 comparisons." in summary
+    assert "every teacher wins in 1, and some teacher loses in 0." in summary
+    assert "of 2 settings that have one, every dynamic teacher wins in 0, and some loses in 1." in summary
+    assert "1 settings with 1 teachers and 2 comparisons." in transfers
+    assert "every teacher wins in 0, and some teacher loses in 1." in transfers
+    assert "Teachers of `a-won`." in transfers
+    assert page.endswith("## By hand\n\nNumbers.\n")
+
+
+def test_a_table_is_what_its_row_says(results):
+    page = draw_results.page(results)
+    part = page.split("## b-mixed\n")[1].split("\n## ")[0]
+    table = [cells(line) for line in part.splitlines() if line.startswith("| ")]
+    assert table[0] == ["loss", "test error, %", "rate", "seed-0 less this", "seed-1 less this"]
+    assert [line[0] for line in table[2:]] == [
+        "**taught**, seed-0", "**taught**, seed-1 (the neutral one)",
+        "told (oracle)", "static taught loss", "label smoothing 0.1", "cross-entropy",
+    ]  # fmt: skip
+    low, high = map(float, re.findall(r"\d+\.\d+", table[2][1].split("[")[1]))
+    reach = 4.302652729911275 * 100 * statistics.stdev([0.2, 0.21, 0.25]) / 3**0.5  # t of 2 degrees at 0.975
+    assert (low, high) == pytest.approx((22 - reach, 22 + reach), abs=0.006)
+    assert table[2][1].startswith("**22.00 ± 2.65**")
+    smoothing = table[6]
+    assert smoothing[2] == "1\\*"
+    assert smoothing[3:] == [
+        "-8.00 [-2.00, +1.00], p 0.0031, *win*",
+        "+12.00 [-2.00, +1.00], p 0.02, even",
+    ]
+    assert table[4][4] == "+31.00 [-2.00, +1.00], p 1e-4, **loss**"
+    for words in (
+        "`python benchmarks/teaching.py b-mixed` (task digits, regime few, student mlp; 3 students an arm)",
+        "1.2 minutes of one core for the teachers' updates and 2.5 for the comparison",
+        "commit abcdef123456, torch 9.9",
+        "```\nl2t teach digits\nl2t compare runs/some\n```",
+        "* First this was done.\n* Then that.",
+    ):
+        assert words in part
+
+
+def test_without_rows_the_page_says_so(tmp_path):
+    assert "There are no rows yet." in draw_results.page(tmp_path)
+
+
+def test_the_page_of_the_docs_is_drawn_from_the_rows_that_are_there():
+    if not list(teaching.RESULTS.glob("*.json")):
+        pytest.skip("benchmarks/results holds no rows yet")
+    assert (ROOT / "docs" / "results.md").read_text() == draw_results.page(teaching.RESULTS)
+
+
+@pytest.mark.long
+def test_the_cheapest_row_can_be_made_again(tmp_path, monkeypatch):
+    """One teacher of it, taught and compared anew, lands inside what the page states of its teachers."""
+    path = teaching.RESULTS / f"{CHEAPEST}.json"
+    if not path.is_file():
+        pytest.skip("benchmarks/results holds no row of it yet")
+    stated = json.loads(path.read_text())
+    setting = teaching.SETTINGS[CHEAPEST]._replace(kinds=("dynamic",), seeds=(0,))
+    monkeypatch.setitem(teaching.SETTINGS, CHEAPEST, setting)
+    row = teaching.run(CHEAPEST, tmp_path, jobs=2)
+    (teacher,) = row["teachers"].values()
+    means = [draw_results.mean_interval(one["test_error"]) for one in stated["teachers"].values()]
+    assert min(means)[0] <= statistics.fmean(teacher["test_error"]) <= max(high for _, high in means)
+    for name, of in row["arms"].items():
+        low, high = draw_results.mean_interval(stated["arms"][name]["test_error"])
+        assert low <= statistics.fmean(of["test_error"]) <= high

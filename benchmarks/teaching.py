@@ -36,7 +36,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def commands(name: str, runs: Path) -> list[list[str]]:
-    """The `l2t` commands of a setting or transfer, without `--jobs`: a teaching a kind, then the comparison."""
+    """The `l2t` commands of a setting or transfer, without `--jobs`: each teaching, then the comparison."""
     if name in TRANSFERS:
         to = TRANSFERS[name]
         where = ["--to", to.task, "--regime", to.regime, "--student", to.student, *shlex.split(to.transfer)]

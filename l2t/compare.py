@@ -399,7 +399,8 @@ class Comparison:
         if rows.train == total:
             said.append(
                 f"No dev set is given: each tuning student holds {recipe.dev_fraction:.0%} of the {total:,} "
-                "training rows back, drawn by its seed. Final students learn from all of them."
+                f"training rows back, {recipe.dev_rows:,} at most, drawn by its seed. Final students learn "
+                "from all of them."
             )
         else:
             said.append(

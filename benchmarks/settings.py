@@ -58,13 +58,22 @@ class Transfer(NamedTuple):
 
 SETTINGS = {
     "mnist1d-mlp-clean": Setting("mnist1d", "clean", "mlp"),
+    "mnist1d-mlp-few": Setting("mnist1d", "few", "mlp"),
     "mnist1d-mlp-symmetric": Setting("mnist1d", "symmetric", "mlp"),
     "mnist1d-mlp-pair-flip": Setting("mnist1d", "pair-flip", "mlp"),
+    "mnist1d-mlp-long-tail": Setting("mnist1d", "long-tail", "mlp"),
+    "mnist1d-relu-clean-800": Setting("mnist1d", "clean", "mlp-relu", "--set steps=800"),
+    "mnist1d-cnn-clean": Setting("mnist1d", "clean", "cnn"),
     "digits-mlp-clean": Setting("digits", "clean", "mlp"),
     "digits-mlp-few": Setting("digits", "few", "mlp"),
     "digits-mlp-symmetric": Setting("digits", "symmetric", "mlp"),
     "digits-mlp-pair-flip": Setting("digits", "pair-flip", "mlp"),
     "digits-mlp-long-tail": Setting("digits", "long-tail", "mlp"),
+    "mnist-5k-mlp-clean": Setting("mnist-5k", "clean", "mlp"),
+    "mnist-5k-mlp-symmetric": Setting("mnist-5k", "symmetric", "mlp"),
+    "mnist-cnn-clean-100": Setting("mnist", "clean", "cnn", "--set steps=100 batch_size=32"),
+    "fashion-mnist-cnn-clean-200": Setting("fashion-mnist", "clean", "cnn", "--set steps=200 batch_size=32"),
+    "fashion-mnist-mlp-symmetric": Setting("fashion-mnist", "symmetric", "mlp"),
 }
 
 TRANSFERS = {

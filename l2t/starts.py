@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from l2t import check
 from l2t.files import write_json
@@ -140,20 +141,25 @@ def teach_best(
         recipe.probe_lrs[::2] if recipe.lr is None else [recipe.lr * factor for factor in recipe.trial_rates]
     )
     _, held = split_dev(dev, recipe, seed)
+    place = None if directory is None else Path(directory)
+    trials = _Trials(place, resume, [one.config() for one in [*teachers, *known]], recipe, seed)
 
-    def errors(candidates: Sequence[AnyTeacher], part: int) -> torch.Tensor:
+    def errors(name: str, candidates: Sequence[AnyTeacher], part: int) -> Tensor:
         """Mean dev errors of fresh students, (candidates, rates)."""
-        with threads(recipe.threads):
-            return trial(candidates, student, train, held, recipe, rates, seed_of(seed, part)).mean(-1)
+
+        def of_students() -> Tensor:
+            with threads(recipe.threads):
+                return trial(candidates, student, train, held, recipe, rates, seed_of(seed, part)).mean(-1)
+
+        return trials.once(name, of_students)
 
     families: dict[str, list[int]] = {}
     for index, teacher in enumerate(teachers):
         own = {name: value for name, value in teacher.config().items() if name not in START}
         families.setdefault(json.dumps(own, sort_keys=True), []).append(index)
-    found = errors([teacher.neutral() for teacher in teachers], 5)
+    found = errors("starts", [teacher.neutral() for teacher in teachers], 5)
     chosen = [min(family, key=lambda index: float(found[index].min())) for family in families.values()]
 
-    place = None if directory is None else Path(directory)
     results = [
         teach(
             teachers[start],
@@ -169,7 +175,7 @@ def teach_best(
         )
         for number, start in enumerate(chosen)
     ]
-    final = errors([*(result.teacher for result in results), *(one.neutral() for one in known)], 6)
+    final = errors("choice", [*(result.teacher for result in results), *(one.neutral() for one in known)], 6)
     least = final.amin(1)
     best, won = int(least[: len(results)].argmin()), int(least.argmin())
     result = results[best]
@@ -190,7 +196,38 @@ def teach_best(
         )
     ]
     result.history["rates"] = list(rates)
-    if place is not None:
-        result.teacher.save(place)
+    if place is not None and not (place / "teacher.safetensors").exists():
         write_json(place / "history.json", result.history)
+        result.teacher.save(place)
     return result
+
+
+class _Trials:
+    """What trials came to, kept in ``families/trials.json``: a run that goes on does not repeat them."""
+
+    def __init__(
+        self, place: Path | None, resume: bool, starts: list[dict[str, Any]], recipe: Recipe, seed: int
+    ) -> None:
+        self.path = None if place is None else place / "families" / "trials.json"
+        self.content: dict[str, Any] = {
+            "starts": starts,
+            "recipe": recipe.to_json(),
+            "seed": seed,
+            "errors": {},
+        }
+        if place is not None and self.path is not None and self.path.exists():
+            check.run_may_start(place, resume)
+            saved = json.loads(self.path.read_text())
+            check.run_is_the_same(
+                place, [name for name in ("starts", "recipe", "seed") if saved[name] != self.content[name]]
+            )
+            self.content = saved
+
+    def once(self, name: str, errors: Callable[[], Tensor]) -> Tensor:
+        """The errors under this name: as they are kept, or found now."""
+        if name not in self.content["errors"]:
+            self.content["errors"][name] = errors().tolist()
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self.path, self.content)
+        return torch.tensor(self.content["errors"][name], dtype=torch.float64)

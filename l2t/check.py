@@ -79,6 +79,14 @@ def data_missing(name: str, folder: Path, missing: Sequence[str]) -> FileNotFoun
     )
 
 
+def folder_missing(folder: Path) -> FileNotFoundError:
+    """The task folder without a folder."""
+    return FileNotFoundError(
+        f"l2t.tasks: folder must have a folder with a folder of images for each class, got none at {folder}. "
+        f"Link yours there: ln -s DIR {folder}."
+    )
+
+
 def data_not_standard(name: str, path: Path, wanted: str, found: str) -> str:
     """Files of a known name with another content give results that compare with nobody's."""
     return (

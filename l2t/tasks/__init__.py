@@ -3,7 +3,7 @@ is.
 
 Example:
     >>> names()
-    ('cifar10', 'cifar100', 'digits', 'fashion-mnist', 'mnist', 'mnist-5k', 'mnist1d')
+    ('cifar10', 'cifar100', 'digits', 'fashion-mnist', 'folder', 'mnist', 'mnist-5k', 'mnist1d')
     >>> data = get("digits").load("pair-flip")
     >>> data.train[0].shape, data.test[0].shape
     (torch.Size([1000, 64]), torch.Size([597, 64]))

@@ -188,3 +188,54 @@ def cifar_batch(file: File, key: str, num_classes: int) -> Samples:
 
 def _described(value: object) -> str:
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+
+
+# ---- folders of images
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def class_files(root: Path) -> dict[str, list[Path]]:
+    """The image files of each class: by the names of the folders in ``root``, all in sorted order.
+
+    What is hidden and what has no suffix of an image is passed over.
+
+    Raises:
+        ValueError: there are fewer than two folders, or one without images.
+    """
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(folders) < 2:
+        raise check.data_file(
+            root, "a folder with a folder of images for each of two classes or more", f"{len(folders)}"
+        )
+    found = {}
+    for folder in folders:
+        files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        found[folder.name] = [path for path in files if path.suffix.lower() in SUFFIXES]
+        if not found[folder.name]:
+            raise check.data_file(folder, f"a folder of images ({', '.join(SUFFIXES)})", "none")
+    return found
+
+
+def image(path: Path, size: int) -> Bytes:
+    """An image as (3, size, size) bytes, cut to a square about its middle and resampled; grey becomes colour.
+
+    Raises:
+        ValueError: the file is broken, no image, or has more than 8 bits a channel.
+        ImportError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise check.missing_package("folder", "pillow") from error
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            mode, upright = opened.mode, ImageOps.exif_transpose(opened)
+    except Exception as error:  # a broken file can raise anything
+        raise check.data_file(path, "an image that Pillow can read", str(error)) from error
+    if mode[0] in "IF":
+        raise check.data_file(path, "an image of 8 bits a channel", f"Pillow's mode {mode}")
+    pixels = np.asarray(ImageOps.fit(upright.convert("RGB"), (size, size)))  # [H, W, 3]
+    channels: Bytes = pixels.transpose(2, 0, 1)
+    return channels

@@ -103,6 +103,7 @@ class Task:
 
         Raises:
             FileNotFoundError: files are missing; the sentence names the command that fetches them.
+            ValueError: a folder of images does not hold them by class.
             ImportError: the package that brings the data is not installed.
         """
         if self.place is not None:
@@ -115,7 +116,7 @@ class Task:
 
     def is_there(self) -> bool:
         """Whether `require` finds the data."""
-        with contextlib.suppress(FileNotFoundError, ImportError):
+        with contextlib.suppress(FileNotFoundError, ValueError, ImportError):
             self.require()
             return True
         return False

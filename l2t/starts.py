@@ -32,7 +32,15 @@ START = ("diagonal_start", "bias_start", "smoothing", "class_weights")
 
 
 class Starts(NamedTuple):
-    """What :func:`teach_best` chooses from: ``teachers`` to teach, and ``known`` losses to be ahead of."""
+    """What :func:`teach_best` chooses from: ``teachers`` to teach, and ``known`` losses to be ahead of.
+
+    Example:
+        >>> import l2t
+        >>> smooth = [l2t.Teacher(10, "full", link="identity", smoothing=value) for value in (0.0, 0.1)]
+        >>> gce = l2t.Teacher(10, diagonal_start=0.7, bias_start=-5.0)
+        >>> len(l2t.Starts(smooth, [gce]).teachers)
+        2
+    """
 
     teachers: list[Teacher]
     known: list[Teacher]

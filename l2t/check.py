@@ -919,6 +919,14 @@ def unroll_truncate(truncate: object, meta: Sequence[Tensor] | None, student: nn
         )
 
 
+def unroll_damping(damping: object) -> None:
+    """A factor of the adjoint."""
+    if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0.0 < damping <= 1.0:
+        raise ValueError(
+            f"l2t.unroll: damping must be above 0 and at most 1, got {damping!r}. Leave it out for the exact gradient."
+        )
+
+
 def unroll_accumulate(accumulate: object) -> None:
     """A number of micro-batches."""
     if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:

@@ -96,6 +96,7 @@ class Run:
         curvature: str,
         order: str,
         truncate: int | None,
+        damping: float,
         verify: str | None,
         states: States,
         micro_batches: int,
@@ -109,7 +110,7 @@ class Run:
         if self._compiled is not None:
             self._curvature = self._compiled
         self._products = self._curvature
-        self._order, self._truncate, self._first = order, truncate, 0
+        self._order, self._truncate, self._damping, self._first = order, truncate, damping, 0
         self._micro_batches, self._ranks = micro_batches, ranks
         self._data: Sequence[Any] | None = None  # batches by step, where steps may be taken again
         self._seen: Fingerprints | None = None
@@ -339,6 +340,10 @@ class Run:
                 step = self._tape.pop(t)
                 if t < last:
                     self._reverse(step, v_w, v_slots, v_settings)
+                    if self._damping != 1.0:
+                        torch._foreach_mul_(
+                            [*v_w.parts, *(x for slot in v_slots for x in slot)], self._damping
+                        )
                 if along and t > self._first and self._measures.after(t):
                     self._measure_again(step, v_w, shares[t] * v)
                 del step

@@ -117,6 +117,9 @@ class Recipe:
             ``memory``; what they cost is told by :func:`plan_episode`.
         memory: bytes for it, a number or such as ``"2GB"``; None: all that the schedule wants.
         truncate: walk back over the last so many steps only; None: all.
+        damping: factor of the adjoint at every step back, as in :func:`l2t.unroll`.
+        averaging: how the gradients of an episode's students are brought together: ``"mean"``, or
+            ``"median"``, number by number, which no single student can move far.
         threads: torch threads while teaching; bits depend on them. One is fastest for small students. None
             leaves the setting alone.
 
@@ -165,6 +168,8 @@ class Recipe:
     schedule: str = "auto"
     memory: int | str | None = None
     truncate: int | None = None
+    damping: float = 1.0
+    averaging: str = "mean"
     threads: int | None = 1
 
     def __post_init__(self) -> None:
@@ -202,11 +207,13 @@ class Recipe:
         if self.lr is not None:
             check.recipe_number("lr", self.lr, 0.0, math.inf, open_low=True)
         check.recipe_choice("decay", self.decay, DECAYS)
+        check.recipe_choice("averaging", self.averaging, ("mean", "median"))
         check.recipe_choice("augment", self.augment, AUGMENTS)
         check.recipe_choice("measure", self.measure, MEASURES)
         check.recipe_choice("curvature", self.curvature, CURVATURES)
         check.recipe_choice("schedule", self.schedule, SCHEDULES)
         check.unroll_memory(self.memory, self.schedule)
+        check.recipe_number("damping", self.damping, 0.0, 1.0, open_low=True)
         if self.truncate is not None:
             check.recipe_count("truncate", self.truncate, 1)
         for name, count in (("betas", 2), ("probe_lrs", None), ("trial_rates", None)):
@@ -335,7 +342,7 @@ def episode(
         return MEASURES[recipe.measure](logits, held[1], recipe.sharpness)
 
     with seeded(seed_of(seed, 4)):
-        run = unroll(stack, lesson.batches, lesson, measure, **settings)
+        run = unroll(stack, lesson.batches, lesson, measure, damping=recipe.damping, **settings)
         run.backward()
     states = lesson.tracker.states
     return Episode(
@@ -747,7 +754,8 @@ class _Teaching:
             self._go_back(broken)
         elif kept:
             factors = torch.tensor([min(1.0, bound / max(norms[index], 1e-300)) for index in kept])
-            gradient = (seen.gradient[kept] * factors.to(seen.gradient)[:, None]).mean(0)
+            clipped = seen.gradient[kept] * factors.to(seen.gradient)[:, None]
+            gradient = clipped.mean(0) if recipe.averaging == "mean" else clipped.quantile(0.5, 0)
             self._descend(gradient, rate)
             if update >= recipe.updates * (1.0 - recipe.average):
                 for name, value in self.teacher.named_parameters():

@@ -68,6 +68,7 @@ def unroll(
     curvature: str = "reverse",
     order: str = "exact",
     truncate: int | None = None,
+    damping: float = 1.0,
     along: int | Mapping[int, float] | None = None,
     schedule: str | Schedule = "auto",
     memory: int | str | None = None,
@@ -122,6 +123,9 @@ def unroll(
             What the gradient owes to the meta tensors is kept, and all that the optimiser does.
         truncate: walk back over the last so many steps only. Earlier ones give the meta tensors nothing.
             None: all.
+        damping: factor of the adjoint at every step back, at most 1: what lies t steps before the end counts
+            damping^t of what it does. Below 1 it keeps gradients through a chaotic run small, and biased
+            towards the last steps, as a smooth ``truncate``.
         along: judge the path, too. An integer k: the measure is taken after k, 2k, ... steps and after the
             last, and J is their mean. A mapping from numbers of steps taken (1, ..., T) to weights: J is the
             sum of the measures there, each times its weight. ``run.measures`` has them all. Their graphs are
@@ -217,6 +221,7 @@ def unroll(
     check.known("unroll", "order", order, ORDERS)
     check.unroll_compile(compile, meta, curvature)
     check.unroll_truncate(truncate, chosen, student)
+    check.unroll_damping(damping)
     check.unroll_accumulate(accumulate)
     check.unroll_group(group, meta, batches)
     if verify is not None:
@@ -232,7 +237,7 @@ def unroll(
     if group is not None:
         ranks = Ranks(group)
         plan = schedule if isinstance(schedule, str) else type(schedule).__name__
-        settings = f"{plan}, {budget}, {curvature}, {compile}, {order}, {truncate}, {path}"
+        settings = f"{plan}, {budget}, {curvature}, {compile}, {order}, {truncate}, {damping}, {path}"
         weights, metas = dict(student.named_parameters()), {str(i): x for i, x in enumerate(chosen or ())}
         number = len(cast("Sequence[Any]", batches))
         ranks.agree("before the run", steps=number, settings=settings, weights=weights, meta=metas)
@@ -245,6 +250,7 @@ def unroll(
         "recompute" if compile else curvature,
         order,
         truncate,
+        damping,
         verify,
         states,
         accumulate,

@@ -90,6 +90,30 @@ def test_a_judged_path_cut_short(order: str, truncate: int | None, curvature: st
         assert unrolled.relative(unrolled.gradients(xs), expected) <= room, kind
 
 
+@pytest.mark.parametrize("along", [None, {1: 0.5, 3: -2.0, 4: 0.25}])
+@pytest.mark.parametrize("plan", [{"schedule": "all"}, {"schedule": "every"}], ids=["all", "every"])
+def test_a_damped_walk_back(along: dict[int, float] | None, plan: dict[str, str]) -> None:
+    course = unrolled.make_course("mlp", torch.float64)
+    measure, _ = course.oracle(along=along, damping=0.8)
+    course.unroll("reverse", course.leaves(), along=along, damping=0.8, **plan).backward()
+    expected = [
+        torch.zeros_like(x) if d is None else d
+        for x, d in zip(
+            course.leaves(), torch.autograd.grad(measure, course.leaves(), allow_unused=True), strict=True
+        )
+    ]
+    assert unrolled.relative(unrolled.gradients(course.leaves()), expected) <= 1e-12
+    exact = torch.autograd.grad(course.oracle(along=along)[0], course.leaves()[0])[0]
+    assert unrolled.relative([exact], expected[:1]) > 1e-3
+
+
+@pytest.mark.parametrize("damping", [0.0, 1.1, True, "half", math.nan])
+def test_a_damping_that_makes_no_sense_is_refused(damping: object) -> None:
+    course = unrolled.make_course("mlp", torch.float64)
+    with pytest.raises(ValueError, match=r"l2t\.unroll: damping must be above 0 and at most 1, got"):
+        course.unroll("reverse", course.leaves(), damping=damping)
+
+
 def test_leaves_of_a_judged_path_are_found_without_being_named() -> None:
     for kind in ("data", "regulariser", "computed lr"):
         course = unrolled.make_course("mlp", torch.float64, use=(kind,))

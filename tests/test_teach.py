@@ -164,6 +164,21 @@ def faked(monkeypatch, gradients, measures=None):
     return l2t.Teacher(CLASSES)
 
 
+@pytest.mark.parametrize(("averaging", "expected"), [("mean", 0.4), ("median", 0.9)])
+def test_how_students_are_brought_together(monkeypatch, averaging, expected):
+    steps = []
+
+    def note(self):
+        steps.append(self.param_groups[0]["params"][0].grad.flatten()[0].item())
+
+    monkeypatch.setattr(torch.optim.Adam, "step", note)
+    recipe = dataclasses.replace(SMALL, updates=1, clip=1e9, skip=1e9, averaging=averaging)
+    start = faked(monkeypatch, [[1.0, 0.9, -0.7]])
+    run(start, recipe=recipe, guard=False)
+    size = sum(p.numel() for p in start.parameters())
+    assert steps == [pytest.approx(expected / math.sqrt(size))]
+
+
 def test_clipping_by_the_running_median(monkeypatch):
     steps = []
 

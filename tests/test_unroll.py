@@ -274,7 +274,11 @@ class Course:
         )
 
     def oracle(
-        self, first: bool = False, truncate: int = STEPS, along: dict[int, float] | None = None
+        self,
+        first: bool = False,
+        truncate: int = STEPS,
+        along: dict[int, float] | None = None,
+        damping: float = 1.0,
     ) -> tuple[Tensor, list[dict[str, Tensor]]]:
         """The measure with the graph of the whole run, and the weights before every step and at the end.
 
@@ -296,6 +300,12 @@ class Course:
             if step == STEPS - truncate > 0:
                 weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
                 momentum = {name: m.detach() for name, m in momentum.items()}
+            if damping != 1.0:  # the same numbers, which hand on a share of their gradient
+
+                def damped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+                    return {name: damping * x + (1.0 - damping) * x.detach() for name, x in state.items()}
+
+                weights, momentum = damped(weights), damped(momentum)
             at = {name: w.detach().requires_grad_() for name, w in weights.items()} if first else weights
             value = torch.zeros((), dtype=self.dtype)
             for batch in micro_batches:

@@ -593,6 +593,8 @@ def test_a_run_of_other_arguments_is_not_resumed(tmp_path, what, arguments):
         ({"lr": "fast"}, "lr must be a number in (0, inf), got 'fast'"),
         ({"momentum": 1.5}, "momentum must be a number in [0, 1], got 1.5"),
         ({"teacher_lr": math.nan}, "teacher_lr must be a number in (0, inf), got nan"),
+        ({"damping": 0.0}, "damping must be a number in (0, 1], got 0.0"),
+        ({"averaging": "mode"}, "averaging must be one of mean, median, got 'mode'"),
         ({"decay": "cosine"}, "decay must be one of linear, constant, got 'cosine'"),
         ({"measure": "accuracy"}, "measure must be one of cross-entropy, expected-error, smooth-error, got"),
         ({"curvature": "exact"}, "forward, central, one-sided, got 'exact'"),

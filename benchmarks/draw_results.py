@@ -130,9 +130,14 @@ def best(row: Row, arms: Iterable[str]) -> str | None:
 
 
 def best_baseline(row: Row) -> str:
-    found = best(row, (arm for arm in row["arms"] if arm not in row["oracles"] and arm not in row["also"]))
+    """Of what knows no more than the taught loss and is not one itself; a weight net is among them."""
+    found = best(row, row["arms"].keys() - set(row["oracles"]) - set(static_arms(row)))
     assert found is not None
     return found
+
+
+def static_arms(row: Row) -> list[str]:
+    return [arm for arm in row["also"] if arm.startswith("static taught loss")]
 
 
 def results(row: Row, arm: str) -> list[str]:
@@ -160,7 +165,7 @@ def outcome(rows: list[Row]) -> str:
         f"comparisons. Against the best tuned baseline every teacher wins in {every}, and some teacher loses "
         f"in {some}."
     )
-    static = [(row, best(row, row["also"])) for row in rows if row["also"]]
+    static = [(row, best(row, static_arms(row))) for row in rows if static_arms(row)]
     if static:
         ahead = sum(set(results(row, arm)) == {"*win*"} for row, arm in static if arm)
         behind = sum("**loss**" in results(row, arm) for row, arm in static if arm)
@@ -183,7 +188,7 @@ def summary_line(row: Row) -> list[str]:
         differences = " / ".join(points(one["against"][arm]["difference"]) for one in teachers)
         return [differences, counted(results(row, arm))]
 
-    arm, static = best_baseline(row), best(row, row["also"])
+    arm, static = best_baseline(row), best(row, static_arms(row))
     difference, word = versus(arm)
     ps = [one["against"][arm]["p_corrected"] for one in teachers]
     largest = "–" if None in ps else p_value(max(ps))

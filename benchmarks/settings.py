@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-KINDS = {"dynamic": "", "static": "--slots 1"}  # what `l2t teach` is given for a teacher of the kind
+# What `l2t teach` is given for a teacher of the kind, and what it calls its run, before the seed.
+KINDS = {
+    "dynamic": ("", "seed"),
+    "static": ("--slots 1", "static"),
+    "weight-net": ("--teacher weight-net", "weight-net"),
+}
 
 
 class Setting(NamedTuple):

@@ -46,9 +46,10 @@ def commands(name: str, runs: Path) -> list[list[str]]:
     found = []
     for kind in setting.kinds:
         names = ["teach", setting.task, "--regime", setting.regime, "--student", setting.student]
-        words = shlex.split(f"{setting.teach} {KINDS[kind]}")
+        flags, stem = KINDS[kind]
+        words = shlex.split(f"{setting.teach} {flags}")
         seeds = list(map(str, setting.seeds))
-        out = folder if len(seeds) > 1 else folder / f"{'static' if kind == 'static' else 'seed'}-{seeds[0]}"
+        out = folder if len(seeds) > 1 else folder / f"{stem}-{seeds[0]}"
         found.append([*names, *words, "--seeds", *seeds, "--out", str(out), "--resume"])
     students = ["--students", str(setting.students)]
     return [*found, ["compare", str(folder), *students, *shlex.split(setting.compare)]]

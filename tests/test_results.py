@@ -156,6 +156,17 @@ def test_a_table_is_what_its_row_says(results):
         assert words in part
 
 
+def test_a_weight_net_is_a_baseline_and_no_static_loss(tmp_path):
+    arms = {**ARMS, "Meta-Weight-Net": arm(0.24, 0.25, 0.26)}
+    ps = {**WON, "Meta-Weight-Net": 0.3}
+    also = ["static taught loss", "Meta-Weight-Net"]
+    row = row_of("a", {"seed-0": ([0.2, 0.21, 0.25], ps, "average")}, arms, ["told (oracle)"], also)
+    (tmp_path / "a.json").write_text(json.dumps(row))
+    (line,) = lines_of(draw_results.page(tmp_path), "| [a]")
+    assert line[1:3] == ["Meta-Weight-Net", "25.00 ± 1.00"]
+    assert line[6:] == ["even", "26.00 ± 1.00", "-4.00", "even"]
+
+
 def test_without_rows_the_page_says_so(tmp_path):
     assert "There are no rows yet." in draw_results.page(tmp_path)
 

@@ -1727,11 +1727,11 @@ def low_agreement(agreement: float) -> str:
 
 
 def trial_chose_neutral(errors: dict[str, float]) -> str:
-    """No taught teacher was ahead of cross-entropy."""
+    """No taught teacher was ahead of the start."""
     seen = ", ".join(f"{name} {level:.1f}%" for name, level in errors.items())
     return (
         f"l2t.teach: fresh students are not ahead under what was taught (dev error: {seen}); "
-        "the result is the neutral teacher, which trains as cross-entropy does."
+        "the result is the neutral teacher: the loss that teaching started with."
     )
 
 

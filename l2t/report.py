@@ -644,10 +644,10 @@ def _probes(runs: Sequence[Run]) -> str:
             taken = run.history["recipe"]["probe_margin"] * row["lr"]
             chosen = " class=taught" if math.isclose(taken, run.history["lr"], rel_tol=0.01) else ""
             numbers = "".join(
-                f"<td>{_number(row[name])}</td>" for name in ("lr", "norm", "agreement", "measure")
+                f"<td>{_number(row[name])}</td>" for name in ("lr", "norm", "agreement", "dev_error")
             )
             rows.append(f"<tr{chosen}><th>{html.escape(run.name)}</th>{numbers}</tr>")
-    head = "<tr><th>run</th><th>rate</th><th>norm</th><th>agreement</th><th>measure</th></tr>"
+    head = "<tr><th>run</th><th>rate</th><th>norm</th><th>agreement</th><th>dev error</th></tr>"
     return _details("How the students' learning rate was probed", _table(head, rows)) if rows else ""
 
 

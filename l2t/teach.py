@@ -110,7 +110,7 @@ class Recipe:
         guard_shrink: factor of the teacher's step after each return.
         guard_returns: returns after which teaching ends.
         trial_students: fresh students on whom the result is tried before it is returned, against the neutral
-            teacher (:meth:`l2t.Teacher.neutral`), which trains as cross-entropy does.
+            teacher (:meth:`l2t.Teacher.neutral`): the loss that teaching started with.
         trial_rates: factors of the students' learning rate; each teacher is tried at its best one.
         curvature: how a reverse step gets its second derivatives, as in :func:`l2t.unroll`.
         schedule: what is remembered of a run, a name that :func:`l2t.unroll` knows. Long runs want a
@@ -148,7 +148,7 @@ class Recipe:
     sharpness: float = 50.0
     dev_fraction: float = 0.2
     dev_rows: int = 2000
-    hold_back: float = 0.3
+    hold_back: float = 0.0
     clip: float = 2.0
     skip: float = 50.0
     window: int = 100
@@ -678,7 +678,7 @@ class _Teaching:
         return episode(self.teacher, self.student, self.train, self.dev, self.recipe, lr, seed, size)
 
     def _probe(self) -> None:
-        """Choose the students' learning rate: small norms that agree, then down while the measure falls.
+        """Choose the students' learning rate: small norms that agree, then down while the dev error falls.
 
         Small norms alone, or agreement alone, are not enough: far above the edge of stability gradients of
         norm 1e11 can agree, and a little above it small ones do not.
@@ -689,11 +689,12 @@ class _Teaching:
         with tqdm(recipe.probe_lrs, disable=not self.progress, desc="probe", unit="rate") as bar:
             for lr in bar:
                 seen = self._episode(lr, seed_of(self.seed, 0), recipe.probe_students)
-                norm, measure = median(seen.norms), float(seen.measure.mean())
-                row = {"lr": lr, "norm": norm, "agreement": seen.agreement, "measure": measure}
+                norm, wrong = median(seen.norms), float(seen.dev_error.mean())
+                row = {"lr": lr, "norm": norm, "agreement": seen.agreement}
+                row |= {"measure": float(seen.measure.mean()), "dev_error": wrong}
                 tried.append(row)
                 bar.set_postfix_str(f"lr {lr:g}, norm {norm:.2g}, agreement {seen.agreement:.2f}")
-                if chosen is not None and not measure < chosen["measure"]:
+                if chosen is not None and not wrong < chosen["dev_error"]:
                     break
                 if (
                     norm < recipe.probe_norm

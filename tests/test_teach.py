@@ -394,7 +394,7 @@ def test_a_guarded_run_beyond_stability_ends_at_cross_entropy(capsys):
     taught = run(start, recipe=dataclasses.replace(SMALL, lr=1e30, trial_rates=(1.0, 1e-31)))
     assert taught.history["trial"]["chosen"] == "neutral"
     assert same_weights(taught.teacher, start.neutral())
-    assert "the result is the neutral teacher, which trains as cross-entropy does" in capsys.readouterr().err
+    assert "the result is the neutral teacher: the loss that teaching started with" in capsys.readouterr().err
 
 
 def test_the_trial_takes_each_teacher_at_its_best_rate(monkeypatch):
@@ -438,7 +438,7 @@ def test_a_held_back_part_of_the_dev_set_is_for_the_trial_alone(monkeypatch):
 
 
 def probed(monkeypatch, table, **settings):
-    """A run whose probe sees (norm, agreement, measure) by rate, and the rates that it tried."""
+    """A run whose probe sees (norm, agreement, dev error) by rate, and the rates that it tried."""
     module = __import__("sys").modules["l2t.teach"]
     tried = []
 
@@ -449,11 +449,11 @@ def probed(monkeypatch, table, **settings):
         if size != recipe.probe_students:
             return real(teacher, student, train, dev, recipe, lr, seed, size)
         tried.append(lr)
-        norm, agreement, measure = table[lr]
+        norm, agreement, error = table[lr]
         gradient = torch.tensor([[norm]] * size) * torch.tensor(
             [[1.0]] * (size - 1) + [[settings.get("most", 1.0)]]
         )
-        return Seen(torch.full((size,), measure), torch.zeros(size), gradient, [agreement], {})
+        return Seen(torch.zeros(size), torch.full((size,), error), gradient, [agreement], {})
 
     real = module.episode
     monkeypatch.setattr(module, "episode", fake)
@@ -461,7 +461,7 @@ def probed(monkeypatch, table, **settings):
     return run(recipe=recipe, guard=False), tried
 
 
-def test_the_probe_goes_down_while_the_measure_falls(monkeypatch):
+def test_the_probe_goes_down_while_the_dev_error_falls(monkeypatch):
     table = {
         0.5: (1e11, 0.9, 9.0),  # agrees, but far too large
         0.4: (0.5, 0.01, 1.0),  # small, but does not agree

@@ -139,6 +139,17 @@ def weight_net_flags(given: Sequence[str]) -> None:
         )
 
 
+def device_is_there(name: str, gpus: int) -> str:
+    """A device by the name that torch gives it."""
+    known = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))]
+    if name not in known:
+        raise ValueError(
+            f"l2t.cli: --device must be one of {', '.join(known)} on this machine, got {name!r}. "
+            "`l2t doctor` says what it sees."
+        )
+    return name
+
+
 def setting_form(text: str, has_equals: bool) -> None:
     """An argument of --set."""
     if not has_equals:
@@ -1743,6 +1754,31 @@ def image_size(name: str, size: int, least: int) -> None:
     if size < least:
         raise ValueError(
             f"l2t.tasks: images for {name} must be at least {least} pixels a side, got {size}. Choose another student."
+        )
+
+
+def timm_is_missing(name: str) -> ImportError:
+    """A model of a package that is not installed."""
+    return ImportError(
+        f"l2t.tasks: the package timm must be installed for student 'timm:{name}', got none. Run: pip install timm."
+    )
+
+
+def timm_model(name: str, is_there: bool) -> None:
+    """A model by its name in timm."""
+    if not is_there:
+        raise ValueError(
+            f"l2t.tasks: student must be timm: and a model that timm knows, got 'timm:{name}'. "
+            "timm.list_models() has their names."
+        )
+
+
+def task_has_images(task: str, student: str, shape: Sequence[int]) -> None:
+    """A network for images and a task of something else."""
+    if len(shape) != 4:
+        raise ValueError(
+            f"l2t.tasks: inputs must be images (N, C, H, W) for student {student!r}, got shape {tuple(shape)} of "
+            f"{task}. Choose another student."
         )
 
 

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
     from l2t.contest import Budget, Contest
+    from l2t.plan import Plan
     from l2t.starts import Starts
     from l2t.tasks import Data
+    from l2t.teach import Recipe
 
 RUNS = Path("runs")
 DEFAULT = "default"  # class of a teacher whose kind, link and start the dev set chooses
@@ -83,6 +85,7 @@ examples:
   l2t teach digits --features none                      one loss for every stage: a static teacher
   l2t teach digits --teacher weight-net                 learned weights of rows, to compare with
   l2t teach digits --updates 100 --set steps=200        any field of l2t.Recipe
+  l2t teach digits --set steps=5000 memory=64MB         a long run in bounded memory, its plan printed first
   l2t teach digits --updates 100 --set steps=200 --resume    the same run again after Ctrl-C or a crash
 """
 
@@ -204,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     recipe.add_argument(
         "--lr", metavar="RATE", type=float, help="the students' learning rate; without it a probe picks it"
     )
+    _device_argument(recipe)
     recipe.add_argument("--set", metavar="FIELD=VALUE", nargs="+", default=[], help="any field of l2t.Recipe")
     recipe.add_argument(
         "--no-guard", action="store_true", help="do not go back to the last good teacher when a run breaks"
@@ -295,6 +299,7 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--jobs", metavar="N", type=_positive, default=1, help="arms at a time, each in a process; default: 1"
     )
+    _device_argument(command)
     command.add_argument("--again", action="store_true", help="make arms again that are there already")
     command.add_argument("--quiet", action="store_true", help="no progress; the table alone")
 
@@ -311,6 +316,27 @@ def _command(
         allow_abbrev=False,
     )
     return parser
+
+
+def _device_argument(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="where students learn: cpu, cuda or cuda:1; default: cuda where torch sees a GPU and l2t has "
+        "its kernels, else cpu",
+    )
+
+
+def _device(options: argparse.Namespace) -> str:
+    """The device that was asked for, or the best one that there is."""
+    import torch
+
+    from l2t import ops
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if options.device is None:
+        return "cuda" if gpus and ops.HAS_CUDA else "cpu"
+    return check.device_is_there(options.device, gpus)
 
 
 def _tasks() -> str:
@@ -468,6 +494,7 @@ def _lesson(options: argparse.Namespace, seed: int) -> _Lesson:
         "student": student,
         "seed": seed,
         "data_seed": options.data_seed,
+        "device": _device(options),
         "teacher": teacher,
         "recipe": recipe.to_json(),
         "guard": not options.no_guard,
@@ -530,34 +557,53 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
 def _teach_one(lesson: _Lesson) -> int:
     import l2t
     from l2t import tasks
+    from l2t.teach import plan_episode
     from l2t.teacher import AnyTeacher
 
     task, config = tasks.get(lesson.task), lesson.config
-    data = task.load(config["regime"], config["data_seed"])
+    data = task.load(config["regime"], config["data_seed"]).to(config["device"])
+    recipe = l2t.Recipe(**config["recipe"])
+    check.augments("teach", recipe.augment, data.train[0])
     began = time.perf_counter()
     if not lesson.quiet and not sys.stderr.isatty():  # a log file wants no moving bar
         print(f"teaching {lesson.directory}", flush=True)
     if not _is_begun(lesson.directory):
         write_json(lesson.directory / "config.json", config)
+    student, starts = task.student(config["student"]), None
+    teacher: AnyTeacher
+    if config["teacher"]["class"] == DEFAULT:
+        starts = _starts(config["teacher"], task.num_classes, config["seed"], data)
+        teacher = starts.teachers[0]
+    else:
+        teacher = AnyTeacher.of(config["teacher"], seed=config["seed"])
+    planned = recipe.memory is not None or recipe.schedule != "auto"
+    if planned and not lesson.quiet and not (lesson.directory / "teacher.safetensors").exists():
+        plan = plan_episode(teacher, student, data.train, data.dev, recipe=recipe)
+        print(_plan_lines(plan, recipe), flush=True)
     course: dict[str, Any] = {
-        "student": task.student(config["student"]),
+        "student": student,
         "train": data.train,
         "dev": data.dev,
-        "recipe": l2t.Recipe(**config["recipe"]),
+        "recipe": recipe,
         "seed": config["seed"],
         "directory": lesson.directory,
         "resume": lesson.resume,
         "guard": lesson.guard,
         "progress": not lesson.quiet and sys.stderr.isatty(),
     }
-    if config["teacher"]["class"] == DEFAULT:
-        starts = _starts(config["teacher"], task.num_classes, config["seed"], data)
-        taught = l2t.teach_best(starts, **course)
-    else:
-        taught = l2t.teach(AnyTeacher.of(config["teacher"], seed=config["seed"]), **course)
+    taught = l2t.teach(teacher, **course) if starts is None else l2t.teach_best(starts, **course)
     if not lesson.quiet:
         print(_taught_line(taught.history, lesson.directory, time.perf_counter() - began))
     return 0
+
+
+def _plan_lines(plan: Plan, recipe: Recipe) -> str:
+    """What the updates will cost, before them."""
+    minutes = recipe.updates * plan.seconds / 60
+    return (
+        f"an update, {recipe.students} students side by side:\n{plan}\n"
+        f"expected: {recipe.updates} updates in {minutes:.3g} minutes, beside the probe and the trial"
+    )
 
 
 def _taught_line(history: dict[str, Any], directory: Path, seconds: float) -> str:
@@ -673,6 +719,7 @@ def _hold(contests: Sequence[Contest], options: argparse.Namespace) -> int:
     from l2t.compare import slug
 
     with _asking():
+        contests = [one._replace(device=_device(options)) for one in contests]
         comparisons = [contest.set_up(one) for one in contests]
     if options.arms == ["list"]:
         for one, comparison in zip(contests, comparisons, strict=True):

@@ -53,6 +53,7 @@ class Contest(NamedTuple):
         budget: what every arm gets.
         folder: where arms are kept, in ``arms/``.
         out: a folder to write the comparison of each teacher below; None is each teacher's own folder.
+        device: where students learn.
     """
 
     runs: tuple[Path, ...]
@@ -64,6 +65,7 @@ class Contest(NamedTuple):
     budget: Budget
     folder: Path
     out: Path | None = None
+    device: str = "cpu"
 
 
 def of_runs(folders: Sequence[Path], budget: Budget) -> list[Contest]:
@@ -138,7 +140,7 @@ def set_up(contest: Contest) -> Comparison:
         ValueError: for arms or a budget that make no sense.
     """
     task = tasks.get(contest.task)
-    data = task.load(contest.regime, contest.data_seed)
+    data = task.load(contest.regime, contest.data_seed).to(contest.device)
     dynamic, static = _teachers(contest)
     about = ("task", "regime", "student", "data_seed")
     return Comparison(

@@ -880,6 +880,7 @@ class _Teaching:
             "recipe": self.recipe.to_json(),
             "teacher": self.start.config(),
             "student": shapes,
+            "device": self.train[0].device.type,
             "guard": self.guard is not None,
             "data and start weights": digest.hexdigest(),
         }

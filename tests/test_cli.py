@@ -111,6 +111,7 @@ def test_the_version(capsys):
         (["teach", "digits", "--set", "stepz=3"], "the field of --set must be one of steps, batch_size"),
         (["teach", "digits", "--set", "steps"], "--set must be FIELD=VALUE, got 'steps'"),
         (["teach", "digits", "--set", "measure=luck"], "measure must be one of cross-entropy"),
+        (["teach", "digits", "--device", "cuda:99"], "--device must be one of cpu"),
         (["compare", "nowhere"], "mnist1d) or an existing folder, got 'nowhere'"),
         (["compare", "digits"], "the folder must hold a taught run or seed-* folders with one"),
         (["compare", "digits", "--regime", "dirty"], "the regime of digits must be one of clean"),
@@ -222,6 +223,7 @@ def test_teach_writes_a_run(here, capsys):
         "mlp",
         3,
     )
+    assert config["device"] in ("cpu", "cuda")
     assert config["recipe"]["steps"] == 4
     assert config["recipe"]["updates"] == 2
     assert config["versions"]["torch"] == torch.__version__
@@ -231,6 +233,22 @@ def test_teach_writes_a_run(here, capsys):
     starts = [row["teacher"] for row in history["starts"]]
     assert starts == [teacher.config() for teacher in l2t.default_starts(10).teachers]
     assert l2t.Teacher.load(run).config() in starts
+
+
+def test_a_long_run_prints_its_plan_first(here, capsys):
+    assert cli.main(["teach", "digits", "--updates", "1", *TINY, "memory=1MB"]) == 0
+    plan, run = capsys.readouterr().out.split("expected: 1 updates in ")
+    assert "an update, 2 students side by side:\nsteps              4\n" in plan
+    assert "steps taken again  0\n" in plan
+    assert "digits-clean/seed-0: 1 updates" in run
+    assert cli.main(["teach", "digits", "--updates", "1", "--out", "short", *TINY]) == 0
+    assert "steps taken again" not in capsys.readouterr().out
+
+
+def test_augmentation_of_what_is_no_image_leaves_nothing_behind(here, capsys):
+    assert cli.main(["teach", "digits", *TINY, "augment=crop", "--quiet"]) == 1
+    assert "train inputs must be images (N, C, H, W) with augment='crop'" in one_line(capsys)
+    assert not any(here.iterdir())
 
 
 def test_the_library_teaches_the_same_bits(here):

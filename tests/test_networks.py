@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache, partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 
 import l2t
 from l2t.students import Lesson, Stack, TaughtLoss, cross_entropy, draw_batches, evaluate
+from l2t.tasks import Source, Task
 from l2t.tasks.networks import Mixer, ResNet, ViT, WideResNet, cnn_1d, image_students
 
 SIZES = [(1, 28), (3, 32)]
@@ -99,6 +102,67 @@ def test_what_a_network_cannot_be_says_so():
         ValueError, match=r"depth of wrn must be 6 n \+ 4 .*, got 4\. The nearest one above is 10\."
     ):
         WideResNet(4, 1, 3, 10)
+
+
+@pytest.mark.parametrize("name", ["resnet-14", "wrn-10-2"])
+def test_a_residual_network_of_any_size_goes_by_its_name(name):
+    _, depth, *width = name.split("-")
+    direct = WideResNet(int(depth), int(width[0]), 2, 5) if width else ResNet(int(depth), 2, 5)
+    found = task().student(name)()
+    assert {key: w.shape for key, w in found.state_dict().items()} == {
+        key: w.shape for key, w in direct.state_dict().items()
+    }
+
+
+def test_names_that_there_are_not_say_so():
+    with pytest.raises(ValueError, match=r"depth of wrn must be 6 n \+ 4"):
+        task().student("wrn-20-2")
+    with pytest.raises(ValueError, match="student of pictures must be one of mlp, mlp-relu"):
+        task().student("resnet")
+    with pytest.raises(
+        ValueError,
+        match=r"inputs must be images \(N, C, H, W\) for student 'resnet-14', got shape \(6, 9\) of",
+    ):
+        task(torch.zeros(6, 9)).student("resnet-14")
+
+
+def task(x: torch.Tensor | None = None) -> Task:
+    x = torch.randn(6, 2, 12, 12) if x is None else x
+    samples = x, torch.zeros(len(x), dtype=torch.long)
+    return Task("pictures", "", 5, lambda: Source(samples, samples), image_students(2, 12, 5), {})
+
+
+class Fused(nn.Linear):
+    """What stands in for a transformer of timm."""
+
+    fused_attn = True
+
+
+def test_models_of_timm_go_by_their_name(monkeypatch):
+    """A stand-in for the package: what it is asked for, and that its fused attention is switched off."""
+    asked = []
+
+    def create_model(name, **settings):
+        asked.append((name, settings))
+        return nn.Sequential(nn.Flatten(), Fused(288, settings["num_classes"]))
+
+    timm = SimpleNamespace(create_model=create_model, is_model=lambda name: name == "tiny")
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    make = task().student("timm:tiny")
+    stack = Stack(make, (0, 1))
+    assert asked == 2 * [("tiny", {"in_chans": 2, "num_classes": 5})]
+    assert not stack.student[1].fused_attn
+    assert stack(torch.randn(2, 3, 2, 12, 12)).shape == (2, 3, 5)
+    with pytest.raises(
+        ValueError, match="student must be timm: and a model that timm knows, got 'timm:huge'"
+    ):
+        task().student("timm:huge")
+
+
+def test_without_timm_its_models_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match="package timm must be installed for student 'timm:tiny', got none"):
+        task().student("timm:tiny")
 
 
 @pytest.mark.parametrize("name", TINY)

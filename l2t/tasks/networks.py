@@ -7,6 +7,7 @@ differentiated twice on every device. Start values are torch's own unless a pape
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -56,6 +57,58 @@ def image_students(channels: int, size: int, num_classes: int) -> dict[str, Call
         "mixer": partial(Mixer, *image),
         "vit": partial(ViT, *image),
     }
+
+
+def of_any_size(name: str) -> bool:
+    """Whether :func:`by_name` makes students of this name.
+
+    Example:
+        >>> of_any_size("resnet-14"), of_any_size("lenet")
+        (True, False)
+    """
+    return re.fullmatch(r"resnet-\d+|wrn-\d+-\d+|timm:.+", name) is not None
+
+
+def by_name(name: str, channels: int, num_classes: int) -> Callable[[], nn.Module]:
+    """The constructor of ``resnet-DEPTH``, ``wrn-DEPTH-WIDTH`` or ``timm:NAME``, for images of any size.
+
+    A model of timm has random start values and attention that is written out, which can be differentiated
+    twice; a transformer of its own fixed image size wants images of that size.
+
+    Raises:
+        ValueError: a depth that there is not, or a model that timm does not know.
+        ImportError: timm is not installed.
+
+    Example:
+        >>> sum(weight.numel() for weight in by_name("wrn-40-4", 3, 10)().parameters())
+        8949210
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "timm":
+        return _timm(rest, channels, num_classes)
+    kind, *sizes = name.split("-")
+    depth, *width = map(int, sizes)
+    check.network_depth(kind, depth, 4 if width else 2)
+    if width:
+        return partial(WideResNet, depth, width[0], channels, num_classes)
+    return partial(ResNet, depth, channels, num_classes)
+
+
+def _timm(name: str, channels: int, num_classes: int) -> Callable[[], nn.Module]:
+    try:
+        import timm
+    except ImportError as error:
+        raise check.timm_is_missing(name) from error
+    check.timm_model(name, timm.is_model(name))
+
+    def make() -> nn.Module:
+        model: nn.Module = timm.create_model(name, in_chans=channels, num_classes=num_classes)
+        for module in model.modules():
+            if hasattr(module, "fused_attn"):  # has no second derivative on the CPU
+                module.fused_attn = False  # type: ignore[assignment]
+        return model
+
+    return make
 
 
 def mlp(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from l2t import check
+from l2t.tasks import networks
 from l2t.tasks.places import Place
 from l2t.tasks.regimes import Regime
 
@@ -49,6 +50,15 @@ class Data(NamedTuple):
     num_classes: int
     noise: Tensor | None
     dev_is_clean: bool
+
+    def to(self, device: str | torch.device) -> Data:
+        """The same with all samples on ``device``."""
+
+        def moved(samples: Samples) -> Samples:
+            return samples[0].to(device), samples[1].to(device)
+
+        dev = None if self.dev is None else moved(self.dev)
+        return self._replace(train=moved(self.train), dev=dev, test=moved(self.test))
 
 
 class Source(NamedTuple):
@@ -131,8 +141,16 @@ class Task:
         return self.settings[check.known("tasks", f"regime of {self.name}", regime, self.settings)]
 
     def student(self, name: str | None = None) -> Callable[[], nn.Module]:
-        """A student's constructor by name, the default one for None; an unknown name raises a ValueError."""
+        """A student's constructor by name, the default one for None; an unknown name raises a ValueError.
+
+        Tasks of images know besides their own ``resnet-DEPTH``, ``wrn-DEPTH-WIDTH`` and, where that package
+        is installed, ``timm:NAME`` for any of its models.
+        """
         name = next(iter(self.students)) if name is None else name
+        if name not in self.students and networks.of_any_size(name):
+            shape = self._samples.pool[0].shape
+            check.task_has_images(self.name, name, shape)
+            return networks.by_name(name, shape[1], self.num_classes)
         return self.students[check.known("tasks", f"student of {self.name}", name, self.students)]
 
     def recipe(self, regime: str) -> Recipe:

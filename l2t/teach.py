@@ -368,7 +368,7 @@ def plan_episode(
         >>> from l2t.teach import plan_episode
         >>> train, recipe = (torch.randn(64, 4), torch.randint(3, (64,))), l2t.Recipe(schedule="every")
         >>> plan_episode(l2t.Teacher(3), lambda: torch.nn.Linear(4, 3), train, recipe=recipe).schedule
-        Segments(length=18, slots=None)
+        Segments(length=17, slots=None)
     """
     lr = recipe.lr or recipe.probe_lrs[-1]
     stack, lesson, _, _, settings = _unrolled(

@@ -44,7 +44,9 @@ def history_of(updates=9, **changes):
         "recipe": l2t.Recipe(probe_margin=0.75).to_json(),
         "updates": rows,
         "events": [{"update": 3, "kind": "guard", "sentence": "back to the last <good> teacher"}],
-        "probe": [{"lr": lr, "norm": 1.0, "agreement": None, "measure": 2.0, "dev_error": 0.5} for lr in (0.2, 0.1)],
+        "probe": [
+            {"lr": lr, "norm": 1.0, "agreement": None, "measure": 2.0, "dev_error": 0.5} for lr in (0.2, 0.1)
+        ],
         "adjoint_norms": {"0": [1.0 + step for step in range(STEPS)], "8": [None] * STEPS},
         "states": {
             "progress": progress,

@@ -46,6 +46,11 @@ def bytes_of(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
+def heeds_ctrl_c() -> None:
+    """In a child before it starts: what a script starts in the background ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def one_line(capsys) -> str:
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -411,6 +416,7 @@ def test_ctrl_c_leaves_a_run_that_resumes(seeds, here):
         stdout=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        preexec_fn=heeds_ctrl_c,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     runs = [here / "run" / ("" if len(seeds) == 1 else f"seed-{seed}") for seed in seeds]
@@ -543,6 +549,7 @@ def test_ctrl_c_keeps_the_arms_that_are_done(taught, here):
         stdout=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        preexec_fn=heeds_ctrl_c,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     patience = time.monotonic() + 60

@@ -193,3 +193,26 @@ def test_the_cheapest_row_can_be_made_again(tmp_path, monkeypatch):
     for name, of in row["arms"].items():
         low, high = draw_results.mean_interval(stated["arms"][name]["test_error"])
         assert low <= statistics.fmean(of["test_error"]) <= high
+
+
+def test_the_table_of_cures_says_what_its_rows_say(tmp_path):
+    def row(cure, seed, error):
+        return {
+            "cure": cure,
+            "seed": seed,
+            "norm": 2.5,
+            "agreement": 0.25,
+            "test_error": [error, error + 0.02],
+            "cross_entropy": [0.5, 0.5],
+            "p": 0.02,
+        }
+
+    rows = [row("none", 1, 0.6), row("none", 0, 0.5), row("rate", 0, 0.4)]
+    words = {"none": "nothing done", "rate": "half the rate", "other": "never run"}
+    content = {"kind": "cures", "command": "python cure", "commit": "abc", "words": words, "rows": rows}
+    (tmp_path / "cures.json").write_text(json.dumps(content))
+    page = draw_results.page(tmp_path)
+    first = page.index("| half the rate | 2.5 | 0.25 | -9.00 (p 2e-02) | -9.00 |")
+    assert page.index("| nothing done | 2.5 | 0.25 | +1.00 (p 2e-02) / +11.00 (p 2e-02) | +6.00 |") > first
+    assert "never run" not in page
+    assert "`python cure` (commit abc)" in page

@@ -46,9 +46,17 @@ def bytes_of(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
-def heeds_ctrl_c() -> None:
-    """In a child before it starts: what a script starts in the background ignores Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def started(arguments: list[str]) -> subprocess.Popen[str]:
+    """The command, running in a session of its own, and heeding Ctrl-C as what a script starts may not."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "l2t.cli", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def one_line(capsys) -> str:
@@ -410,15 +418,7 @@ def test_ctrl_c_leaves_a_run_that_resumes(seeds, here):
         "3000",
         *TINY,
     ]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "l2t.cli", *arguments],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-        preexec_fn=heeds_ctrl_c,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    child = started(arguments)
     runs = [here / "run" / ("" if len(seeds) == 1 else f"seed-{seed}") for seed in seeds]
     marks = [run / "families" / "0" / "checkpoint.json" for run in runs]
     patience = time.monotonic() + 60
@@ -543,15 +543,7 @@ def test_a_process_that_fails_is_the_exit_code_and_the_others_go_on(taught, here
 def test_ctrl_c_keeps_the_arms_that_are_done(taught, here):
     shutil.copytree(taught, here / "many", ignore=shutil.ignore_patterns("arms", "comparison.json"))
     command = ["compare", "many", "--students", "200", "--jobs", "2", "--quiet", "--again"]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "l2t.cli", *command],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-        preexec_fn=heeds_ctrl_c,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    child = started(command)
     patience = time.monotonic() + 60
     while not list((here / "many").glob("arms/*.json")) and time.monotonic() < patience:
         time.sleep(0.05)

@@ -38,7 +38,7 @@ students has p < {ALPHA:g} after Holm's correction for all comparisons of the se
 everything else. The best baseline is the one that turned out best on test, oracles and taught losses left
 out: it is chosen in hindsight, against the taught loss. So is the best static teacher. \\* marks a rate at an
 end of its grid. A neutral teacher is what teaching falls back to where no taught one was ahead on dev:
-cross-entropy, or close to it."""
+the known loss that it started as."""
 
 SUMMARY = (
     "setting",

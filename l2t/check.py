@@ -264,6 +264,15 @@ def teacher_has_a_say(weight: str, link: str, emphasis: float, smoothing: float 
         )
 
 
+def best_starts(starts: object, kind: type) -> None:
+    """What teach_best is to choose from."""
+    if not isinstance(starts, kind):
+        raise ValueError(
+            f"l2t.teach_best: starts must be an l2t.Starts, got {type(starts).__name__}. "
+            "Give l2t.Starts(teachers, []), or those of l2t.default_starts."
+        )
+
+
 def best_teachers(classes: Sequence[int], taught: int) -> None:
     """The starts that teach_best is to choose from."""
     if not taught or len(set(classes)) > 1:

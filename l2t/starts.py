@@ -143,6 +143,7 @@ def teach_best(
         4
     """
     recipe = recipe or Recipe()
+    check.best_starts(starts, Starts)
     teachers, known = starts
     check.best_teachers([teacher.num_classes for teacher in [*teachers, *known]], len(teachers))
     rates = (

@@ -112,6 +112,12 @@ def held_back_swapped(y, recipe, seed):
     return swapped
 
 
+@pytest.mark.parametrize("starts", [l2t.Teacher(4), [l2t.Teacher(4)]])
+def test_starts_of_another_kind_are_refused(starts):
+    with pytest.raises(ValueError, match=r"l2t\.teach_best: starts must be an l2t\.Starts, got"):
+        run(starts)
+
+
 @pytest.mark.parametrize(
     "starts", [Starts([], []), Starts([l2t.Teacher(4)], [l2t.Teacher(3)]), Starts([], [l2t.Teacher(4)])]
 )

@@ -21,6 +21,7 @@ from scipy import stats
 
 from l2t.compare import ALPHA
 from l2t.files import write_whole
+from l2t.report import static_arms
 
 CURES = "cures.json"
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,13 +136,9 @@ def best(row: Row, arms: Iterable[str]) -> str | None:
 
 def best_baseline(row: Row) -> str:
     """Of what knows no more than the taught loss and is not one itself; a weight net is among them."""
-    found = best(row, row["arms"].keys() - set(row["oracles"]) - set(static_arms(row)))
+    found = best(row, row["arms"].keys() - set(row["oracles"]) - set(static_arms(row["also"])))
     assert found is not None
     return found
-
-
-def static_arms(row: Row) -> list[str]:
-    return [arm for arm in row["also"] if arm.startswith("static taught loss")]
 
 
 def results(row: Row, arm: str) -> list[str]:
@@ -169,7 +166,7 @@ def outcome(rows: list[Row]) -> str:
         f"comparisons. Against the best tuned baseline every teacher wins in {every}, and some teacher loses "
         f"in {some}."
     )
-    static = [(row, best(row, static_arms(row))) for row in rows if static_arms(row)]
+    static = [(row, best(row, static_arms(row["also"]))) for row in rows if static_arms(row["also"])]
     if static:
         ahead = sum(set(results(row, arm)) == {"*win*"} for row, arm in static if arm)
         behind = sum("**loss**" in results(row, arm) for row, arm in static if arm)
@@ -192,7 +189,7 @@ def summary_line(row: Row) -> list[str]:
         differences = " / ".join(points(one["against"][arm]["difference"]) for one in teachers)
         return [differences, counted(results(row, arm))]
 
-    arm, static = best_baseline(row), best(row, static_arms(row))
+    arm, static = best_baseline(row), best(row, static_arms(row["also"]))
     difference, word = versus(arm)
     ps = [one["against"][arm]["p_corrected"] for one in teachers]
     largest = "–" if None in ps else p_value(max(ps))

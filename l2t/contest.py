@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 import l2t
-from l2t import check, tasks
+from l2t import check, tasks, weight_net
 from l2t.compare import COURSE, Comparison, slug
 from l2t.files import write_json
 from l2t.report import Run, find_runs
@@ -171,7 +171,7 @@ def _teachers(contest: Contest) -> tuple[dict[str, Run], dict[str, Run]]:
 def _as_arms(static: Mapping[str, Run]) -> dict[str, AnyTeacher]:
     """The teachers of these runs by what they are, and by name where there are several of a kind."""
     kinds = {
-        name: "Meta-Weight-Net" if isinstance(run.teacher, l2t.WeightNet) else "static taught loss"
+        name: weight_net.ARM if isinstance(run.teacher, l2t.WeightNet) else "static taught loss"
         for name, run in static.items()
     }
     return {

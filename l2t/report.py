@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from l2t import check, figures
+from l2t import check, figures, weight_net
 from l2t.compare import ALPHA
 from l2t.files import write_whole
 from l2t.record import Report
@@ -174,9 +174,14 @@ def p_value(p: float | None) -> str:
     return f"{p / 10.0**exponent:.1f}·10<sup>−{-exponent}</sup>" if p > 0 else "0"
 
 
+def static_arms(also: Iterable[str]) -> list[str]:
+    """Of the arms of other teachers those that are taught losses; a weight net is a baseline."""
+    return [arm for arm in also if not arm.startswith(weight_net.ARM)]
+
+
 def best_baseline(comparison: Mapping[str, Any]) -> str:
     """The arm of least mean test error that is neither taught nor told what nobody knows."""
-    others = {"taught", *comparison.get("also", ()), *comparison.get("oracles", ())}
+    others = {"taught", *static_arms(comparison.get("also", ())), *comparison.get("oracles", ())}
     errors: dict[str, float] = {
         arm: statistics.fmean(values) for arm, values in comparison["test_error"].items() if arm not in others
     }

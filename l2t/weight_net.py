@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from l2t import check
 from l2t.teacher import AnyTeacher, StudentState
 
+ARM = "Meta-Weight-Net"  # what comparisons call it: a baseline, where other taught arms are none
 TRANSPOSING = ("reverse", "recompute")  # curvatures that give the transpose of a step's derivative
 
 

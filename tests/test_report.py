@@ -600,3 +600,16 @@ def test_a_run_has_a_page(tmp_path):
         assert word in page
     assert page.count("<svg") == 2 == before.count("<svg") + 1
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_weight_net_is_a_baseline_and_a_static_loss_is_none():
+    comparison = {
+        "test_error": {
+            "taught": [0.1],
+            "static taught loss": [0.2],
+            "Meta-Weight-Net": [0.3],
+            "plain": [0.4],
+        },
+        "also": ["static taught loss", "Meta-Weight-Net"],
+    }
+    assert report.best_baseline(comparison) == "Meta-Weight-Net"

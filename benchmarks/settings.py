@@ -77,7 +77,9 @@ SETTINGS = {
     "mnist-5k-mlp-clean": Setting("mnist-5k", "clean", "mlp"),
     "mnist-5k-mlp-symmetric": Setting("mnist-5k", "symmetric", "mlp"),
     "mnist-cnn-clean-100": Setting("mnist", "clean", "cnn", "--set steps=100 batch_size=32"),
-    "fashion-mnist-cnn-clean-200": Setting("fashion-mnist", "clean", "cnn", "--set steps=200 batch_size=32"),
+    "fashion-mnist-cnn-clean-200": Setting(
+        "fashion-mnist", "clean", "cnn", "--set steps=200 batch_size=32", students=40
+    ),
     "fashion-mnist-mlp-symmetric": Setting("fashion-mnist", "symmetric", "mlp"),
 }
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from scipy import stats
 
-from l2t.compare import ALPHA
+from l2t.compare import ALPHA, holm
 from l2t.files import write_whole
 from l2t.report import static_arms
 
@@ -70,7 +70,7 @@ def page(results: Path) -> str:
     rows = [json.loads(path.read_text()) for path in sorted(results.glob("*.json")) if path.name != CURES]
     settings = [row for row in rows if "source" not in row]
     transfers = [row for row in rows if "source" in row]
-    parts = [HEAD, "## Summary", outcome(settings), summary(settings)]
+    parts = [HEAD, "## Summary", outcome(settings), summary(settings), *kinds(settings)]
     for row in settings:
         parts += [f"## {row['name']}", *section(row)]
     if transfers:
@@ -198,6 +198,39 @@ def summary_line(row: Row) -> list[str]:
     return (
         [*line, percent(row["arms"][static]["test_error"]), *versus(static)] if static else [*line, *[""] * 3]
     )
+
+
+KINDS = """\
+**Dynamic and static teachers as kinds.** Each student trains under every dynamic and every static teacher of
+its setting; what the static ones make of it is taken, on average, from what the dynamic ones do. p is that of
+the paired t-test over the students, after Holm's correction for the settings of this table. It speaks of
+these teachers, not of others that other seeds would give: how far those of a kind lie apart is beside it."""
+
+
+def kinds(rows: list[Row]) -> list[str]:
+    """The mean of the dynamic teachers against that of the static ones, a line a setting."""
+    found = []
+    for row in rows:
+        dynamic = [teacher["test_error"] for teacher in row["teachers"].values()]
+        static = [row["arms"][arm]["test_error"] for arm in static_arms(row["also"])]
+        if static:
+            each = [
+                [statistics.fmean(errors) for errors in zip(*kind, strict=True)] for kind in (dynamic, static)
+            ]
+            found.append((row["name"], dynamic, static, [a - b for a, b in zip(*each, strict=True)]))
+    if not found:
+        return []
+    ps = holm([float(stats.ttest_1samp(less, 0.0).pvalue) for *_, less in found])
+    lines = []
+    for (name, dynamic, static, less), p in zip(found, ps, strict=True):
+        means = [
+            " / ".join(f"{100 * statistics.fmean(one):.2f}" for one in kind) for kind in (dynamic, static)
+        ]
+        mean = statistics.fmean(less)
+        word = result({"p_corrected": p, "difference": mean})
+        lines.append([name, *means, f"{points(mean)} {between(mean_interval(less), '+')}", p_value(p), word])
+    head = ["setting", "dynamic, by teacher", "static, by teacher", "dynamic less static", "p", "result"]
+    return [KINDS, table(head, lines)]
 
 
 def section(row: Row) -> list[str]:

@@ -126,6 +126,30 @@ def test_the_summary_is_what_the_rows_say(results):
     assert page.endswith("## By hand\n\nNumbers.\n")
 
 
+def test_kinds_are_compared_by_their_means_over_teachers(results):
+    """Static teachers, two of them, against two dynamic ones: by hand, a student at a time."""
+    row = json.loads((results / "a-won.json").read_text())
+    row["arms"]["static taught loss, two"] = arm(0.23, 0.22, 0.30)
+    row["also"].append("static taught loss, two")
+    for teacher in row["teachers"].values():
+        teacher["against"]["static taught loss, two"] = teacher["against"]["static taught loss"]
+    (results / "a-won.json").write_text(json.dumps(row))
+    page = draw_results.page(results)
+    first, second = lines_of(page, "| a-won |")[0], lines_of(page, "| b-mixed |")[0]
+    assert first[1:3] == ["22.00 / 22.00", "26.00 / 25.00"]
+    # By student: 20, 21.5, 24.5 less 24, 24, 28.5, which is -4, -2.5, -4: t = -7 and, on two degrees,
+    # p = 1 - 7 / sqrt(51) = 0.0198. The other's: 5, 5.5, 7.5, t = 7.86, p = 0.0158, times two by Holm.
+    assert first[3].startswith("-3.50 [")
+    assert second[1:3] == ["22.00 / 42.00", "26.00"]
+    assert second[3].startswith("+6.00 [")
+    assert first[4:] == second[4:] == ["0.032", "even"]
+    for name in ("a-won", "b-mixed"):  # without static teachers there is no such table
+        left = json.loads((results / f"{name}.json").read_text())
+        left["also"] = []
+        (results / f"{name}.json").write_text(json.dumps(left))
+    assert "as kinds" not in draw_results.page(results)
+
+
 def test_a_table_is_what_its_row_says(results):
     page = draw_results.page(results)
     part = page.split("## b-mixed\n")[1].split("\n## ")[0]

@@ -1,7 +1,7 @@
 """Draws docs/results.md from the rows in benchmarks/results/, and from nothing else.
 
     benchmarks/results/*.json      rows of benchmarks/teaching.py, a file a setting or transfer
-    benchmarks/results/cures.json  rows of benchmarks/cures.py
+    benchmarks/results/studies     rows of benchmarks/studies.py, a file a study
     benchmarks/results/other.md    what other benchmarks measured, with their commands: carried over as it is
 
 Run: python benchmarks/draw_results.py [--results benchmarks/results] [--page docs/results.md]
@@ -23,7 +23,6 @@ from l2t.compare import ALPHA, holm
 from l2t.files import write_whole
 from l2t.report import static_arms
 
-CURES = "cures.json"
 ROOT = Path(__file__).resolve().parents[1]
 Row = Mapping[str, Any]
 
@@ -67,7 +66,7 @@ def main() -> None:
 
 def page(results: Path) -> str:
     """The page about all rows in the folder."""
-    rows = [json.loads(path.read_text()) for path in sorted(results.glob("*.json")) if path.name != CURES]
+    rows = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
     settings = [row for row in rows if "source" not in row]
     transfers = [row for row in rows if "source" in row]
     parts = [HEAD, "## Summary", outcome(settings), summary(settings), *kinds(settings)]
@@ -77,8 +76,8 @@ def page(results: Path) -> str:
         parts += ["## Transfer", TRANSFER, outcome(transfers), summary(transfers)]
         for row in transfers:
             parts += [f"### {row['name']}", f"Teachers of `{row['source']}`.", *section(row)]
-    if (results / CURES).is_file():
-        parts += cures(json.loads((results / CURES).read_text()))
+    for path in sorted((results / "studies").glob("*.json")):
+        parts += study(path.stem, json.loads(path.read_text()))
     other = results / "other.md"
     if other.is_file():
         parts.append(other.read_text().strip())
@@ -269,31 +268,27 @@ def rate(of: Row) -> str:
     return f"{of['lr']:g}" + ("\\*" if of["at_edge"] else "")
 
 
-def cures(content: Row) -> list[str]:
-    """The cures for the edge of chaos, a row each: what teaching saw, and its students by teacher seed."""
-    lines = [
-        "| cure | norm | agreement | test error less cross-entropy's, by teacher | mean |",
-        "|---|---|---|---|---|",
-    ]
+def study(name: str, content: Row) -> list[str]:
+    """The options of a study, a row each: what teaching saw, and its students by teacher seed."""
     found = []
-    for name, words in content["words"].items():
-        rows = sorted((row for row in content["rows"] if row["cure"] == name), key=lambda row: row["seed"])
+    for option, words in content["words"].items():
+        rows = sorted(
+            (row for row in content["rows"] if row["option"] == option), key=lambda row: row["seed"]
+        )
         if not rows:
             continue
-        points = [
-            100 * (statistics.fmean(row["test_error"]) - statistics.fmean(row["cross_entropy"]))
-            for row in rows
-        ]
-        each = " / ".join(f"{x:+.2f} (p {row['p']:.0e})" for x, row in zip(points, rows, strict=True))
+        less = [statistics.fmean(row["test_error"]) - statistics.fmean(row["cross_entropy"]) for row in rows]
+        each = " / ".join(f"{points(x)} (p {p_value(row['p'])})" for x, row in zip(less, rows, strict=True))
         norm, agreement = (statistics.median(row[key] for row in rows) for key in ("norm", "agreement"))
-        mean = statistics.fmean(points)
-        found.append((mean, f"| {words} | {norm:.2g} | {agreement:.2f} | {each} | {mean:+.2f} |"))
-    intro = f"""\
-`{content["command"]}` (commit {content["commit"]}): mnist1d, clean, MLP, soft targets, no guard, at
-the rate at which cross-entropy is best. Norm and agreement are those of the teacher gradient, median of the
-run and mean of its first ten updates. {len(content["rows"][0]["test_error"])} fresh students an arm, each arm
-at its own best rate; p of the paired t-test, not corrected."""
-    return ["## Cures for the edge of chaos", intro, "\n".join(lines + [line for _, line in sorted(found)])]
+        mean = statistics.fmean(less)
+        found.append((mean, [words, f"{norm:.2g}", f"{agreement:.2f}", each, points(mean)]))
+    about = (
+        f"{content['about']} `{content['command']}` (commit {content['commit']}): norm is the median of the "
+        f"run, agreement the mean of its first ten updates; {len(content['rows'][0]['test_error'])} fresh "
+        f"students an arm, each arm at its own best rate; p of the paired t-test, not corrected."
+    )
+    head = ["option", "norm", "agreement", "test error less cross-entropy's, by teacher", "mean"]
+    return [f"## Study: {name}", about, table(head, [line for _, line in sorted(found)])]
 
 
 if __name__ == "__main__":

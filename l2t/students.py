@@ -85,6 +85,7 @@ class Stack(nn.Module):
         self.student = students[0]
         # Where the student's tensors live: (a module's own dict, name in it), tied ones at every place.
         self._places: list[tuple[dict[str, Any], str]] = []
+        self._weights: list[tuple[dict[str, Any], str]] = []  # those of parameters
         stacked: dict[int, Tensor] = {}  # by identity, so that tied weights stay tied
         named = [
             *self.student.named_parameters(remove_duplicate=False),
@@ -100,6 +101,8 @@ class Stack(nn.Module):
                 stacked[id(tensor)] = nn.Parameter(every, tensor.requires_grad) if is_parameter else every
             place[leaf] = stacked[id(tensor)]
             self._places.append((place, leaf))
+            if isinstance(tensor, nn.Parameter):
+                self._weights.append((place, leaf))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Run student i on ``inputs[i]``."""
@@ -111,6 +114,35 @@ class Stack(nn.Module):
             raise check.student_cannot_stack(error) from error
         finally:
             for (place, name), tensor in zip(self._places, tensors, strict=True):
+                place[name] = tensor
+
+    @contextlib.contextmanager
+    def perturbed(self, share: float, seed: int) -> Iterator[None]:
+        """Run the body with every weight tensor of a student moved along a random direction, this share of
+        its length; a share of 0 moves nothing. What the body makes is differentiable to the weights.
+
+        Example:
+            >>> import torch, l2t
+            >>> stack, x = l2t.Stack(lambda: torch.nn.Linear(8, 3), seeds=range(2)), torch.ones(2, 4, 8)
+            >>> with stack.perturbed(0.1, seed=0):
+            ...     moved = stack(x)
+            >>> torch.equal(moved, stack(x)), moved.requires_grad
+            (False, True)
+        """
+        generator = torch.Generator().manual_seed(seed)
+        before = [place[name] for place, name in self._weights]
+        moved: dict[int, Tensor] = {}  # by identity, so that tied weights move alike
+        for tensor in before if share else ():
+            if id(tensor) not in moved:
+                way = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
+                length = tensor.flatten(1).square().mean(1).clamp_min(torch.finfo(tensor.dtype).tiny).sqrt()
+                moved[id(tensor)] = tensor + share * length.reshape(-1, *[1] * (tensor.dim() - 1)) * way
+        try:
+            for (place, name), tensor in zip(self._weights, before, strict=True):
+                place[name] = moved.get(id(tensor), tensor)
+            yield
+        finally:
+            for (place, name), tensor in zip(self._weights, before, strict=True):
                 place[name] = tensor
 
     def _one(self, tensors: list[Tensor], inputs: Tensor) -> Tensor:

@@ -118,6 +118,11 @@ class Recipe:
         memory: bytes for it, a number or such as ``"2GB"``; None: all that the schedule wants.
         truncate: walk back over the last so many steps only; None: all.
         damping: factor of the adjoint at every step back, as in :func:`l2t.unroll`.
+        perturb: the measure is that of students whose weights are moved by this share of their length, each
+            along a random direction of its own: a mean over a neighbourhood, by one draw a student. Dev
+            errors of episodes are of the same; trials move nothing.
+        anchor: pull of the teacher back to its start, as AdamW's weight decay pulls to zero: each update
+            takes this share, times the teacher's rate, of the way.
         averaging: how the gradients of an episode's students are brought together: ``"mean"``, or
             ``"median"``, number by number, which no single student can move far.
         threads: torch threads while teaching; bits depend on them. One is fastest for small students. None
@@ -169,6 +174,8 @@ class Recipe:
     memory: int | str | None = None
     truncate: int | None = None
     damping: float = 1.0
+    perturb: float = 0.0
+    anchor: float = 0.0
     averaging: str = "mean"
     threads: int | None = 1
 
@@ -201,7 +208,8 @@ class Recipe:
             "guard_rise",
         ):
             check.recipe_number(name, getattr(self, name), 0.0, math.inf, open_low=True)
-        check.recipe_number("weight_decay", self.weight_decay, 0.0, math.inf)
+        for name in ("weight_decay", "perturb", "anchor"):
+            check.recipe_number(name, getattr(self, name), 0.0, math.inf)
         for name in ("momentum", "cooldown", "average", "dev_fraction", "hold_back", "guard_shrink"):
             check.recipe_number(name, getattr(self, name), 0.0, 1.0)
         if self.lr is not None:
@@ -337,7 +345,8 @@ def episode(
 
     def measure(model: nn.Module) -> Tensor:
         assert isinstance(model, Stack)
-        logits = evaluate(model, held[0])
+        with model.perturbed(recipe.perturb, seed_of(seed, 5)):
+            logits = evaluate(model, held[0])
         errors[:] = [error(logits.detach(), held[1])]
         return MEASURES[recipe.measure](logits, held[1], recipe.sharpness)
 
@@ -775,6 +784,10 @@ class _Teaching:
             parameter.grad = part.reshape(parameter.shape).clone()
         for group in self.adam.param_groups:
             group["lr"] = rate
+        if self.recipe.anchor:
+            with torch.no_grad():
+                for parameter, start in zip(parameters, self.start.parameters(), strict=True):
+                    parameter.lerp_(start, min(1.0, rate * self.recipe.anchor))
         self.adam.step()
         self.since += 1
 

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import draw_results
 import pytest
+import studies
 import teaching
+
+import l2t
+from l2t import tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 CHEAPEST = "mnist1d-mlp-clean"
@@ -219,10 +223,10 @@ def test_the_cheapest_row_can_be_made_again(tmp_path, monkeypatch):
         assert low <= statistics.fmean(of["test_error"]) <= high
 
 
-def test_the_table_of_cures_says_what_its_rows_say(tmp_path):
-    def row(cure, seed, error):
+def test_the_table_of_a_study_says_what_its_rows_say(tmp_path):
+    def row(option, seed, error):
         return {
-            "cure": cure,
+            "option": option,
             "seed": seed,
             "norm": 2.5,
             "agreement": 0.25,
@@ -233,10 +237,28 @@ def test_the_table_of_cures_says_what_its_rows_say(tmp_path):
 
     rows = [row("none", 1, 0.6), row("none", 0, 0.5), row("rate", 0, 0.4)]
     words = {"none": "nothing done", "rate": "half the rate", "other": "never run"}
-    content = {"kind": "cures", "command": "python cure", "commit": "abc", "words": words, "rows": rows}
-    (tmp_path / "cures.json").write_text(json.dumps(content))
+    content = {"command": "python it", "commit": "abc", "about": "Of edges.", "words": words, "rows": rows}
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "edge.json").write_text(json.dumps(content))
     page = draw_results.page(tmp_path)
-    first = page.index("| half the rate | 2.5 | 0.25 | -9.00 (p 2e-02) | -9.00 |")
-    assert page.index("| nothing done | 2.5 | 0.25 | +1.00 (p 2e-02) / +11.00 (p 2e-02) | +6.00 |") > first
+    first = page.index("| half the rate | 2.5 | 0.25 | -9.00 (p 0.02) | -9.00 |")
+    assert page.index("| nothing done | 2.5 | 0.25 | +1.00 (p 0.02) / +11.00 (p 0.02) | +6.00 |") > first
     assert "never run" not in page
-    assert "`python cure` (commit abc)" in page
+    assert "## Study: edge" in page
+    assert "Of edges. `python it` (commit abc)" in page
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_every_option_of_a_study_can_be_taught(name):
+    """Recipe, teacher and student of each are what they should be, and differ from the study's own."""
+    study = studies.STUDIES[name]
+    task = tasks.get("mnist1d")
+    assert study.regime in task.regimes
+    seen = set()
+    for option in study.options.values():
+        recipe = l2t.Recipe(steps=300, batch_size=50, **{**study.recipe, **option.recipe})
+        teacher = l2t.Teacher(10, **{**study.teacher, **option.teacher}).config()
+        task.student(option.student)
+        seen.add(json.dumps([recipe.to_json(), teacher, option.student]))
+        assert recipe.students * recipe.updates <= 160
+    assert len(seen) == len(study.options)

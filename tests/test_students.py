@@ -121,6 +121,27 @@ def test_tied_weights_stay_tied():
     assert len(list(stack.parameters())) == 5
 
 
+def test_perturbed_students_stand_a_share_of_their_length_away():
+    stack = Stack(lambda: nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 3)), [1, 2])
+    before = {name: value.clone() for name, value in stack.named_parameters()}
+    x = torch.randn(2, 5, 6)
+    plain = stack(x)
+    with stack.perturbed(0.1, seed=3):
+        weight = stack.student[0].weight
+        moved = stack(x)
+    with stack.perturbed(0.1, seed=3):
+        assert torch.equal(stack(x), moved)
+    with stack.perturbed(0.1, seed=4):
+        assert not torch.equal(stack(x), moved)
+    with stack.perturbed(0.0, seed=3):
+        assert torch.equal(stack(x), plain)
+    assert torch.equal(stack(x), plain)
+    way = weight - before["student.0.weight"]
+    for student, start in zip(way, before["student.0.weight"], strict=True):
+        assert float(student.detach().norm() / start.norm()) == pytest.approx(0.1, rel=0.15)  # of 240 draws
+    assert float(F.cosine_similarity(way[0].flatten(), way[1].flatten(), 0).abs()) < 0.25
+
+
 def test_a_stack_survives_an_error_in_its_student():
     stack = Stack(mlp, SEEDS)
     before = {name: value.clone() for name, value in stack.named_parameters()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -177,6 +178,43 @@ def test_how_students_are_brought_together(monkeypatch, averaging, expected):
     run(start, recipe=recipe, guard=False)
     size = sum(p.numel() for p in start.parameters())
     assert steps == [pytest.approx(expected / math.sqrt(size))]
+
+
+def test_an_anchor_pulls_back_to_the_start(monkeypatch):
+    """Steps of one each: of the way that the first went, the second takes its share back."""
+
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data += 1.0
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    start = faked(monkeypatch, [[1.0, 1.0]] * 2)
+    recipe = dataclasses.replace(SMALL, updates=2, warmup=0, cooldown=0.0, average=0.0, anchor=4.0)
+    taught = run(start, recipe=recipe, guard=False)
+    for before, after in zip(start.parameters(), taught.teacher.parameters(), strict=True):
+        assert torch.allclose(after - before, torch.tensor(2.0 - recipe.teacher_lr * 4.0), atol=1e-6)
+
+
+def test_a_perturbed_measure_is_that_of_moved_students():
+    """Its gradient is that of its own differences, the length of the move included."""
+    rows = [x.double() if x.is_floating_point() else x for x in (*data(), *data(60))]
+    recipe = dataclasses.replace(SMALL, steps=3, perturb=0.2)
+    teacher = l2t.Teacher(CLASSES, diagonal_start=0.7).double()
+    generator = torch.Generator().manual_seed(0)
+    way = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in teacher.parameters()]
+
+    def at(share, recipe=recipe):
+        moved = copy.deepcopy(teacher)
+        with torch.no_grad():
+            for parameter, step in zip(moved.parameters(), way, strict=True):
+                parameter += share * step
+        return episode(moved, lambda: mlp().double(), tuple(rows[:2]), tuple(rows[2:]), recipe, 0.1, 3, 2)
+
+    seen, plain = at(0.0), at(0.0, dataclasses.replace(recipe, perturb=0.0))
+    assert not torch.allclose(seen.measure, plain.measure)
+    exact = seen.gradient @ torch.cat([step.flatten() for step in way])
+    assert torch.allclose((at(1e-5).measure - at(-1e-5).measure) / 2e-5, exact, rtol=1e-4, atol=1e-9)
+    assert exact.abs().max() > 1e-6
 
 
 def test_clipping_by_the_running_median(monkeypatch):
@@ -593,6 +631,8 @@ def test_a_run_of_other_arguments_is_not_resumed(tmp_path, what, arguments):
         ({"lr": "fast"}, "lr must be a number in (0, inf), got 'fast'"),
         ({"momentum": 1.5}, "momentum must be a number in [0, 1], got 1.5"),
         ({"teacher_lr": math.nan}, "teacher_lr must be a number in (0, inf), got nan"),
+        ({"perturb": -0.1}, "perturb must be a number in [0, inf), got -0.1"),
+        ({"anchor": -1.0}, "anchor must be a number in [0, inf), got -1.0"),
         ({"damping": 0.0}, "damping must be a number in (0, 1], got 0.0"),
         ({"averaging": "mode"}, "averaging must be one of mean, median, got 'mode'"),
         ({"decay": "cosine"}, "decay must be one of linear, constant, got 'cosine'"),

@@ -45,9 +45,9 @@ def source() -> Source:
     return Source(samples(""), samples("_test"))
 
 
-def mlp(activation: type[nn.Module]) -> nn.Module:
-    """Perceptron 40-64-10."""
-    return nn.Sequential(nn.Linear(40, 64), activation(), nn.Linear(64, 10))
+def mlp(*inner: nn.Module) -> nn.Module:
+    """Perceptron 40-64-10, with ``inner`` between its layers."""
+    return nn.Sequential(nn.Linear(40, 64), *inner, nn.Linear(64, 10))
 
 
 _RECIPE = {"steps": 300, "batch_size": 50, "updates": 60}
@@ -60,7 +60,12 @@ TASK = Task(
     package="mnist1d",
     num_classes=10,
     source=source,
-    students={"mlp": lambda: mlp(nn.Tanh), "mlp-relu": lambda: mlp(nn.ReLU), "cnn": lambda: cnn_1d(40, 10)},
+    students={
+        "mlp": lambda: mlp(nn.Tanh()),
+        "mlp-relu": lambda: mlp(nn.ReLU()),
+        "mlp-norm": lambda: mlp(nn.LayerNorm(64), nn.Tanh()),
+        "cnn": lambda: cnn_1d(40, 10),
+    },
     settings={
         name: Setting(regime, _RECIPE)
         for name, regime in standard(POOL_SIZE, 10, few=500, dev=200, imbalance=50.0).items()

@@ -212,11 +212,11 @@ def command_failed(error: BaseException) -> str:
 # ---- teacher ---------------------------------------------------------------------------------------------------------
 
 
-def teacher_choice(argument: str, name: object, names: Sequence[str]) -> None:
-    """An argument of Teacher that is one of a few names."""
+def teacher_choice(argument: str, name: object, names: Sequence[str], op: str = "Teacher") -> None:
+    """An argument of a teacher that is one of a few names."""
     if name not in names:
         raise ValueError(
-            f"l2t.Teacher: {argument} must be one of {', '.join(names)}, got {name!r}. Choose one of these."
+            f"l2t.{op}: {argument} must be one of {', '.join(names)}, got {name!r}. Choose one of these."
         )
 
 
@@ -228,16 +228,16 @@ def teacher_size(argument: str, value: object, least: int, op: str = "Teacher") 
         )
 
 
-def teacher_positive(argument: str, value: float, or_zero: bool = False) -> float:
-    """A bound of Teacher."""
+def teacher_positive(argument: str, value: float, or_zero: bool = False, op: str = "Teacher") -> float:
+    """A bound of a teacher."""
     if not (0 < value < float("inf") or (or_zero and value == 0)):
         raise ValueError(
-            f"l2t.Teacher: {argument} must be positive and finite, got {value!r}. Leave it out for the default."
+            f"l2t.{op}: {argument} must be positive and finite, got {value!r}. Leave it out for the default."
         )
     return float(value)
 
 
-def teacher_features(features: Sequence[str], names: Sequence[str], slots: int) -> None:
+def teacher_features(features: Sequence[str], names: Sequence[str], slots: int, op: str = "Teacher") -> None:
     """The features that a teacher sees."""
     if (
         isinstance(features, str)
@@ -245,7 +245,7 @@ def teacher_features(features: Sequence[str], names: Sequence[str], slots: int) 
         or (slots > 1 and not features)
     ):
         raise ValueError(
-            f"l2t.Teacher: features must be a non-empty sequence of {', '.join(names)}, got {features!r}. "
+            f"l2t.{op}: features must be a non-empty sequence of {', '.join(names)}, got {features!r}. "
             "Choose among the fields of l2t.StudentState."
         )
 
@@ -320,6 +320,31 @@ def teacher_state(name: str, value: object) -> None:
         raise ValueError(
             f"l2t.Teacher: state.{name} must be a number, got None. Measure it, or make the teacher without this feature."
         )
+
+
+def token_counts(counts: Tensor, eos: int) -> Tensor:
+    """How often each token of a vocabulary occurs."""
+    if (
+        counts.dim() != 1
+        or len(counts) <= max(eos, 1)
+        or not bool((counts >= 0).all())
+        or not counts.sum() > 0
+    ):
+        raise ValueError(
+            f"l2t.TokenTeacher: counts must be a number of 0 or more for each token of the vocabulary, the end of a sentence "
+            f"(eos={eos}) among them, and not all 0, got {_described(counts)}. Count the target tokens of the training set."
+        )
+    return counts
+
+
+def token_smoothing(value: float) -> float:
+    """The label smoothing that a TokenTeacher starts as."""
+    if not 0.0 < value < 1.0:
+        raise ValueError(
+            f"l2t.TokenTeacher: smoothing must be above 0 and below 1, got {value!r}. Its strength is taught from there: begin with "
+            "0.05 to 0.2."
+        )
+    return float(value)
 
 
 def teacher_file_exists(file: Path) -> None:

@@ -156,7 +156,69 @@ class AnyTeacher(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self.config().items() if name != "class")
 
 
-class Teacher(AnyTeacher):
+class AttentiveTeacher(AnyTeacher):
+    """A teacher that looks at a student's state and mixes what its slots say by it.
+
+    Attributes:
+        slots: number of slots K; one slot looks at nothing.
+    """
+
+    slots: int
+
+    @staticmethod
+    def _normal(seed: int, dtype: torch.dtype) -> Callable[..., nn.Parameter]:
+        """Draws parameters, in float64, so that a float64 teacher is the float32 one but for rounding."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int, std: float = 1.0) -> nn.Parameter:
+            return nn.Parameter(
+                (std * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+            )
+
+        return normal
+
+    def _make_mix(self, normal: Callable[..., nn.Parameter]) -> None:
+        if self.slots > 1:
+            self.keys = normal(len(self.features), self.slots)
+
+    def _mix(self, features: Tensor) -> Tensor:
+        """Share of each slot, [..., K]: softmax(features . keys)."""
+        share: Tensor = torch.softmax(features @ self.keys, -1)
+        return share
+
+    def _features(self, state: StudentState) -> Tensor:
+        """The chosen fields of ``state`` as numbers of order one, [..., F].
+
+        Bounded, so that no outlier owns the attention.
+        """
+        units = {  # factor and shift
+            "progress": (4.0, 2.0),
+            "loss": (2.0 / math.log(self.num_classes), 0.0),
+            "accuracy": (2.0, 1.0),
+        }
+        like = next(self.parameters())
+        values = []
+        for name in self.features:
+            value = getattr(state, name)
+            check.teacher_state(name, value)
+            factor, shift = units[name.rpartition("_")[2]]
+            values.append(
+                torch.as_tensor(value, dtype=like.dtype, device=like.device).detach() * factor - shift
+            )
+        return torch.stack(torch.broadcast_tensors(*values), -1).clamp(-4.0, 4.0)
+
+    def _shares(self, state: StudentState) -> Tensor | None:
+        """Share of each slot in ``state``; None where there is one slot, which looks at nothing."""
+        return self._mix(self._features(state)) if self.slots > 1 else None
+
+
+def mixed(shares: Tensor | None, slots: Tensor) -> Tensor:
+    """What the slots [K, ...] of a table come to with these shares [..., K]."""
+    total: Tensor = slots.select(0, 0) if shares is None else torch.tensordot(shares, slots, 1)
+    return total
+
+
+class Teacher(AttentiveTeacher):
     """Attention over slots of loss coefficients, bounded and calibrated (docs/math.md, section 8).
 
     It starts as a loss that trains a student as cross-entropy does. Works under
@@ -256,14 +318,7 @@ class Teacher(AnyTeacher):
         self.spread = check.teacher_positive("spread", spread)
         self._even = self._even_start()
 
-        generator = torch.Generator().manual_seed(seed)
-
-        def normal(*shape: int, std: float = 1.0) -> nn.Parameter:
-            # Drawn in float64, so that a float64 teacher is the float32 one but for rounding.
-            return nn.Parameter(
-                (std * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
-            )
-
+        normal = self._normal(seed, dtype)
         each = 1 if weight == "shared" else num_classes
         self._make_mix(normal)
         if link != "identity":
@@ -294,36 +349,6 @@ class Teacher(AnyTeacher):
         ratio = share / (1.0 - self.smoothing + share)  # W_yj / W_yy
         return ratio / (rho * (1.0 - ratio / most))
 
-    def _make_mix(self, normal: Callable[..., nn.Parameter]) -> None:
-        if self.slots > 1:
-            self.keys = normal(len(self.features), self.slots)
-
-    def _mix(self, features: Tensor) -> Tensor:
-        """Share of each slot, [..., K]: softmax(features . keys)."""
-        share: Tensor = torch.softmax(features @ self.keys, -1)
-        return share
-
-    def _features(self, state: StudentState) -> Tensor:
-        """The chosen fields of ``state`` as numbers of order one, [..., F].
-
-        Bounded, so that no outlier owns the attention.
-        """
-        units = {  # factor and shift
-            "progress": (4.0, 2.0),
-            "loss": (2.0 / math.log(self.num_classes), 0.0),
-            "accuracy": (2.0, 1.0),
-        }
-        like = next(self.parameters())
-        values = []
-        for name in self.features:
-            value = getattr(state, name)
-            check.teacher_state(name, value)
-            factor, shift = units[name.rpartition("_")[2]]
-            values.append(
-                torch.as_tensor(value, dtype=like.dtype, device=like.device).detach() * factor - shift
-            )
-        return torch.stack(torch.broadcast_tensors(*values), -1).clamp(-4.0, 4.0)
-
     def forward(self, state: StudentState) -> Coefficients:
         """Coefficients of the loss for a student in ``state``, differentiable in the teacher's parameters.
 
@@ -332,12 +357,7 @@ class Teacher(AnyTeacher):
         Raises:
             ValueError: when the state lacks a feature that this teacher was made to see.
         """
-        mix = self._mix(self._features(state)) if self.slots > 1 else None
-
-        def mixed(slots: Tensor) -> Tensor:
-            total: Tensor = slots.select(0, 0) if mix is None else torch.tensordot(mix, slots, 1)
-            return total
-
+        mix = self._shares(state)
         classes, rho = self.num_classes, self.off_diagonal_scale
         bound = min(self.off_diagonal_bound, (classes - 1) / 2)
         like = next(self.parameters())
@@ -348,23 +368,23 @@ class Teacher(AnyTeacher):
         own = like.new_full((*lead, classes), self.diagonal_start)
         bias = torch.zeros_like(own)  # no None: torch.vmap takes tensors only
         if self.link != "identity":
-            own = own * (self.diagonal_range * mixed(self.diagonal).tanh()).exp()  # [..., C], W_yy
-            bias = self.bias_range * mixed(self.bias).tanh() + (bias + self.bias_start)
+            own = own * (self.diagonal_range * mixed(mix, self.diagonal).tanh()).exp()  # [..., C], W_yy
+            bias = self.bias_range * mixed(mix, self.bias).tanh() + (bias + self.bias_start)
         total = own  # [..., C], R_y
         weight: Weight = Diagonal(own)
         if hasattr(self, "even"):
-            raw = mixed(self.even) + self._even  # [..., 1 or C], the same for every j
+            raw = mixed(mix, self.even) + self._even  # [..., 1 or C], the same for every j
             off = own * rho * raw / (1.0 + rho / bound * (classes - 1) * raw.abs())
             total = own + (classes - 1) * off
             column = off.unsqueeze(-1)
             weight = LowRank(own - off, column, torch.ones_like(column))
         elif self.kind == "full":
-            raw = mixed(self.off_diagonal) + self._even  # [..., C, C - 1]
+            raw = mixed(mix, self.off_diagonal) + self._even  # [..., C, C - 1]
             off = (own * rho / (1.0 + rho / bound * raw.abs().sum(-1))).unsqueeze(-1) * raw
             total = own + off.sum(-1)
             weight = Full(_square(own, off))
         elif self.kind == "low-rank":
-            left = mixed(self.left)  # [..., C, r]
+            left = mixed(mix, self.left)  # [..., C, r]
             right: Tensor = self.right  # [C, r]
             if self._even:
                 left = torch.cat([left, torch.full_like(left[..., :1], self._even)], -1)
@@ -374,11 +394,11 @@ class Teacher(AnyTeacher):
             inner = (left * right).sum(-1)
             total = own + left @ right.sum(0) - inner
             weight = LowRank(own - inner, left, right.expand(left.shape))
-        pull = _slope(self.link, bias - math.log(classes) * total) * (own - total / classes)
+        pull = slope(self.link, bias - math.log(classes) * total) * (own - total / classes)
         scale = (1.0 - 1.0 / classes) / pull
         emphasis = None if self.class_weights is None else own.new_tensor(self.class_weights)
         if hasattr(self, "emphases"):
-            learned = (self.emphasis * mixed(self.emphases).tanh()).exp()
+            learned = (self.emphasis * mixed(mix, self.emphases).tanh()).exp()
             emphasis = learned if emphasis is None else learned * emphasis
         if emphasis is not None:
             scale = scale * (emphasis / emphasis.mean(-1, keepdim=True))
@@ -500,7 +520,7 @@ def _square(diagonal: Tensor, off: Tensor) -> Tensor:
     return torch.cat([body, tail], -1).reshape(*off.shape[:-2], classes, classes)
 
 
-def _slope(link: str, u: Tensor) -> Tensor:
+def slope(link: str, u: Tensor) -> Tensor:
     """First derivative of the link (docs/math.md, section 4), exact where 1 - sigmoid(u) is not."""
     if link == "identity":
         return torch.ones_like(u)

@@ -16,7 +16,10 @@ NATIVE = sorted(path for path in CORE.rglob("*") if path.suffix in {".h", ".cpp"
 
 # Layers of docs/design.md section 1, upper ones first; check.py and _native stand below all of them.
 LAYERS = (
-    ("what people run", {"tasks", "cli", "report", "figures", "doctor", "compare", "contest", "baselines"}),
+    (
+        "what people run",
+        {"tasks", "cli", "report", "figures", "doctor", "compare", "contest", "baselines", "translation"},
+    ),
     (
         "the walk through time",
         {

@@ -1,0 +1,1 @@
+"""Machine translation: students that translate, taught by losses over a vocabulary."""

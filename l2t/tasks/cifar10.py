@@ -35,7 +35,7 @@ def source() -> Source:
     return Source((torch.cat([x for x, _ in pool]), torch.cat([y for _, y in pool])), test)
 
 
-_RECIPE = {"steps": 300, "batch_size": 50, "updates": 60}
+_RECIPE = {"steps": 300, "batch_size": 50, "updates": 60, "augment": "crop-flip"}
 
 TASK = Task(
     name="cifar10",

@@ -29,7 +29,7 @@ def source() -> Source:
     return Source(pool, test)
 
 
-_RECIPE = {"steps": 300, "batch_size": 50, "updates": 60}
+_RECIPE = {"steps": 300, "batch_size": 50, "updates": 60, "augment": "crop-flip"}
 
 TASK = Task(
     name="cifar100",

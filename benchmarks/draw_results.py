@@ -40,6 +40,12 @@ out: it is chosen in hindsight, against the taught loss. So is the best static t
 end of its grid. A neutral teacher is what teaching falls back to where no taught one was ahead on dev:
 the known loss that it started as."""
 
+PARTS = (
+    ("teaching", "teaching"),
+    ("updates", "the teachers' updates (probe and trials not counted)"),  # in rows of earlier revisions
+    ("comparison", "the comparison"),
+)
+
 SUMMARY = (
     "setting",
     "best tuned baseline",
@@ -254,8 +260,9 @@ def section(row: Row) -> list[str]:
     minutes, versions = row["minutes"], row["versions"]
     about = (
         f"`{row['command']}` (task {row['task']}, regime {row['regime']}, student {row['student']}; "
-        f"{row['students']} students an arm). It took {minutes['teaching']:.1f} minutes of one core for the "
-        f"teachers' updates and {minutes['comparison']:.1f} for the comparison; commit {row['commit']}, "
+        f"{row['students']} students an arm). Minutes of one core: "
+        + ", ".join(f"{minutes[part]:.1f} for {words}" for part, words in PARTS if part in minutes)
+        + f"; commit {row['commit']}, "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + ". The same as commands:"
     )

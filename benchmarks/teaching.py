@@ -87,7 +87,7 @@ def row_of(runs: list[Run]) -> dict[str, Any]:
         "seed": comparison["seed"],
         "students": comparison["students"],
         "minutes": {
-            "teaching": round(sum(map(seconds_of_teaching, runs)) / 60, 2),
+            "teaching": round(sum(sum(run.history["seconds"].values()) for run in runs) / 60, 2),
             "comparison": round(comparison["seconds"] / 60, 2),
         },
         "recipe": config["recipe"],
@@ -128,11 +128,6 @@ def teacher_of(run: Run, arms: list[str]) -> dict[str, Any]:
             for arm in arms
         },
     }
-
-
-def seconds_of_teaching(run: Run) -> float:
-    """Of the updates: probe and trial are not in it."""
-    return sum(len(row["norms"]) / row["students_per_second"] for row in run.history["updates"])
 
 
 def commit() -> str:

@@ -86,7 +86,15 @@ def _read(directory: Path) -> Run:
         name=directory.resolve().name,
         directory=directory,
         teacher=Teacher.load(directory),
-        history={"updates": [], "events": [], "probe": [], "states": {}, "adjoint_norms": {}, **history},
+        history={
+            "updates": [],
+            "events": [],
+            "probe": [],
+            "states": {},
+            "adjoint_norms": {},
+            "seconds": {},
+            **history,
+        },
         config=content("config.json") or {},
         comparison=content("comparison.json"),
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from torch import Tensor
 from l2t import check
 from l2t.files import write_json
 from l2t.students import Make, seed_of
-from l2t.teach import Data, Recipe, Taught, split_dev, teach, threads, trial
+from l2t.teach import Data, Recipe, Taught, check_arguments, split_dev, teach, threads, trial
 from l2t.teacher import AnyTeacher, Teacher
 
 START = ("diagonal_start", "bias_start", "smoothing", "class_weights")
@@ -127,8 +128,9 @@ def teach_best(
 
     Returns:
         the ``Taught`` that was chosen; its history has ``starts`` and ``choice`` besides: settings and dev
-        errors (by rate) of all, and which were taught and chosen. Where that is a known loss, the teacher
-        says it in every state, and the history is that of the best taught one.
+        errors (by rate) of all, and which were taught and chosen; ``seconds`` are of all families. Where a
+        known loss is chosen, the teacher says it in every state, and the history is that of the best taught
+        one.
 
     Raises:
         ValueError: as :func:`l2t.teach`, and for no teachers or teachers of several numbers of classes.
@@ -146,6 +148,7 @@ def teach_best(
     check.best_starts(starts, Starts)
     teachers, known = starts
     check.best_teachers([teacher.num_classes for teacher in [*teachers, *known]], len(teachers))
+    check_arguments(teachers[0], student, train, dev, recipe)
     rates = (
         recipe.probe_lrs[::2] if recipe.lr is None else [recipe.lr * factor for factor in recipe.trial_rates]
     )
@@ -205,6 +208,10 @@ def teach_best(
         )
     ]
     result.history["rates"] = list(rates)
+    result.history["seconds"] = {
+        **{part: sum(one.history["seconds"][part] for one in results) for part in result.history["seconds"]},
+        **trials.content["seconds"],
+    }
     if place is not None and not (place / "teacher.safetensors").exists():
         write_json(place / "history.json", result.history)
         result.teacher.save(place)
@@ -223,6 +230,7 @@ class _Trials:
             "recipe": recipe.to_json(),
             "seed": seed,
             "errors": {},
+            "seconds": {},
         }
         if place is not None and self.path is not None and self.path.exists():
             check.run_may_start(place, resume)
@@ -235,7 +243,9 @@ class _Trials:
     def once(self, name: str, errors: Callable[[], Tensor]) -> Tensor:
         """The errors under this name: as they are kept, or found now."""
         if name not in self.content["errors"]:
+            began = time.perf_counter()
             self.content["errors"][name] = errors().tolist()
+            self.content["seconds"][name] = time.perf_counter() - began
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(self.path, self.content)

@@ -242,7 +242,7 @@ class Taught:
         history: what happened, JSON-able: ``seed``, ``recipe``, ``teacher`` (settings), ``lr``, ``probe`` (a
             row a try), ``updates`` (a row an update), ``events`` (what was said aloud), ``adjoint_norms`` (by
             step, of five updates from the first to the last), ``states`` (the state by step, mean over
-            the students of the last episode) and ``trial``.
+            the students of the last episode), ``trial`` and ``seconds`` (of probe, updates and trial).
         recipe: the recipe with the learning rate that was used.
 
     Example:
@@ -577,6 +577,16 @@ def teach(
         2
     """
     recipe = recipe or Recipe()
+    check_arguments(teacher, student, train, dev, recipe)
+    run = _Teaching(teacher, student, train, dev, recipe, seed, directory, guard, progress)
+    with threads(recipe.threads):
+        return run.go(resume)
+
+
+def check_arguments(
+    teacher: AnyTeacher, student: Make, train: Data, dev: Data | None, recipe: Recipe
+) -> None:
+    """Whether they fit together, before any work is done; raises as :func:`teach` says."""
     dtype = next(teacher.parameters()).dtype
     check.teach_data("train", train, teacher.num_classes, dtype)
     if dev is not None:
@@ -586,9 +596,6 @@ def teach(
     check.teach_student_fits(student, train[0], teacher.num_classes)
     if isinstance(teacher, WeightNet):
         check.teach_transposes(recipe.curvature, TRANSPOSING)
-    run = _Teaching(teacher, student, train, dev, recipe, seed, directory, guard, progress)
-    with threads(recipe.threads):
-        return run.go(resume)
 
 
 def split_dev(dev: Data | None, recipe: Recipe, seed: int) -> tuple[Data | None, Data | None]:
@@ -659,7 +666,14 @@ class _Teaching:
             "adjoint_norms": {},
             "states": {},
             "trial": None,
+            "seconds": {"probe": 0.0, "updates": 0.0, "trial": 0.0},
         }
+
+    @contextlib.contextmanager
+    def _clocked(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.history["seconds"][part] += time.perf_counter() - began
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.teacher.named_parameters()}
@@ -672,7 +686,8 @@ class _Teaching:
             self._open(self.directory, resume)
         try:
             if self.history["lr"] is None:
-                self._probe()
+                with self._clocked("probe"):
+                    self._probe()
             self._updates()
             if not self.finished:
                 self._finish()
@@ -723,7 +738,8 @@ class _Teaching:
         total, shown = self.recipe.updates, self.progress
         with tqdm(total=total, initial=self.update, disable=not shown, unit="update", desc="teaching") as bar:
             while self.update < total and not self.ended:
-                row = self._step()
+                with self._clocked("updates"):
+                    row = self._step()
                 bar.update()
                 bar.set_postfix_str(_postfix(row))
                 self._commit()
@@ -836,7 +852,8 @@ class _Teaching:
             candidates = candidates if self.averaged >= 3 else {}
             if self.guard.memory["found"]:
                 candidates["good"] = self.guard.good
-            self._try(candidates)
+            with self._clocked("trial"):
+                self._try(candidates)
         self.finished = True
         if self.directory is not None:
             self.teacher.save(self.directory)

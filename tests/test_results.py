@@ -176,7 +176,7 @@ def test_a_table_is_what_its_row_says(results):
     assert table[4][4] == "+31.00 [-2.00, +1.00], p 1e-4, **loss**"
     for words in (
         "`python benchmarks/teaching.py b-mixed` (task digits, regime few, student mlp; 3 students an arm)",
-        "1.2 minutes of one core for the teachers' updates and 2.5 for the comparison",
+        "Minutes of one core: 1.2 for teaching, 2.5 for the comparison;",
         "commit abcdef123456, torch 9.9",
         "```\nl2t teach digits\nl2t compare runs/some\n```",
         "* First this was done.\n* Then that.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -59,6 +60,21 @@ def test_the_best_start_of_each_family_is_taught():
     assert sum(row["chosen"] for row in history["choice"]) == 1
     least = min(history["choice"], key=lambda row: min(row["dev_error"]))
     assert least["chosen"]
+
+
+def test_the_clock_counts_every_family_and_trial():
+    families = [l2t.Teacher(4, "full", link="identity"), l2t.Teacher(4)]
+    seconds = run(Starts(families, [])).history["seconds"]
+    assert set(seconds) == {"starts", "probe", "updates", "trial", "choice"}
+    assert all(seconds[part] > 0 for part in ("starts", "updates", "trial", "choice"))
+    assert seconds["probe"] == 0  # the rate is given
+
+
+def test_what_does_not_fit_is_refused_before_any_student(monkeypatch):
+    monkeypatch.setattr(sys.modules["l2t.starts"], "trial", None)
+    flipped = dataclasses.replace(RECIPE, augment="flip")
+    with pytest.raises(ValueError, match="augment"):
+        teach_best(default_starts(4), student, data(), recipe=flipped, progress=False)
 
 
 def test_a_known_loss_that_is_ahead_is_the_result():

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -46,7 +47,8 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 def told(taught: l2t.Taught) -> tuple:
     """All that a run has come to, to the bit: the teacher, and the history less what the clock says."""
     rows = [{**row, "students_per_second": None} for row in taught.history["updates"]]
-    return [p.tolist() for p in taught.teacher.parameters()], {**taught.history, "updates": rows}
+    history = {**taught.history, "updates": rows, "seconds": None}
+    return [p.tolist() for p in taught.teacher.parameters()], history
 
 
 # ---- measures
@@ -180,6 +182,14 @@ def test_how_students_are_brought_together(monkeypatch, averaging, expected):
     assert steps == [pytest.approx(expected / math.sqrt(size))]
 
 
+def test_the_clock_counts_every_part():
+    began = time.perf_counter()
+    seconds = run(recipe=dataclasses.replace(SMALL, lr=None)).history["seconds"]
+    assert set(seconds) == {"probe", "updates", "trial"}
+    assert all(part > 0 for part in seconds.values())
+    assert sum(seconds.values()) < time.perf_counter() - began
+
+
 def test_an_anchor_pulls_back_to_the_start(monkeypatch):
     """Steps of one each: of the way that the first went, the second takes its share back."""
 
@@ -307,6 +317,7 @@ def test_history_is_what_it_says():
     history = run().history
     assert set(history) == {
         "seed", "recipe", "teacher", "lr", "probe", "updates", "events", "adjoint_norms", "states", "trial",
+        "seconds",
     }  # fmt: skip
     assert [row["update"] for row in history["updates"]] == list(range(6))
     assert set(history["adjoint_norms"]) == {"0", "1", "2", "4", "5"}

@@ -118,6 +118,64 @@ def data_corrupted(name: str, file: str, wanted: str) -> ValueError:
     )
 
 
+def corpus_file(path: Path, requirement: str, actual: str) -> ValueError:
+    """A file of sentence pairs that is not what it should be."""
+    return ValueError(
+        f"l2t.translation: {path} must be {requirement}, got {actual}. Mend it, or build the corpus again without it."
+    )
+
+
+def corpus_file_missing(path: Path) -> FileNotFoundError:
+    """A folder of sentence pairs that lacks a file."""
+    return FileNotFoundError(
+        f"l2t.translation: the folder {path.parent} must have a file {path.name}, got none. "
+        "It needs two aligned texts for each of train, dev (or valid) and test."
+    )
+
+
+def corpus_nothing_there(folder: Path, language: str, source: str, target: str) -> FileNotFoundError:
+    """A folder to build a corpus from that has nothing to do so."""
+    return FileNotFoundError(
+        f"l2t.translation: the folder {folder} must have train.{source} and train.{target}, or catalogues (.mo, .po) in folders "
+        f"named {source} and {target}, got none for {language}. Give another folder or languages."
+    )
+
+
+def corpus_size(pairs: int, least: int, most: int) -> None:
+    """Pairs enough for three splits."""
+    if pairs < 10:
+        raise ValueError(
+            f"l2t.translation: a corpus must have 10 or more unlike pairs of {least} to {most} tokens a side, got {pairs}. "
+            "Give more text, or the right languages."
+        )
+
+
+def corpus_not_there(folder: Path) -> None:
+    """A corpus is not written over another."""
+    if folder.exists():
+        raise FileExistsError(
+            f"l2t.translation: the folder to write, {folder}, must not be there, got one. "
+            "Remove it, or set L2T_DATA to write elsewhere."
+        )
+
+
+def corpus_missing(folder: Path, source: str, target: str) -> FileNotFoundError:
+    """No corpus of these languages has been built."""
+    return FileNotFoundError(
+        f"l2t.translation: sentence pairs must be in {folder}, got none. "
+        f"Run: l2t data translation --source {source} --target {target}."
+    )
+
+
+def corpus_tool_missing(tool: str, packages: Sequence[str], folder: Path) -> FileNotFoundError:
+    """A machine that is not Debian's kin."""
+    files = ", ".join(f"{package}_*.deb" for package in packages)
+    return FileNotFoundError(
+        f"l2t.data: Debian's packages must be fetched by apt-get and unpacked by dpkg-deb, got no {tool} on this machine. "
+        f"Install dpkg and put {files} from packages.debian.org into {folder}, or build from texts with --from."
+    )
+
+
 def missing_package(user: str, package: str) -> ImportError:
     """An optional package is not installed."""
     return ImportError(
@@ -148,6 +206,15 @@ def device_is_there(name: str, gpus: int) -> str:
             "`l2t doctor` says what it sees."
         )
     return name
+
+
+def flags_of_pairs(given: Sequence[str]) -> None:
+    """Flags of sentence pairs, for a task."""
+    if given:
+        raise ValueError(
+            f"l2t.cli: a task's data must come without flags of `l2t data translation`, got --{', --'.join(given)}. "
+            "Leave them out: it has no such choices."
+        )
 
 
 def setting_form(text: str, has_equals: bool) -> None:

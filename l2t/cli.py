@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from l2t.starts import Starts
     from l2t.tasks import Data
     from l2t.teach import Recipe
+    from l2t.translation.corpus import Corpus
 
 RUNS = Path("runs")
+TRANSLATION = "translation"  # sentence pairs: data of no task
 DEFAULT = "default"  # class of a teacher whose kind, link and start the dev set chooses
 WEIGHT_NET_LR = 0.01  # of its Adam: a network takes smaller steps than the bounded numbers of a Teacher
 
@@ -68,6 +70,9 @@ examples:
   l2t data                                 what there is
   l2t data fashion-mnist                   31 MB from Debian, into ~/.cache/l2t, installed nowhere
   L2T_DATA=~/sets l2t data cifar10         into ~/sets/cifar10
+  l2t data translation                     6 MB from Debian: German and English sentences in pairs
+  l2t data translation --source fr         French and English
+  l2t data translation --from iwslt14      from texts or gettext catalogues of your own
 """
 
 TEACH = """\
@@ -134,7 +139,21 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
     data = _command(commands, "data", "which data sets are there; fetches one", DATA, DATA_EXAMPLES)
-    data.add_argument("task", metavar="TASK", nargs="?", help="name of a task; default: list all")
+    data.add_argument(
+        "task", metavar="NAME", nargs="?", help="name of a task, or translation; default: list all"
+    )
+    pairs = data.add_argument_group(f"of {TRANSLATION} alone")
+    pairs.add_argument("--source", metavar="LANG", help="language to translate: de (default), fr, es")
+    pairs.add_argument("--target", metavar="LANG", help="language to translate into; default: en")
+    pairs.add_argument(
+        "--from",
+        dest="folder",
+        metavar="DIR",
+        type=Path,
+        help="build from texts of your own, in any two languages: train.LANG, dev.LANG (or valid.LANG) and "
+        "test.LANG, a sentence a line; or gettext catalogues, as in de/LC_MESSAGES/app.mo",
+    )
+    pairs.add_argument("--seed", metavar="N", type=int, help="draws dev and test; default: 0")
 
     teach = _command(commands, "teach", "teach a teacher on a task", TEACH, TEACH_EXAMPLES)
     teach.add_argument("task", metavar="TASK", help="name of a task (see l2t --help)")
@@ -370,7 +389,7 @@ def _asking() -> Iterator[None]:
     """Around the part of a command that looks at what was asked for, before any work is done."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
         raise _UsageError(str(error)) from error
 
 
@@ -414,14 +433,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _data(options: argparse.Namespace) -> int:
     from l2t import tasks
 
+    if options.task == TRANSLATION:
+        return _data_of_pairs(options)
+    with _asking():
+        given = {"source": options.source, "target": options.target, "from": options.folder}
+        given["seed"] = options.seed
+        check.flags_of_pairs([name for name, value in given.items() if value is not None])
+        if options.task is not None:
+            check.known("data", "data set", options.task, [*tasks.names(), TRANSLATION])
     if options.task is None:
         for name in tasks.names():
             task = tasks.get(name)
             print(f"{name:<14}{'there' if task.is_there() else 'not here':<10}{task.title}")
             print(f"{'':24}{task.origin}; licence: {task.licence}")
+        _list_pairs()
         return 0
-    with _asking():
-        task = tasks.get(options.task)
+    task = tasks.get(options.task)
     if task.place is not None and not task.is_there():
         if task.place.files:
             print(f"fetching {task.name} into {task.place.folders()[0]}", flush=True)
@@ -434,6 +461,59 @@ def _data(options: argparse.Namespace) -> int:
         for path, checksum, standard in task.place.checksums():
             print(f"there: {path}  {checksum}{'' if standard else ', which is not the standard one'}")
     return 0
+
+
+def _list_pairs() -> None:
+    """The lines of `l2t data` about sentence pairs, with the languages that are there."""
+    from l2t.translation import corpus, libreoffice
+
+    built = ", ".join(path.name for path in corpus.built())
+    title = f"sentences and their translations{': ' if built else ''}{built}"
+    print(f"{TRANSLATION:<14}{'there' if built else 'not here':<10}{title}")
+    print(f"{'':24}{libreoffice.ORIGIN}; licence: {libreoffice.LICENCE}")
+
+
+def _data_of_pairs(options: argparse.Namespace) -> int:
+    """Builds sentence pairs where they are not there, or where it is said how, and shows what they are."""
+    from l2t.translation import corpus, libreoffice
+
+    source, target, seed = options.source or "de", options.target or "en", options.seed or 0
+    folder, made = corpus.folders(source, target)[0], None
+    wanted = options.folder is not None or options.seed is not None or not corpus.built(source, target)
+    with _asking():
+        if wanted:
+            check.corpus_not_there(folder)
+        if options.folder is not None:
+            made = corpus.from_folder(options.folder, source, target, seed)
+        elif wanted:
+            check.known("data", "target language without --from", target, ["en"])
+            print(f"building from {', '.join(libreoffice.packages(source))}", flush=True)
+    if wanted:
+        corpus.write_folder(made or libreoffice.build(source, seed, sys.stderr.isatty()), folder)
+    folder = corpus.find(source, target)
+    print("\n".join(_pairs_lines(folder, corpus.read_folder(folder))))
+    return 0
+
+
+def _pairs_lines(folder: Path, pairs: Corpus) -> list[str]:
+    """What is to be said of sentence pairs that are there."""
+    info, counts = pairs.info, pairs.info["counts"]
+    lines = [
+        f"{folder.name}: {pairs.source} to {pairs.target}, {' / '.join(f'{n:,}' for n in counts.values())} "
+        f"pairs ({' / '.join(counts)})",
+        f"from: {info['origin']}",
+        f"licence: {info['licence']}",
+    ]
+    for name, package in info.get("packages", {}).items():
+        tried = "" if package["tested"] else ", a version that has not been tried"
+        lines.append(f"package: {name} {package['version']}  {package['checksum']}{tried}")
+    lines += [f"there: {folder / name}  {checksum}" for name, checksum in info["files"].items()]
+    if left_out := info.get("left_out"):
+        lines.append(f"left out: {left_out:,} pairs with an empty side")
+    for name, shares in info["near_duplicates"].items():
+        found = ", ".join(f"{100 * share:.1f}% at {index} or more" for index, share in shares.items())
+        lines.append(f"near duplicates of training in {name}: {found} (Jaccard index of source trigrams)")
+    return lines
 
 
 # ---- teach ----

@@ -173,10 +173,10 @@ def nothing(tmp_path, monkeypatch):
 def test_data_lists_what_there_is(nothing, capsys):
     assert cli.main(["data"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[::2]] == list(tasks.names())
+    assert [line.split()[0] for line in lines[::2]] == [*tasks.names(), "translation"]
     found = dict(line.split()[:2] for line in lines[::2])
-    assert (found["digits"], found["mnist"]) == ("there", "not")
-    for name, line in zip(tasks.names(), lines[1::2], strict=True):
+    assert (found["digits"], found["mnist"], found["translation"]) == ("there", "not", "not")
+    for name, line in zip(tasks.names(), lines[1:-1:2], strict=True):
         assert line.strip() == f"{tasks.get(name).origin}; licence: {tasks.get(name).licence}"
     assert not nothing.exists()
 

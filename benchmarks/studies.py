@@ -7,8 +7,9 @@ learning rate.
 
     edge      the rate at which students train best is one at which teacher gradients do not agree
     few-dev   a teacher of many numbers overfits the 200 clean rows that it is taught on
+    teachers  what a teacher sets, how many stages it has, and what it sees of the student
 
-Run: python benchmarks/studies.py [edge few-dev] [--seeds 0 1 2] [--jobs 2], which goes on where it was broken
+Run: python benchmarks/studies.py [edge few-dev teachers] [--seeds 0 1 2] [--jobs 2], which goes on where it was broken
 off; then `make results`.
 """
 
@@ -105,6 +106,30 @@ STUDIES = {
             "measure": Option("measured by the expected error", {"measure": "expected-error"}),
         },
     ),
+    "teachers": Study(
+        "Teachers: mnist1d, clean, MLP, at half the rate at which cross-entropy trains best.",
+        "clean",
+        {"lr": 0.15, "students": 4, "updates": 40},
+        SOFT,
+        {
+            "full": Option("W full; four slots; sees progress, training loss and accuracy"),
+            "static": Option("one slot: a static loss", {}, {"slots": 1}),
+            "two": Option("two slots", {}, {"slots": 2}),
+            "eight": Option("eight slots", {}, {"slots": 8}),
+            "progress": Option("sees progress only", {}, {"features": ("progress",)}),
+            "dev": Option(
+                "sees dev loss and accuracy besides",
+                {},
+                {"features": ("progress", "train_loss", "train_accuracy", "dev_loss", "dev_accuracy")},
+            ),
+            "rank": Option("W of rank 4", {}, {"weight": "low-rank"}),
+            "diagonal": Option("W diagonal", {}, {"weight": "per-class"}),
+            "sigmoid": Option("W full, sigmoid link", {}, {"link": "sigmoid"}),
+            "shared": Option(
+                "two numbers for all classes, sigmoid link", {}, {"weight": "shared", "link": "sigmoid"}
+            ),
+        },
+    ),
 }
 
 
@@ -147,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("studies", nargs="*", metavar="STUDY", help="edge, few-dev; all where none is named")
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help="names as above; all where none is given")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the teachers")
     parser.add_argument("--students", type=int, default=20, help="fresh students an arm")
     parser.add_argument("--jobs", type=int, default=1, help="teachers at a time")

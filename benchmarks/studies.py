@@ -9,8 +9,8 @@ learning rate.
     few-dev   a teacher of many numbers overfits the 200 clean rows that it is taught on
     teachers  what a teacher sets, how many stages it has, and what it sees of the student
 
-Run: python benchmarks/studies.py [edge few-dev teachers] [--seeds 0 1 2] [--jobs 2], which goes on where it was broken
-off; then `make results`.
+Run: python benchmarks/studies.py [edge few-dev teachers] [--seeds 0 1 2] [--jobs 2], which goes on where it
+was broken off; then `make results`.
 """
 
 from __future__ import annotations

@@ -1646,39 +1646,41 @@ def student_keeps_buffer(name: str, kept: bool) -> None:
         )
 
 
-def recipe_count(name: str, value: object, least: int) -> None:
+def recipe_count(name: str, value: object, least: int, op: str = "Recipe") -> None:
     """A whole number of a recipe."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(
-            f"l2t.Recipe: {name} must be an integer of {least} or more, got {value!r}. Give a count."
+            f"l2t.{op}: {name} must be an integer of {least} or more, got {value!r}. Give a count."
         )
 
 
-def recipe_number(name: str, value: object, low: float, high: float, open_low: bool = False) -> None:
+def recipe_number(
+    name: str, value: object, low: float, high: float, open_low: bool = False, op: str = "Recipe"
+) -> None:
     """A number of a recipe."""
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and value != float("inf")
     if not good or not ((low < value if open_low else low <= value) and value <= high):  # type: ignore[operator]
         span = f"in {'(' if open_low else '['}{low:g}, {high:g}{']' if high < float('inf') else ')'}"
         raise ValueError(
-            f"l2t.Recipe: {name} must be a number {span}, got {value!r}. Leave it out for the default."
+            f"l2t.{op}: {name} must be a number {span}, got {value!r}. Leave it out for the default."
         )
 
 
-def recipe_numbers(name: str, values: object, count: int | None = None) -> None:
+def recipe_numbers(name: str, values: object, count: int | None = None, op: str = "Recipe") -> None:
     """A sequence of numbers of a recipe."""
     good = isinstance(values, (tuple, list)) and (len(values) > 0 if count is None else len(values) == count)
     if not good or not all(isinstance(x, (int, float)) and 0 < x < float("inf") for x in values):  # type: ignore[attr-defined]
         raise ValueError(
-            f"l2t.Recipe: {name} must be a sequence of {'' if count is None else f'{count} '}positive numbers, got "
+            f"l2t.{op}: {name} must be a sequence of {'' if count is None else f'{count} '}positive numbers, got "
             f"{values!r}. Leave it out for the default."
         )
 
 
-def recipe_choice(name: str, value: object, names: Iterable[str]) -> None:
+def recipe_choice(name: str, value: object, names: Iterable[str], op: str = "Recipe") -> None:
     """A name of a recipe."""
     if value not in (names := list(names)):
         raise ValueError(
-            f"l2t.Recipe: {name} must be one of {', '.join(names)}, got {value!r}. Choose one of these."
+            f"l2t.{op}: {name} must be one of {', '.join(names)}, got {value!r}. Choose one of these."
         )
 
 

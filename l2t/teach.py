@@ -65,8 +65,63 @@ Data = tuple[Tensor, Tensor]
 """Inputs (N, ...) and targets (N,)."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How a teacher learns from the gradients of students, whatever they are: part of :class:`Recipe`."""
+
+    students: int = 4
+    updates: int = 80
+    teacher_lr: float = 0.12
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup: int = 5
+    cooldown: float = 0.4
+    average: float = 0.25
+    clip: float = 2.0
+    skip: float = 50.0
+    window: int = 100
+    guard_window: int = 5
+    guard_norm: float = 30.0
+    guard_rise: float = 0.05
+    guard_shrink: float = 0.5
+    guard_returns: int = 5
+    curvature: str = "reverse"
+    schedule: str = "auto"
+    memory: int | str | None = None
+    truncate: int | None = None
+    damping: float = 1.0
+    anchor: float = 0.0
+    averaging: str = "mean"
+    threads: int | None = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, before any work is done."""
+        op = type(self).__name__
+        for name in ("students", "updates", "window", "guard_window", "guard_returns"):
+            check.recipe_count(name, getattr(self, name), 1, op)
+        check.recipe_count("warmup", self.warmup, 0, op)
+        for name in ("threads", "truncate"):
+            if getattr(self, name) is not None:
+                check.recipe_count(name, getattr(self, name), 1, op)
+        for name in ("teacher_lr", "clip", "skip", "guard_norm", "guard_rise"):
+            check.recipe_number(name, getattr(self, name), 0.0, math.inf, open_low=True, op=op)
+        check.recipe_number("anchor", self.anchor, 0.0, math.inf, op=op)
+        for name in ("cooldown", "average", "guard_shrink"):
+            check.recipe_number(name, getattr(self, name), 0.0, 1.0, op=op)
+        check.recipe_number("damping", self.damping, 0.0, 1.0, open_low=True, op=op)
+        check.recipe_choice("averaging", self.averaging, ("mean", "median"), op)
+        check.recipe_choice("curvature", self.curvature, CURVATURES, op)
+        check.recipe_choice("schedule", self.schedule, SCHEDULES, op)
+        check.unroll_memory(self.memory, self.schedule)
+        check.recipe_numbers("betas", self.betas, 2, op)
+        object.__setattr__(self, "betas", tuple(self.betas))
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as a JSON-able dict, which the class takes back."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(Rules):
     """How students are trained and how a teacher learns from them: numbers and names only, JSON-able.
 
     Args:
@@ -142,95 +197,41 @@ class Recipe:
     weight_decay: float = 0.0
     decay: str = "linear"
     augment: str = "none"
-    students: int = 4
-    updates: int = 80
-    teacher_lr: float = 0.12
-    betas: tuple[float, float] = (0.9, 0.98)
-    warmup: int = 5
-    cooldown: float = 0.4
-    average: float = 0.25
     measure: str = "cross-entropy"
     sharpness: float = 50.0
     dev_fraction: float = 0.2
     dev_rows: int = 2000
     hold_back: float = 0.0
-    clip: float = 2.0
-    skip: float = 50.0
-    window: int = 100
     probe_lrs: tuple[float, ...] = (0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)
     probe_students: int = 8
     probe_norm: float = 1.0
     probe_agreement: float = 0.05
     probe_margin: float = 0.75
-    guard_window: int = 5
-    guard_norm: float = 30.0
-    guard_rise: float = 0.05
-    guard_shrink: float = 0.5
-    guard_returns: int = 5
     trial_students: int = 10
     trial_rates: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
-    curvature: str = "reverse"
-    schedule: str = "auto"
-    memory: int | str | None = None
-    truncate: int | None = None
-    damping: float = 1.0
     perturb: float = 0.0
-    anchor: float = 0.0
-    averaging: str = "mean"
-    threads: int | None = 1
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, before any work is done."""
-        for name in (
-            "steps",
-            "batch_size",
-            "dev_rows",
-            "students",
-            "updates",
-            "window",
-            "guard_window",
-            "guard_returns",
-        ):
+        super().__post_init__()
+        for name in ("steps", "batch_size", "dev_rows"):
             check.recipe_count(name, getattr(self, name), 1)
         for name in ("probe_students", "trial_students"):
             check.recipe_count(name, getattr(self, name), 2)
-        check.recipe_count("warmup", self.warmup, 0)
-        if self.threads is not None:
-            check.recipe_count("threads", self.threads, 1)
-        for name in (
-            "teacher_lr",
-            "sharpness",
-            "clip",
-            "skip",
-            "probe_norm",
-            "probe_margin",
-            "guard_norm",
-            "guard_rise",
-        ):
+        for name in ("sharpness", "probe_norm", "probe_margin"):
             check.recipe_number(name, getattr(self, name), 0.0, math.inf, open_low=True)
-        for name in ("weight_decay", "perturb", "anchor"):
+        for name in ("weight_decay", "perturb"):
             check.recipe_number(name, getattr(self, name), 0.0, math.inf)
-        for name in ("momentum", "cooldown", "average", "dev_fraction", "hold_back", "guard_shrink"):
+        for name in ("momentum", "dev_fraction", "hold_back"):
             check.recipe_number(name, getattr(self, name), 0.0, 1.0)
         if self.lr is not None:
             check.recipe_number("lr", self.lr, 0.0, math.inf, open_low=True)
         check.recipe_choice("decay", self.decay, DECAYS)
-        check.recipe_choice("averaging", self.averaging, ("mean", "median"))
         check.recipe_choice("augment", self.augment, AUGMENTS)
         check.recipe_choice("measure", self.measure, MEASURES)
-        check.recipe_choice("curvature", self.curvature, CURVATURES)
-        check.recipe_choice("schedule", self.schedule, SCHEDULES)
-        check.unroll_memory(self.memory, self.schedule)
-        check.recipe_number("damping", self.damping, 0.0, 1.0, open_low=True)
-        if self.truncate is not None:
-            check.recipe_count("truncate", self.truncate, 1)
-        for name, count in (("betas", 2), ("probe_lrs", None), ("trial_rates", None)):
-            check.recipe_numbers(name, getattr(self, name), count)
+        for name in ("probe_lrs", "trial_rates"):
+            check.recipe_numbers(name, getattr(self, name), None)
             object.__setattr__(self, name, tuple(getattr(self, name)))
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings as a JSON-able dict, which ``Recipe(**...)`` takes back."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -472,7 +473,7 @@ class Guard:
     full window, before there is one better than the first episode the start.
     """
 
-    def __init__(self, recipe: Recipe, start: dict[str, Tensor]) -> None:
+    def __init__(self, recipe: Rules, start: dict[str, Tensor]) -> None:
         self.recipe = recipe
         self.good = start
         self.window: list[dict[str, Tensor]] = []  # the teachers of the last episodes
@@ -624,16 +625,17 @@ def threads(count: int | None) -> Iterator[None]:
 _NUMBERS = ("update", "since", "averaged", "shrink", "norms", "ended", "finished")
 
 
-class _Teaching:
-    """One run of :func:`teach`: its state between updates, and what changes it."""
+class Outer:
+    """A teacher on its way: its state between updates, what changes it, and checkpoints of both.
+
+    What it learns from is a subclass's: :meth:`_gather`, the trial of the results and what a run must share
+    with the one that it goes on with.
+    """
 
     def __init__(
         self,
         teacher: AnyTeacher,
-        student: Make,
-        train: Data,
-        dev: Data | None,
-        recipe: Recipe,
+        rules: Rules,
         seed: int,
         directory: str | Path | None,
         guard: bool,
@@ -641,12 +643,10 @@ class _Teaching:
     ) -> None:
         self.start = copy.deepcopy(teacher).cpu().requires_grad_(True)  # a copy goes where the data are
         self.teacher = copy.deepcopy(self.start)
-        self.student, self.train, self.given_dev = student, train, dev
-        self.dev, self.trial_dev = split_dev(dev, recipe, seed)
-        self.recipe, self.seed, self.progress = recipe, seed, progress
+        self.rules, self.seed, self.progress = rules, seed, progress
         self.directory = None if directory is None else Path(directory)
         self.adam = self._new_adam()
-        self.guard = Guard(recipe, self._weights()) if guard else None
+        self.guard = Guard(rules, self._weights()) if guard else None
         self.average = {name: torch.zeros_like(value) for name, value in self._weights().items()}
         self.averaged = 0
         self.update = 0
@@ -657,17 +657,32 @@ class _Teaching:
         self.finished = False
         self.history: dict[str, Any] = {
             "seed": seed,
-            "recipe": recipe.to_json(),
+            "recipe": rules.to_json(),
             "teacher": teacher.config(),
-            "lr": recipe.lr,
-            "probe": [],
             "updates": [],
             "events": [],
             "adjoint_norms": {},
-            "states": {},
             "trial": None,
-            "seconds": {"probe": 0.0, "updates": 0.0, "trial": 0.0},
+            "seconds": {"updates": 0.0, "trial": 0.0},
         }
+
+    def _gather(self) -> tuple[Episode, dict[str, Any]]:
+        """What the students of this update say of the teacher, and what its row in the history says besides.
+
+        All that is random in it comes from the seed and ``self.update``.
+        """
+        raise NotImplementedError
+
+    def _try(self, taught: dict[str, dict[str, Tensor]]) -> None:
+        """Make the best of these teachers and the neutral one ``self.teacher``."""
+        raise NotImplementedError
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run must share with the one that it goes on with."""
+        raise NotImplementedError
+
+    def _begin(self) -> None:
+        """What comes before the first update, and again in a run that goes on."""
 
     @contextlib.contextmanager
     def _clocked(self, part: str) -> Iterator[None]:
@@ -679,63 +694,24 @@ class _Teaching:
         return {name: value.detach().clone() for name, value in self.teacher.named_parameters()}
 
     def _new_adam(self) -> torch.optim.Adam:
-        return torch.optim.Adam(self.teacher.parameters(), betas=self.recipe.betas, foreach=False)
+        return torch.optim.Adam(self.teacher.parameters(), betas=self.rules.betas, foreach=False)
 
-    def go(self, resume: bool) -> Taught:
+    def run(self, resume: bool) -> None:
+        """All updates that are left, and the end."""
         if self.directory is not None:
             self._open(self.directory, resume)
         try:
-            if self.history["lr"] is None:
-                with self._clocked("probe"):
-                    self._probe()
+            self._begin()
             self._updates()
             if not self.finished:
                 self._finish()
         except KeyboardInterrupt:
             if self.directory is not None:
-                self._say(check.teach_interrupted(self.update, self.recipe.updates, self.directory))
+                self._say(check.teach_interrupted(self.update, self.rules.updates, self.directory))
             raise
-        recipe = dataclasses.replace(self.recipe, lr=self.history["lr"])
-        return Taught(self.teacher, self.history, recipe)
-
-    def _episode(self, lr: float, seed: int, size: int) -> Episode:
-        return episode(self.teacher, self.student, self.train, self.dev, self.recipe, lr, seed, size)
-
-    def _probe(self) -> None:
-        """Choose the students' learning rate: small norms that agree, then down while the dev error falls.
-
-        Small norms alone, or agreement alone, are not enough: far above the edge of stability gradients of
-        norm 1e11 can agree, and a little above it small ones do not.
-        """
-        recipe = self.recipe
-        tried: list[dict[str, float]] = []
-        chosen: dict[str, float] | None = None
-        with tqdm(recipe.probe_lrs, disable=not self.progress, desc="probe", unit="rate") as bar:
-            for lr in bar:
-                seen = self._episode(lr, seed_of(self.seed, 0), recipe.probe_students)
-                norm, wrong = median(seen.norms), float(seen.dev_error.mean())
-                row = {"lr": lr, "norm": norm, "agreement": seen.agreement}
-                row |= {"measure": float(seen.measure.mean()), "dev_error": wrong}
-                tried.append(row)
-                bar.set_postfix_str(f"lr {lr:g}, norm {norm:.2g}, agreement {seen.agreement:.2f}")
-                if chosen is not None and not wrong < chosen["dev_error"]:
-                    break
-                if (
-                    norm < recipe.probe_norm
-                    and max(seen.norms) < 10.0 * norm
-                    and seen.agreement > recipe.probe_agreement
-                ):
-                    chosen = row
-        if chosen is None:
-            # The best agreement among small norms; where none is small, the smallest rate.
-            small = [row for row in tried if row["norm"] < recipe.probe_norm] or [tried[-1]]
-            chosen = max(small, key=lambda row: -1.0 if math.isnan(row["agreement"]) else row["agreement"])
-            self._event("probe", check.probe_found_none(chosen["lr"], chosen["norm"], chosen["agreement"]))
-        self.history["probe"] = _plain(tried)
-        self.history["lr"] = float(f"{recipe.probe_margin * chosen['lr']:.3g}")
 
     def _updates(self) -> None:
-        total, shown = self.recipe.updates, self.progress
+        total, shown = self.rules.updates, self.progress
         with tqdm(total=total, initial=self.update, disable=not shown, unit="update", desc="teaching") as bar:
             while self.update < total and not self.ended:
                 with self._clocked("updates"):
@@ -747,15 +723,15 @@ class _Teaching:
     def _step(self) -> dict[str, Any]:
         """One episode and what follows from it."""
         began = time.perf_counter()
-        recipe, update = self.recipe, self.update
-        seen = self._episode(self.history["lr"], seed_of(self.seed, 1, update), recipe.students)
+        rules, update = self.rules, self.update
+        seen, more = self._gather()
         norms = seen.norms
         usual = median(self.norms) if self.norms else median(norms)
-        wild = [not norm <= recipe.skip * usual or not math.isfinite(norm) for norm in norms]
+        wild = [not norm <= rules.skip * usual or not math.isfinite(norm) for norm in norms]
         kept = [index for index, bad in enumerate(wild) if not bad]
-        self.norms = [*self.norms, *(norms[index] for index in kept)][-recipe.window :]
-        bound = recipe.clip * median(self.norms) if self.norms else 0.0
-        rate = recipe.teacher_lr * self.shrink * self._rise_and_fall()
+        self.norms = [*self.norms, *(norms[index] for index in kept)][-rules.window :]
+        bound = rules.clip * median(self.norms) if self.norms else 0.0
+        rate = rules.teacher_lr * self.shrink * self._rise_and_fall()
         row: dict[str, Any] = {
             "update": update,
             "measure": _mean_finite(seen.measure),
@@ -766,10 +742,10 @@ class _Teaching:
             "skipped": len(norms) - len(kept),
             "clipped": sum(norms[index] > bound for index in kept),
             "teacher_lr": rate,
+            **more,
         }
-        if update in _milestones(recipe.updates):
+        if update in _milestones(rules.updates):
             self.history["adjoint_norms"][str(update)] = _plain(seen.adjoint_norms)
-        self.history["states"] = _plain(seen.states)
         if row["skipped"]:
             total = row["skipped"] + sum(one["skipped"] for one in self.history["updates"])
             self._event("skip", check.students_skipped(row["skipped"], len(norms), usual, total))
@@ -781,9 +757,9 @@ class _Teaching:
         elif kept:
             factors = torch.tensor([min(1.0, bound / max(norms[index], 1e-300)) for index in kept])
             clipped = seen.gradient[kept] * factors.to(seen.gradient)[:, None]
-            gradient = clipped.mean(0) if recipe.averaging == "mean" else clipped.quantile(0.5, 0)
+            gradient = clipped.mean(0) if rules.averaging == "mean" else clipped.quantile(0.5, 0)
             self._descend(gradient, rate)
-            if update >= recipe.updates * (1.0 - recipe.average):
+            if update >= rules.updates * (1.0 - rules.average):
                 for name, value in self.teacher.named_parameters():
                     self.average[name] += value.detach()
                 self.averaged += 1
@@ -800,18 +776,18 @@ class _Teaching:
             parameter.grad = part.reshape(parameter.shape).clone()
         for group in self.adam.param_groups:
             group["lr"] = rate
-        if self.recipe.anchor:
+        if self.rules.anchor:
             with torch.no_grad():
                 for parameter, start in zip(parameters, self.start.parameters(), strict=True):
-                    parameter.lerp_(start, min(1.0, rate * self.recipe.anchor))
+                    parameter.lerp_(start, min(1.0, rate * self.rules.anchor))
         self.adam.step()
         self.since += 1
 
     def _rise_and_fall(self) -> float:
         """Factor of the teacher's learning rate: a warm-up, a plateau, and a line towards zero."""
-        recipe = self.recipe
-        rise = (self.since + 1) / max(1, recipe.warmup)
-        fall = (recipe.updates - self.update) / max(1.0, recipe.cooldown * recipe.updates)
+        rules = self.rules
+        rise = (self.since + 1) / max(1, rules.warmup)
+        fall = (rules.updates - self.update) / max(1.0, rules.cooldown * rules.updates)
         return min(1.0, rise, fall)
 
     def _go_back(self, reason: str) -> None:
@@ -819,14 +795,14 @@ class _Teaching:
         self.teacher.load_state_dict(self.guard.good)
         self.adam = self._new_adam()
         self.since = 0
-        self.shrink *= self.recipe.guard_shrink
+        self.shrink *= self.rules.guard_shrink
         self.norms = self.norms[:20]
         for value in self.average.values():
             value.zero_()
         self.averaged = 0
-        self._event("guard", check.guard_returns(reason, self.recipe.teacher_lr * self.shrink))
+        self._event("guard", check.guard_returns(reason, self.rules.teacher_lr * self.shrink))
         if not self.guard.returned():
-            self._event("stop", check.guard_gives_up(self.recipe.guard_returns))
+            self._event("stop", check.guard_gives_up(self.rules.guard_returns))
             self.ended = True
 
     def _explain_low_agreement(self) -> None:
@@ -837,12 +813,7 @@ class _Teaching:
             self._event("agreement", check.low_agreement(mean(known)))
 
     def _finish(self) -> None:
-        """The average of the last teachers; with a guard, what fresh students do best under.
-
-        Each candidate is tried at its own best learning rate, since a loss that wants another rate than the
-        one for teaching is no worse for that. A taught teacher has to be ahead of the neutral one
-        by a standard error.
-        """
+        """The average of the last teachers; with a guard, what a trial prefers."""
         candidates = {}
         if self.averaged:
             candidates["average"] = {name: value / self.averaged for name, value in self.average.items()}
@@ -859,33 +830,6 @@ class _Teaching:
             self.teacher.save(self.directory)
             self._commit()
 
-    def _try(self, taught: dict[str, dict[str, Tensor]]) -> None:
-        recipe, neutral = self.recipe, self.start.neutral()
-        names = [*taught, "neutral"]
-        teachers = [copy.deepcopy(neutral) for _ in taught]
-        for teacher, weights in zip(teachers, taught.values(), strict=True):
-            teacher.load_state_dict(weights)
-        teachers.append(neutral)
-        rates = [self.history["lr"] * factor for factor in recipe.trial_rates]
-        errors = trial(
-            teachers, self.student, self.train, self.trial_dev, recipe, rates, seed_of(self.seed, 2)
-        )
-        means = errors.mean(-1)  # [candidates, rates]
-        own = errors[torch.arange(len(names)), means.argmin(-1)]  # [candidates, students]
-        chosen = int(own.mean(-1).argmin())
-        ahead = own[-1] - own[chosen]
-        if not ahead.mean() > ahead.std() / math.sqrt(len(ahead)):
-            chosen = len(names) - 1
-        self.teacher = teachers[chosen]
-        self.history["trial"] = {
-            "chosen": names[chosen],
-            "rates": rates,
-            "dev_error": {name: row.tolist() for name, row in zip(names, means, strict=True)},
-        }
-        if names[chosen] == "neutral":
-            levels = [100.0 * float(level) for level in own.mean(-1)]
-            self._event("trial", check.trial_chose_neutral(dict(zip(names, levels, strict=True))))
-
     def _event(self, kind: str, sentence: str) -> None:
         self.history["events"].append({"update": self.update, "kind": kind, "sentence": sentence})
         self._say(sentence)
@@ -894,26 +838,6 @@ class _Teaching:
         tqdm.write(sentence, file=sys.stderr)
 
     # ---- checkpoints: a safetensors file, then the JSON file that names it, which commits
-
-    def _identity(self) -> dict[str, Any]:
-        """What a run must share with the one that it goes on with."""
-        digest = hashlib.sha256()
-        for tensor in (*self.train, *(self.given_dev or ())):
-            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        for name, value in self.start.named_parameters():
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        stack = Stack(self.student, [0])
-        shapes = {name: list(value.shape[1:]) for name, value in stack.student.state_dict().items()}
-        return {
-            "seed": self.seed,
-            "recipe": self.recipe.to_json(),
-            "teacher": self.start.config(),
-            "student": shapes,
-            "device": self.train[0].device.type,
-            "guard": self.guard is not None,
-            "data and start weights": digest.hexdigest(),
-        }
 
     def _open(self, directory: Path, resume: bool) -> None:
         self.identity = self._identity()
@@ -984,6 +908,134 @@ class _Teaching:
         for old in self.directory.glob("checkpoint-*.safetensors"):
             if old.name != tensors:
                 old.unlink()
+
+
+class _Teaching(Outer):
+    """One run of :func:`teach`: episodes of fresh students."""
+
+    def __init__(
+        self,
+        teacher: AnyTeacher,
+        student: Make,
+        train: Data,
+        dev: Data | None,
+        recipe: Recipe,
+        seed: int,
+        directory: str | Path | None,
+        guard: bool,
+        progress: bool,
+    ) -> None:
+        super().__init__(teacher, recipe, seed, directory, guard, progress)
+        self.student, self.train, self.given_dev = student, train, dev
+        self.dev, self.trial_dev = split_dev(dev, recipe, seed)
+        self.recipe = recipe
+        self.history |= {"lr": recipe.lr, "probe": [], "states": {}}
+        self.history["seconds"]["probe"] = 0.0
+
+    def go(self, resume: bool) -> Taught:
+        self.run(resume)
+        recipe = dataclasses.replace(self.recipe, lr=self.history["lr"])
+        return Taught(self.teacher, self.history, recipe)
+
+    def _begin(self) -> None:
+        if self.history["lr"] is None:
+            with self._clocked("probe"):
+                self._probe()
+
+    def _gather(self) -> tuple[Episode, dict[str, Any]]:
+        seed = seed_of(self.seed, 1, self.update)
+        seen = self._episode(self.history["lr"], seed, self.recipe.students)
+        self.history["states"] = _plain(seen.states)
+        return seen, {}
+
+    def _episode(self, lr: float, seed: int, size: int) -> Episode:
+        return episode(self.teacher, self.student, self.train, self.dev, self.recipe, lr, seed, size)
+
+    def _probe(self) -> None:
+        """Choose the students' learning rate: small norms that agree, then down while the dev error falls.
+
+        Small norms alone, or agreement alone, are not enough: far above the edge of stability gradients of
+        norm 1e11 can agree, and a little above it small ones do not.
+        """
+        recipe = self.recipe
+        tried: list[dict[str, float]] = []
+        chosen: dict[str, float] | None = None
+        with tqdm(recipe.probe_lrs, disable=not self.progress, desc="probe", unit="rate") as bar:
+            for lr in bar:
+                seen = self._episode(lr, seed_of(self.seed, 0), recipe.probe_students)
+                norm, wrong = median(seen.norms), float(seen.dev_error.mean())
+                row = {"lr": lr, "norm": norm, "agreement": seen.agreement}
+                row |= {"measure": float(seen.measure.mean()), "dev_error": wrong}
+                tried.append(row)
+                bar.set_postfix_str(f"lr {lr:g}, norm {norm:.2g}, agreement {seen.agreement:.2f}")
+                if chosen is not None and not wrong < chosen["dev_error"]:
+                    break
+                if (
+                    norm < recipe.probe_norm
+                    and max(seen.norms) < 10.0 * norm
+                    and seen.agreement > recipe.probe_agreement
+                ):
+                    chosen = row
+        if chosen is None:
+            # The best agreement among small norms; where none is small, the smallest rate.
+            small = [row for row in tried if row["norm"] < recipe.probe_norm] or [tried[-1]]
+            chosen = max(small, key=lambda row: -1.0 if math.isnan(row["agreement"]) else row["agreement"])
+            self._event("probe", check.probe_found_none(chosen["lr"], chosen["norm"], chosen["agreement"]))
+        self.history["probe"] = _plain(tried)
+        self.history["lr"] = float(f"{recipe.probe_margin * chosen['lr']:.3g}")
+
+    def _try(self, taught: dict[str, dict[str, Tensor]]) -> None:
+        """What fresh students do best under.
+
+        Each candidate is tried at its own best learning rate, since a loss that wants another rate than the
+        one for teaching is no worse for that. A taught teacher has to be ahead of the neutral one
+        by a standard error.
+        """
+        recipe, neutral = self.recipe, self.start.neutral()
+        names = [*taught, "neutral"]
+        teachers = [copy.deepcopy(neutral) for _ in taught]
+        for teacher, weights in zip(teachers, taught.values(), strict=True):
+            teacher.load_state_dict(weights)
+        teachers.append(neutral)
+        rates = [self.history["lr"] * factor for factor in recipe.trial_rates]
+        errors = trial(
+            teachers, self.student, self.train, self.trial_dev, recipe, rates, seed_of(self.seed, 2)
+        )
+        means = errors.mean(-1)  # [candidates, rates]
+        own = errors[torch.arange(len(names)), means.argmin(-1)]  # [candidates, students]
+        chosen = int(own.mean(-1).argmin())
+        ahead = own[-1] - own[chosen]
+        if not ahead.mean() > ahead.std() / math.sqrt(len(ahead)):
+            chosen = len(names) - 1
+        self.teacher = teachers[chosen]
+        self.history["trial"] = {
+            "chosen": names[chosen],
+            "rates": rates,
+            "dev_error": {name: row.tolist() for name, row in zip(names, means, strict=True)},
+        }
+        if names[chosen] == "neutral":
+            levels = [100.0 * float(level) for level in own.mean(-1)]
+            self._event("trial", check.trial_chose_neutral(dict(zip(names, levels, strict=True))))
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run must share with the one that it goes on with."""
+        digest = hashlib.sha256()
+        for tensor in (*self.train, *(self.given_dev or ())):
+            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        for name, value in self.start.named_parameters():
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        stack = Stack(self.student, [0])
+        shapes = {name: list(value.shape[1:]) for name, value in stack.student.state_dict().items()}
+        return {
+            "seed": self.seed,
+            "recipe": self.recipe.to_json(),
+            "teacher": self.start.config(),
+            "student": shapes,
+            "device": self.train[0].device.type,
+            "guard": self.guard is not None,
+            "data and start weights": digest.hexdigest(),
+        }
 
 
 def _milestones(updates: int) -> set[int]:

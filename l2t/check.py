@@ -1918,3 +1918,37 @@ def compare_dev_is_there(there: bool, dev_is_clean: bool) -> None:
         raise ValueError(
             "l2t.compare: dev must be given where dev_is_clean is True, got None. Pass the clean rows as dev."
         )
+
+
+# ---- translation: students, batches ----------------------------------------------------------------------------------
+
+
+def translator_size(owner: str, vocab: int, dim: int, layers: int, dropout: float, divisor: int) -> None:
+    """A network for translation that can be made."""
+    if vocab < 5:
+        raise ValueError(
+            f"l2t.{owner}: vocab must be 5 or more, got {vocab}. Four pieces are padding, unknown, begin and end."
+        )
+    if dim < 1 or dim % divisor:
+        raise ValueError(
+            f"l2t.{owner}: dim must be a multiple of {divisor}, got {dim}. Its parts are of equal size; take another."
+        )
+    if layers < 1:
+        raise ValueError(f"l2t.{owner}: layers must be 1 or more, got {layers}. Give their number.")
+    if not 0 <= dropout < 1:
+        raise ValueError(
+            f"l2t.{owner}: dropout must be in [0, 1), got {dropout}. Give the share to leave out."
+        )
+
+
+def translation_batches(sources: int, targets: int, tokens: int) -> None:
+    """Pairs that can be put into batches."""
+    if not sources or sources != targets:
+        raise ValueError(
+            f"l2t.translation: encoded must be as many sources as targets, and some, got {sources} and {targets}. "
+            "Give each sentence its translation."
+        )
+    if tokens < 1:
+        raise ValueError(
+            f"l2t.translation: tokens must be 1 or more, got {tokens}. Give the padded target tokens of a batch."
+        )

@@ -3,11 +3,14 @@
     starts    each teacher's neutral loss trains fresh students; of each family (what a teacher sets and its
               link) the one with the least dev error goes on
     teach     each of those is taught (teach.py), with the whole budget each
-    choice    what they came to, and known losses that are not worth teaching, train fresh students again; the
-              least dev error is the result
+    choice    what they came to, and known losses that are not worth teaching, train fresh students again; of
+              those within a standard error of the least dev error the simplest is the result
 
-Where nothing that was taught helps, the result is the best of the known losses that it could start as. Rows
-for both trials are those of ``Recipe.hold_back``.
+That is the one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984, section
+3.4.3): dev rows that a teacher has been taught on flatter it, and the more, the more it sets. A known loss is
+simpler than a taught one, and of taught ones that of fewer numbers. Where nothing that was taught helps, the
+result is the best of the known losses that it could start as. Rows for both trials are those of
+``Recipe.hold_back``.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from torch import Tensor
 from l2t import check
 from l2t.files import write_json
 from l2t.students import Make, seed_of
-from l2t.teach import Data, Recipe, Taught, check_arguments, split_dev, teach, threads, trial
+from l2t.teach import Data, Recipe, Taught, check_arguments, split_dev, standard_error, teach, threads, trial
 from l2t.teacher import AnyTeacher, Teacher
 
 START = ("diagonal_start", "bias_start", "smoothing", "class_weights")
@@ -128,9 +131,9 @@ def teach_best(
 
     Returns:
         the ``Taught`` that was chosen; its history has ``starts`` and ``choice`` besides: settings and dev
-        errors (by rate) of all, and which were taught and chosen; ``seconds`` are of all families. Where a
-        known loss is chosen, the teacher says it in every state, and the history is that of the best taught
-        one.
+        errors (by rate) of all, and which were taught and chosen; in ``choice`` also how far each is behind
+        the best, with the standard error. ``seconds`` are of all families. Where a known loss is chosen, the
+        teacher says it in every state, and the history is that of the best taught one.
 
     Raises:
         ValueError: as :func:`l2t.teach`, and for no teachers or teachers of several numbers of classes.
@@ -156,20 +159,19 @@ def teach_best(
     place = None if directory is None else Path(directory)
     trials = _Trials(place, resume, [one.config() for one in [*teachers, *known]], recipe, seed)
 
-    def errors(name: str, candidates: Sequence[AnyTeacher], part: int) -> Tensor:
-        """Mean dev errors of fresh students, (candidates, rates)."""
-
-        def of_students() -> Tensor:
+    def tried(name: str, candidates: Sequence[AnyTeacher], part: int) -> Tried:
+        def by_students() -> Tried:
             with threads(recipe.threads):
-                return trial(candidates, student, train, held, recipe, rates, seed_of(seed, part)).mean(-1)
+                seen = trial(candidates, student, train, held, recipe, rates, seed_of(seed, part))
+            return _tried(seen, same_rows=held is not None)
 
-        return trials.once(name, of_students)
+        return trials.once(name, by_students)
 
     families: dict[str, list[int]] = {}
     for index, teacher in enumerate(teachers):
         own = {name: value for name, value in teacher.config().items() if name not in START}
         families.setdefault(json.dumps(own, sort_keys=True), []).append(index)
-    found = errors("starts", [teacher.neutral() for teacher in teachers], 5)
+    found = torch.tensor(tried("starts", [teacher.neutral() for teacher in teachers], 5).errors)
     chosen = [min(family, key=lambda index: float(found[index].min())) for family in families.values()]
 
     results = [
@@ -187,10 +189,11 @@ def teach_best(
         )
         for number, start in enumerate(chosen)
     ]
-    final = errors("choice", [*(result.teacher for result in results), *(one.neutral() for one in known)], 6)
-    least = final.amin(1)
-    best, won = int(least[: len(results)].argmin()), int(least.argmin())
-    result = results[best]
+    final = tried("choice", [*(result.teacher for result in results), *(one.neutral() for one in known)], 6)
+    numbers = [*(_numbers(result) for result in results), *[0] * len(known)]
+    won = _simplest(final, numbers)
+    least = [min(row) for row in final.errors[: len(results)]]
+    result = results[won if won < len(results) else least.index(min(least))]
     if won >= len(results):
         result = dataclasses.replace(result, teacher=known[won - len(results)].neutral())
     result.history["starts"] = [
@@ -198,11 +201,12 @@ def teach_best(
         for index, (teacher, row) in enumerate(zip(teachers, found, strict=True))
     ]
     result.history["choice"] = [
-        {"teacher": config, "dev_error": row.tolist(), "chosen": index == won}
-        for index, (config, row) in enumerate(
+        {"teacher": config, "dev_error": row, "chosen": index == won, "behind": behind}
+        for index, (config, row, behind) in enumerate(
             zip(
                 [*(teachers[start].config() for start in chosen), *(one.config() for one in known)],
-                final,
+                final.errors,
+                final.behind,
                 strict=True,
             )
         )
@@ -218,6 +222,44 @@ def teach_best(
     return result
 
 
+class Tried(NamedTuple):
+    """What fresh students under some candidates came to, as JSON holds it.
+
+    Attributes:
+        errors: mean dev error by candidate and rate.
+        behind: of each candidate at its best rate, how far its error is above the least, and the standard
+            error of that difference.
+    """
+
+    errors: list[list[float]]
+    behind: list[list[float]]
+
+
+def _tried(seen: Tensor, same_rows: bool) -> Tried:
+    """Of what students got wrong, (candidates, rates, students, rows)."""
+    errors = seen.mean((-2, -1))
+    own = seen[torch.arange(len(seen)), errors.argmin(-1)]  # [candidates, students, rows]
+    less = own - own[int(own.mean((-2, -1)).argmin())]
+    behind = [[float(one.mean()), standard_error(one, same_rows)] for one in less]
+    return Tried(errors.tolist(), behind)
+
+
+def _numbers(taught: Taught) -> int:
+    """How many numbers of a teacher were taught: none where the result is the neutral one."""
+    trial = taught.history["trial"]
+    if trial is not None and trial["chosen"] == "neutral":
+        return 0
+    return sum(parameter.numel() for parameter in taught.teacher.parameters())
+
+
+def _simplest(tried: Tried, numbers: Sequence[int]) -> int:
+    """Of the candidates within a standard error of the best the one of the fewest taught numbers; of several
+    the one ahead.
+    """
+    near = [index for index, (mean, error) in enumerate(tried.behind) if mean <= error]
+    return min(near, key=lambda index: (numbers[index], tried.behind[index][0]))
+
+
 class _Trials:
     """What trials came to, kept in ``families/trials.json``: a run that goes on does not repeat them."""
 
@@ -229,7 +271,7 @@ class _Trials:
             "starts": starts,
             "recipe": recipe.to_json(),
             "seed": seed,
-            "errors": {},
+            "tried": {},
             "seconds": {},
         }
         if place is not None and self.path is not None and self.path.exists():
@@ -240,13 +282,13 @@ class _Trials:
             )
             self.content = saved
 
-    def once(self, name: str, errors: Callable[[], Tensor]) -> Tensor:
-        """The errors under this name: as they are kept, or found now."""
-        if name not in self.content["errors"]:
+    def once(self, name: str, students: Callable[[], Tried]) -> Tried:
+        """What was tried under this name: as it is kept, or found now."""
+        if name not in self.content["tried"]:
             began = time.perf_counter()
-            self.content["errors"][name] = errors().tolist()
+            self.content["tried"][name] = students()._asdict()
             self.content["seconds"][name] = time.perf_counter() - began
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(self.path, self.content)
-        return torch.tensor(self.content["errors"][name], dtype=torch.float64)
+        return Tried(**self.content["tried"][name])

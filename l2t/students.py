@@ -499,6 +499,15 @@ def grade(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """
     broken = ~logits.isfinite().flatten(1).all(1)
     return (
-        torch.where(broken, 1.0, error(logits, targets)),
+        wrong(logits, targets).mean(-1),
         torch.where(broken, math.inf, cross_entropy(logits, targets)),
     )
+
+
+def wrong(logits: Tensor, targets: Tensor) -> Tensor:
+    """1 where a student is wrong and 0 elsewhere, (S, D): of logits (S, D, C) at targets (S, D).
+
+    A student whose logits are not finite is wrong everywhere.
+    """
+    broken = ~logits.isfinite().flatten(1).all(1)
+    return ((logits.argmax(-1) != targets) | broken[:, None]).to(logits.dtype)

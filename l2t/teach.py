@@ -46,13 +46,13 @@ from l2t.students import (
     draw_batches,
     error,
     evaluate,
-    judge,
     learning_rates,
     seed_of,
     seeded,
     split_pools,
     taught_loss,
     teacher_beside,
+    wrong,
 )
 from l2t.students import (
     train as train_stack,
@@ -437,9 +437,8 @@ def trial(
     rates: Sequence[float],
     seed: int,
 ) -> Tensor:
-    """Dev errors (teachers, rates, students) of the same fresh students under each teacher and learning rate.
-
-    A student whose logits are not finite is wrong everywhere.
+    """What the same fresh students get wrong on dev under each teacher and learning rate: 0 or 1, (teachers,
+    rates, students, rows).
     """
     size, count = recipe.trial_students, len(rates)
     seeds, batches, held = _course(train, dev, recipe, seed, size)
@@ -461,8 +460,20 @@ def trial(
                 weight_decay=recipe.weight_decay,
                 decay=recipe.decay,
             )
-        found.append(judge(stack, *held)[0].reshape(count, size).cpu())
+        found.append(wrong(evaluate(stack, held[0]), held[1]).reshape(count, size, -1).cpu())
     return torch.stack(found)
+
+
+def standard_error(values: Tensor, same_rows: bool) -> float:
+    """Of the mean of values (students, rows): over students and, where all have the same rows, over these.
+
+    Rows of their own differ from student to student, and so are in what the students differ in.
+    """
+
+    def of_mean(means: Tensor) -> float:
+        return float(means.var()) / len(means) if len(means) > 1 else 0.0
+
+    return math.sqrt(of_mean(values.mean(1)) + (of_mean(values.mean(0)) if same_rows else 0.0))
 
 
 class Guard:
@@ -989,7 +1000,7 @@ class _Teaching(Outer):
 
         Each candidate is tried at its own best learning rate, since a loss that wants another rate than the
         one for teaching is no worse for that. A taught teacher has to be ahead of the neutral one
-        by a standard error.
+        by a standard error: another choice of students, and of dev rows, would likely say the same.
         """
         recipe, neutral = self.recipe, self.start.neutral()
         names = [*taught, "neutral"]
@@ -998,14 +1009,13 @@ class _Teaching(Outer):
             teacher.load_state_dict(weights)
         teachers.append(neutral)
         rates = [self.history["lr"] * factor for factor in recipe.trial_rates]
-        errors = trial(
-            teachers, self.student, self.train, self.trial_dev, recipe, rates, seed_of(self.seed, 2)
-        )
-        means = errors.mean(-1)  # [candidates, rates]
-        own = errors[torch.arange(len(names)), means.argmin(-1)]  # [candidates, students]
-        chosen = int(own.mean(-1).argmin())
+        seen = trial(teachers, self.student, self.train, self.trial_dev, recipe, rates, seed_of(self.seed, 2))
+        means = seen.mean((-2, -1))  # [candidates, rates]
+        own = seen[torch.arange(len(names)), means.argmin(-1)]  # [candidates, students, rows]
+        levels = own.mean((-2, -1))
+        chosen = int(levels.argmin())
         ahead = own[-1] - own[chosen]
-        if not ahead.mean() > ahead.std() / math.sqrt(len(ahead)):
+        if not float(ahead.mean()) > standard_error(ahead, self.trial_dev is not None):
             chosen = len(names) - 1
         self.teacher = teachers[chosen]
         self.history["trial"] = {
@@ -1014,8 +1024,8 @@ class _Teaching(Outer):
             "dev_error": {name: row.tolist() for name, row in zip(names, means, strict=True)},
         }
         if names[chosen] == "neutral":
-            levels = [100.0 * float(level) for level in own.mean(-1)]
-            self._event("trial", check.trial_chose_neutral(dict(zip(names, levels, strict=True))))
+            percents = [100.0 * float(level) for level in levels]
+            self._event("trial", check.trial_chose_neutral(dict(zip(names, percents, strict=True))))
 
     def _identity(self) -> dict[str, Any]:
         """What a run must share with the one that it goes on with."""

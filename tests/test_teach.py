@@ -455,7 +455,11 @@ def test_the_trial_takes_each_teacher_at_its_best_rate(monkeypatch):
             [[0.2, 0.25, 0.2], [0.4, 0.4, 0.4], [0.9, 0.9, 0.9]],  # neutral: best at the first
         ]
     )
-    monkeypatch.setattr(module, "trial", lambda teachers, *_: errors if len(teachers) == 3 else errors[::2])
+
+    def trial(teachers, *_):  # one row a student
+        return (errors if len(teachers) == 3 else errors[::2])[..., None]
+
+    monkeypatch.setattr(module, "trial", trial)
     recipe = dataclasses.replace(SMALL, updates=8, average=0.8, trial_rates=(0.5, 1.0, 2.0))
     taught = run(recipe=recipe)
     assert taught.history["trial"]["chosen"] == "average"

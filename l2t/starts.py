@@ -2,15 +2,16 @@
 
     starts    each teacher's neutral loss trains fresh students; of each family (what a teacher sets and its
               link) the one with the least dev error goes on
-    teach     each of those is taught (teach.py), with the whole budget each
-    choice    what they came to, and known losses that are not worth teaching, train fresh students again; of
-              those within a standard error of the least dev error the simplest is the result
+    choice    the family, or known loss that is not worth teaching, under which fresh students do best
+    teach     that family, with the whole budget (teach.py)
 
-That is the one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984, section
-3.4.3): dev rows that a teacher has been taught on flatter it, and the more, the more it sets. A known loss is
-simpler than a taught one, and of taught ones that of fewer numbers. Where nothing that was taught helps, the
-result is the best of the known losses that it could start as. Rows for both trials are those of
-``Recipe.hold_back``.
+A dev set that is given is the same rows for teaching and for the choice, and rows that a teacher has been
+taught on flatter it, the more the more it sets. So the choice is cross-fitted: each family is taught on
+either half of the rows, with half of the updates, and judged on the other. Where every student has dev rows
+of its own, all families are taught first, and fresh students choose between what came out.
+
+Where nothing that was taught helps, the result is the best of the known losses that it could start as. Rows
+of trials are those of ``Recipe.hold_back``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor
 from l2t import check
 from l2t.files import write_json
 from l2t.students import Make, seed_of
-from l2t.teach import Data, Recipe, Taught, check_arguments, split_dev, standard_error, teach, threads, trial
+from l2t.teach import Data, Recipe, Taught, check_arguments, split_dev, teach, threads, trial
 from l2t.teacher import AnyTeacher, Teacher
 
 START = ("diagonal_start", "bias_start", "smoothing", "class_weights")
@@ -112,8 +113,9 @@ def teach_best(
     """Teach the best start of each family of teachers and return what fresh students do best under.
 
     A family is teachers that differ only in where they start: ``diagonal_start``, ``bias_start``,
-    ``smoothing``, ``class_weights``. Each family costs a run of :func:`l2t.teach`; a start costs
-    ``recipe.trial_students`` plain students a learning rate. Tried are the rates of ``recipe.probe_lrs``,
+    ``smoothing``, ``class_weights``. Each family costs a run of :func:`l2t.teach`, and one more in all where
+    a dev set is given; a start costs ``recipe.trial_students`` plain students a learning rate. Tried are the
+    rates of ``recipe.probe_lrs``,
     every second one, or ``recipe.lr`` times ``recipe.trial_rates`` where it is given.
 
     Args:
@@ -131,9 +133,9 @@ def teach_best(
 
     Returns:
         the ``Taught`` that was chosen; its history has ``starts`` and ``choice`` besides: settings and dev
-        errors (by rate) of all, and which were taught and chosen; in ``choice`` also how far each is behind
-        the best, with the standard error. ``seconds`` are of all families. Where a known loss is chosen, the
-        teacher says it in every state, and the history is that of the best taught one.
+        errors (by rate) of all, and which were taught and chosen; ``seconds`` are of all families. Where a
+        known loss is chosen, the teacher says it in every state, and the history is that of the best taught
+        one.
 
     Raises:
         ValueError: as :func:`l2t.teach`, and for no teachers or teachers of several numbers of classes.
@@ -155,65 +157,75 @@ def teach_best(
     rates = (
         recipe.probe_lrs[::2] if recipe.lr is None else [recipe.lr * factor for factor in recipe.trial_rates]
     )
-    _, held = split_dev(dev, recipe, seed)
+    seen, held = split_dev(dev, recipe, seed)
     place = None if directory is None else Path(directory)
     trials = _Trials(place, resume, [one.config() for one in [*teachers, *known]], recipe, seed)
 
-    def tried(name: str, candidates: Sequence[AnyTeacher], part: int) -> Tried:
-        def by_students() -> Tried:
-            with threads(recipe.threads):
-                seen = trial(candidates, student, train, held, recipe, rates, seed_of(seed, part))
-            return _tried(seen, same_rows=held is not None)
+    def errors(candidates: Sequence[AnyTeacher], rows: Data | None, *parts: int) -> Tensor:
+        """Mean dev errors of fresh students, (candidates, rates)."""
+        with threads(recipe.threads):
+            return trial(candidates, student, train, rows, recipe, rates, seed_of(seed, *parts)).mean(
+                (-2, -1)
+            )
 
-        return trials.once(name, by_students)
-
-    families: dict[str, list[int]] = {}
-    for index, teacher in enumerate(teachers):
-        own = {name: value for name, value in teacher.config().items() if name not in START}
-        families.setdefault(json.dumps(own, sort_keys=True), []).append(index)
-    found = torch.tensor(tried("starts", [teacher.neutral() for teacher in teachers], 5).errors)
-    chosen = [min(family, key=lambda index: float(found[index].min())) for family in families.values()]
-
-    results = [
-        teach(
-            teachers[start],
+    def taught(number: int, dev: Data | None, recipe: Recipe, *fold: str) -> Taught:
+        """The family of this number, taught on these rows."""
+        return teach(
+            teachers[chosen[number]],
             student,
             train,
             dev,
             recipe=recipe,
             seed=seed,
-            directory=None if place is None else place / "families" / str(number),
+            directory=None if place is None else Path(place, "families", str(number), *fold),
             resume=resume,
             guard=guard,
             progress=progress,
         )
-        for number, start in enumerate(chosen)
-    ]
-    final = tried("choice", [*(result.teacher for result in results), *(one.neutral() for one in known)], 6)
-    numbers = [*(_numbers(result) for result in results), *[0] * len(known)]
-    won = _simplest(final, numbers)
-    least = [min(row) for row in final.errors[: len(results)]]
-    result = results[won if won < len(results) else least.index(min(least))]
-    if won >= len(results):
-        result = dataclasses.replace(result, teacher=known[won - len(results)].neutral())
+
+    families: dict[str, list[int]] = {}
+    for index, teacher in enumerate(teachers):
+        own = {name: value for name, value in teacher.config().items() if name not in START}
+        families.setdefault(json.dumps(own, sort_keys=True), []).append(index)
+    found = trials.once("starts", errors, [teacher.neutral() for teacher in teachers], held, 5)
+    chosen = [min(family, key=lambda index: float(found[index].min())) for family in families.values()]
+
+    neutrals = [one.neutral() for one in known]
+    folds: list[list[Taught]] = []  # each half's, by family
+    whole: dict[int, Taught] = {}  # by family, on all rows
+    if seen is not None and len(seen[1]) > 1 and len(chosen) + len(known) > 1:
+        halves = _halves(seen, seed_of(seed, 7))
+        short = dataclasses.replace(recipe, updates=max(1, recipe.updates // 2), hold_back=0.0)
+        judged = []
+        for fold, (learn, rows) in enumerate((halves, halves[::-1])):
+            folds.append([taught(number, learn, short, f"fold-{fold}") for number in range(len(chosen))])
+            candidates = [*(one.teacher for one in folds[-1]), *neutrals]
+            judged.append(trials.once(f"fold-{fold}", errors, candidates, rows, 6, fold))
+        final = torch.stack(judged).mean(0)
+    else:
+        whole = {number: taught(number, dev, recipe) for number in range(len(chosen))}
+        final = trials.once("choice", errors, [*(one.teacher for one in whole.values()), *neutrals], held, 6)
+    least = final.amin(1)
+    best, won = int(least[: len(chosen)].argmin()), int(least.argmin())
+    if won < len(chosen):
+        result = whole[best] = whole[best] if best in whole else taught(best, dev, recipe)
+    else:  # the history is that of a run that was made
+        result = dataclasses.replace(
+            whole[best] if whole else folds[0][best], teacher=neutrals[won - len(chosen)]
+        )
+    runs = [*whole.values(), *(one for fold in folds for one in fold)]
     result.history["starts"] = [
         {"teacher": teacher.config(), "dev_error": row.tolist(), "taught": index in chosen}
         for index, (teacher, row) in enumerate(zip(teachers, found, strict=True))
     ]
+    configs = [*(teachers[start].config() for start in chosen), *(one.config() for one in known)]
     result.history["choice"] = [
-        {"teacher": config, "dev_error": row, "chosen": index == won, "behind": behind}
-        for index, (config, row, behind) in enumerate(
-            zip(
-                [*(teachers[start].config() for start in chosen), *(one.config() for one in known)],
-                final.errors,
-                final.behind,
-                strict=True,
-            )
-        )
+        {"teacher": config, "dev_error": row.tolist(), "chosen": index == won}
+        for index, (config, row) in enumerate(zip(configs, final, strict=True))
     ]
     result.history["rates"] = list(rates)
     result.history["seconds"] = {
-        **{part: sum(one.history["seconds"][part] for one in results) for part in result.history["seconds"]},
+        **{part: sum(one.history["seconds"][part] for one in runs) for part in result.history["seconds"]},
         **trials.content["seconds"],
     }
     if place is not None and not (place / "teacher.safetensors").exists():
@@ -222,42 +234,11 @@ def teach_best(
     return result
 
 
-class Tried(NamedTuple):
-    """What fresh students under some candidates came to, as JSON holds it.
-
-    Attributes:
-        errors: mean dev error by candidate and rate.
-        behind: of each candidate at its best rate, how far its error is above the least, and the standard
-            error of that difference.
-    """
-
-    errors: list[list[float]]
-    behind: list[list[float]]
-
-
-def _tried(seen: Tensor, same_rows: bool) -> Tried:
-    """Of what students got wrong, (candidates, rates, students, rows)."""
-    errors = seen.mean((-2, -1))
-    own = seen[torch.arange(len(seen)), errors.argmin(-1)]  # [candidates, students, rows]
-    less = own - own[int(own.mean((-2, -1)).argmin())]
-    behind = [[float(one.mean()), standard_error(one, same_rows)] for one in less]
-    return Tried(errors.tolist(), behind)
-
-
-def _numbers(taught: Taught) -> int:
-    """How many numbers of a teacher were taught: none where the result is the neutral one."""
-    trial = taught.history["trial"]
-    if trial is not None and trial["chosen"] == "neutral":
-        return 0
-    return sum(parameter.numel() for parameter in taught.teacher.parameters())
-
-
-def _simplest(tried: Tried, numbers: Sequence[int]) -> int:
-    """Of the candidates within a standard error of the best the one of the fewest taught numbers; of several
-    the one ahead.
-    """
-    near = [index for index, (mean, error) in enumerate(tried.behind) if mean <= error]
-    return min(near, key=lambda index: (numbers[index], tried.behind[index][0]))
+def _halves(dev: Data, seed: int) -> tuple[Data, Data]:
+    """Two halves of the rows, drawn at random."""
+    order = torch.randperm(len(dev[1]), generator=torch.Generator().manual_seed(seed)).to(dev[1].device)
+    first, second = order.tensor_split(2)
+    return (dev[0][first], dev[1][first]), (dev[0][second], dev[1][second])
 
 
 class _Trials:
@@ -271,7 +252,7 @@ class _Trials:
             "starts": starts,
             "recipe": recipe.to_json(),
             "seed": seed,
-            "tried": {},
+            "errors": {},
             "seconds": {},
         }
         if place is not None and self.path is not None and self.path.exists():
@@ -282,13 +263,13 @@ class _Trials:
             )
             self.content = saved
 
-    def once(self, name: str, students: Callable[[], Tried]) -> Tried:
-        """What was tried under this name: as it is kept, or found now."""
-        if name not in self.content["tried"]:
+    def once(self, name: str, errors: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """The errors under this name: as they are kept, or what ``errors`` of the arguments finds now."""
+        if name not in self.content["errors"]:
             began = time.perf_counter()
-            self.content["tried"][name] = students()._asdict()
+            self.content["errors"][name] = errors(*arguments).tolist()
             self.content["seconds"][name] = time.perf_counter() - began
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(self.path, self.content)
-        return Tried(**self.content["tried"][name])
+        return torch.tensor(self.content["errors"][name], dtype=torch.float64)

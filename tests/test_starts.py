@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import l2t
-from l2t.starts import Starts, _simplest, _tried, default_starts, teach_best
+from l2t.starts import Starts, default_starts, teach_best
 
 RECIPE = l2t.Recipe(
     steps=12, batch_size=16, updates=2, lr=0.2, students=2, trial_students=3, trial_rates=(0.5, 1.0), warmup=0
@@ -58,44 +58,46 @@ def test_the_best_start_of_each_family_is_taught():
     errors = [min(row["dev_error"]) for row in history["starts"]]
     assert errors[0] > errors[1] + 0.1
     assert sum(row["chosen"] for row in history["choice"]) == 1
-    (chosen,) = (row for row in history["choice"] if row["chosen"])
-    assert chosen["behind"][0] <= chosen["behind"][1]
+    least = min(history["choice"], key=lambda row: min(row["dev_error"]))
+    assert least["chosen"]
 
 
-def wrong(*shares: float, students: int = 8, rows: int = 100, own: bool = False) -> torch.Tensor:
-    """Candidates of these errors at two rates, the first of which is worse: wrong on the first rows, all
-    students alike; or, with ``own``, on as many rows of their own.
-    """
-    found = torch.zeros(len(shares), 2, students, rows)
-    for candidate, share in enumerate(shares):
-        found[candidate, 0] = 1.0
-        for student in range(students):
-            order = torch.randperm(rows, generator=torch.Generator().manual_seed(student if own else 0))
-            found[candidate, 1, student, order[: round(share * rows)]] = 1.0
-    return found
+def test_a_given_dev_set_chooses_by_rows_that_were_not_taught_on(monkeypatch):
+    """Each family is taught on either half with half of the updates, and judged on the other."""
+    module = sys.modules["l2t.starts"]
+    lessons, judged = [], []
 
+    def teach(teacher, make, train, dev, *, recipe, **settings):
+        lessons.append((teacher.kind, sorted(dev[1].tolist()), recipe.updates))
+        taught = l2t.Taught(teacher, {"seconds": {"updates": 1.0}, "trial": None}, recipe)
+        return taught
 
-def test_of_those_near_the_best_the_simplest_is_chosen():
-    # The second is 0.04 behind: on 100 rows with a standard deviation of 0.197 that is 2 standard errors.
-    shares = (0.20, 0.24, 0.21)
-    tried = _tried(wrong(*shares), same_rows=True)
-    deviation = (0.04 * 0.96 * 100 / 99) ** 0.5
-    assert tried.errors[1] == pytest.approx([1.0, 0.24])
-    assert [mean for mean, _ in tried.behind] == pytest.approx([0.0, 0.04, 0.01], abs=1e-6)
-    assert tried.behind[1][1] == pytest.approx(deviation / 10, rel=1e-4)
-    assert tried.behind[2][1] == pytest.approx((0.01 * 0.99 * 100 / 99) ** 0.5 / 10, rel=1e-4)
-    assert _simplest(tried, [100, 0, 5]) == 2  # one standard error behind; the known loss is two
-    assert _simplest(tried, [5, 0, 100]) == 0
-    assert _simplest(tried, [0, 0, 0]) == 0
-    assert _simplest(_tried(wrong(0.20, 0.21, 0.22), same_rows=False), [100, 0, 0]) == 0  # all students agree
+    def trial(candidates, make, train, dev, recipe, rates, seed):
+        judged.append(sorted(dev[1].tolist()))
+        errors = {"full": 0.3, "shared": 0.2}
+        return torch.stack([torch.full((len(rates), 3, 5), errors[one.kind]) for one in candidates])
 
-
-def test_rows_of_their_own_are_in_what_students_differ_in():
-    seen = wrong(0.2, 0.2, own=True)
-    seen[1, 1, :4, :] = 0.0  # half of the students make no error, the others 0.2
-    (_, error), (mean, _) = _tried(seen, same_rows=False).behind
-    assert mean == 0.0
-    assert error == pytest.approx(torch.tensor([0.2] * 4 + [0.0] * 4).std().item() / 8**0.5)
+    monkeypatch.setattr(module, "teach", teach)
+    monkeypatch.setattr(module, "trial", trial)
+    monkeypatch.setattr(module, "check_arguments", lambda *_: None)
+    dev = data()[0][:9], torch.arange(9)
+    recipe = dataclasses.replace(RECIPE, updates=7)
+    teachers = [l2t.Teacher(4, "full", link="identity"), l2t.Teacher(4)]
+    taught = teach_best(Starts(teachers, []), student, data(), dev, recipe=recipe, progress=False)
+    everything, first, second = list(range(9)), judged[2], judged[1]
+    assert judged == [everything, second, first]
+    assert sorted(first + second) == everything
+    assert len(first) == 5
+    assert lessons == [
+        ("full", first, 3), ("shared", first, 3), ("full", second, 3), ("shared", second, 3),
+        ("shared", everything, 7),
+    ]  # fmt: skip
+    assert taught.teacher.kind == "shared"
+    assert [row["chosen"] for row in taught.history["choice"]] == [False, True]
+    assert taught.history["seconds"]["updates"] == 5.0
+    lessons.clear()
+    teach_best(Starts(teachers[1:], []), student, data(), dev, recipe=recipe, progress=False)
+    assert lessons == [("shared", everything, 7)]  # nothing to choose from
 
 
 def test_the_clock_counts_every_family_and_trial():

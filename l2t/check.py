@@ -1760,6 +1760,36 @@ def teach_transposes(curvature: str, known: Sequence[str]) -> None:
         )
 
 
+def window_fits(steps: int, run_steps: int) -> None:
+    """A window that is a part of the run."""
+    if steps > run_steps:
+        raise ValueError(
+            f"l2t.WindowRecipe: steps must be at most run_steps={run_steps}, got {steps!r}. A window is a part of the run."
+        )
+
+
+def window_data(dev: Sequence[object], head: tuple[int, ...], vocabulary: int) -> None:
+    """A dev set, and a translator of the teacher's vocabulary."""
+    if not dev:
+        raise ValueError(
+            "l2t.teach_translator: dev must be one or more batches, got none. Give sentence pairs to measure on."
+        )
+    if head[0] != vocabulary:
+        raise ValueError(
+            f"l2t.teach_translator: student must have a head of the teacher's {vocabulary} tokens, got one of {head[0]}. Make both "
+            "for one vocabulary."
+        )
+
+
+def windows_chose_neutral(measure: str, levels: Mapping[str, float]) -> str:
+    """The taught teacher is not what the trial on windows chose."""
+    return (
+        f"l2t.teach_translator: windows from the last pool do not end lower under what was taught ({measure}: "
+        f"{', '.join(f'{name} {level:.4f}' for name, level in levels.items())}); the result is the neutral teacher: the loss "
+        "that teaching started with."
+    )
+
+
 def run_may_start(directory: Path, resume: bool) -> None:
     """A directory with a run in it."""
     if not resume:

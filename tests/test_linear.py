@@ -857,3 +857,29 @@ def test_the_benchmark_times_nothing_that_is_wrong(benchmark_of_linear, monkeypa
     monkeypatch.setitem(benchmark_of_linear.CONTENDERS, "linear", lambda *x: right(*x) * 1.001)
     with pytest.raises(SystemExit, match="linear diagonal is wrong by"):
         benchmark_of_linear.main()
+
+
+# ---- benchmarks/linear_memory.py ----
+
+
+def test_the_memory_benchmark_runs_in_fresh_processes_and_sees_the_logits(monkeypatch, tmp_path):
+    import linear_memory
+
+    sizes = ["--rows=4096", "--width=4", "--classes=4000", "--rounds=1", "--clock=cpu"]
+    monkeypatch.setattr(sys, "argv", ["linear_memory.py", *sizes, f"--json={tmp_path / 'rows.json'}"])
+    monkeypatch.setattr(linear_memory, "KINDS", ("smoothing",))
+    monkeypatch.setattr(linear_memory, "ORDERS", ("first",))
+    linear_memory.main()
+    (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    whole = 4096 * 4000 * 4 / 2**20
+    assert row["linear_mb"] < whole < row["plain_mb"]
+    assert row["share"] == row["linear_mb"] / row["plain_mb"]
+
+
+def test_the_memory_benchmark_measures_nothing_that_is_wrong(monkeypatch):
+    import linear_memory
+
+    right = linear_memory.loss
+    monkeypatch.setattr(linear_memory, "loss", lambda *x: right(*x) * (1 if x[2] == "plain" else 1 + 1e-9))
+    with pytest.raises(SystemExit, match="is wrong by"):
+        linear_memory.check_agreement(20, 3, 30)

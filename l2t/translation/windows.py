@@ -1,0 +1,619 @@
+"""Teaching a long run by short ones: the token teacher's gradient through windows of a translator's run.
+
+    pool      a student is trained for the whole run under the teacher; its states at several stages are kept
+              (weights, the optimiser's state, progress, running means), and the pool is made anew every so
+              many updates
+    window    from a state of the pool a student takes T steps under the teacher; the reverse pass gives the
+              gradient of the dev measure where it ends to the teacher (docs/math.md, sections 5 and 9)
+    update    the windows of all stages are clipped, averaged, and Adam takes a step: the outer loop of
+              l2t.teach, with its guard, average, checkpoints and history
+
+A translator is a module with ``forward(source, target_in) -> hidden (B, T, D)``, ``head`` (V, D),
+``head_bias`` (V,) or None, and for expected BLEU ``encode(source)`` and ``step(state, token)``.
+
+Not here: what the teacher sets (token_teacher.py), and translators that are to be compared (course.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from l2t import check
+from l2t.files import read_tensors, write_tensors
+from l2t.optim import SGD, Adam, Hyper, Optimizer, Point, Slot, Tensors
+from l2t.students import Make, seed_of, seeded
+from l2t.tape import Student
+from l2t.teach import Episode, Outer, Rules, threads
+from l2t.teacher import StudentState
+from l2t.translation.expected_bleu import expected_bleu, token_losses
+from l2t.translation.token_teacher import PADDING, TokenTeacher, TokenTracker
+from l2t.unroll import unroll
+
+OPTIMIZERS = ("adam", "sgd")
+
+
+class Batch(Protocol):
+    """Sentence pairs: source (B, S), what stands before each target token and the targets, (B, T), int64."""
+
+    @property
+    def source(self) -> Tensor: ...
+    @property
+    def target_in(self) -> Tensor: ...
+    @property
+    def target_out(self) -> Tensor: ...
+
+
+class Indexed(Protocol):
+    """The batches of a course: ``batches[k]`` is the k-th, without end."""
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+MakeBatches = Callable[[int], Indexed]
+"""The batches of a course of this seed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowRecipe(Rules):
+    """How translators are trained and how a teacher learns from windows of their runs: JSON-able.
+
+    The other settings are those of :class:`l2t.Recipe` of the same names: ``students`` is the number of
+    windows an update.
+
+    Args:
+        run_steps: steps of the whole run, over which progress goes from 0 to 1.
+        steps: steps T of a window.
+        optimizer: of the students, ``"adam"`` or ``"sgd"``.
+        lr: its learning rate at the highest.
+        lr_warmup: steps over which it rises; from there it falls along a line that would reach 0 at the end.
+        lr_betas: of Adam.
+        momentum: of SGD.
+        clip_norm: the students' gradients are clipped to this norm; None leaves them.
+        measure: what the teacher lowers on dev: ``"cross-entropy"`` (nats a token), ``"expected-error"`` (1 -
+            p_y, mean over tokens) or ``"expected-bleu"`` (1 - expected sentence BLEU).
+        dev_batches: batches of dev that a window is measured on, drawn anew for each.
+        samples: translations of each sentence, for expected BLEU.
+        stages: states of a run that a pool holds; windows of an update are spread evenly over them.
+        refresh: updates after which a new pool is made, for the price of a run.
+
+    Example:
+        >>> from l2t.translation.windows import WindowRecipe
+        >>> recipe = WindowRecipe(run_steps=400, steps=20)
+        >>> WindowRecipe(**recipe.to_json()) == recipe
+        True
+        >>> [round(recipe.rate(step) / recipe.lr, 4) for step in (0, 199, 200, 399)]
+        [0.005, 0.5025, 0.5, 0.0025]
+    """
+
+    run_steps: int = 3000
+    steps: int = 50
+    optimizer: str = "adam"
+    lr: float = 0.002
+    lr_warmup: int = 200
+    lr_betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9
+    clip_norm: float | None = 1.0
+    measure: str = "cross-entropy"
+    dev_batches: int = 4
+    samples: int = 4
+    stages: int = 8
+    refresh: int = 25
+    teacher_lr: float = 0.05
+    curvature: str = "recompute"
+    memory: int | str | None = "1GB"
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, before any work is done."""
+        super().__post_init__()
+        op = type(self).__name__
+        for name in ("run_steps", "steps", "dev_batches", "stages", "refresh"):
+            check.recipe_count(name, getattr(self, name), 1, op)
+        check.recipe_count("lr_warmup", self.lr_warmup, 0, op)
+        check.recipe_count("samples", self.samples, 2, op)
+        check.recipe_number("lr", self.lr, 0.0, math.inf, open_low=True, op=op)
+        check.recipe_number("momentum", self.momentum, 0.0, 1.0, op=op)
+        if self.clip_norm is not None:
+            check.recipe_number("clip_norm", self.clip_norm, 0.0, math.inf, open_low=True, op=op)
+        check.recipe_choice("optimizer", self.optimizer, OPTIMIZERS, op)
+        check.recipe_choice("measure", self.measure, MEASURES, op)
+        check.recipe_numbers("lr_betas", self.lr_betas, 2, op)
+        object.__setattr__(self, "lr_betas", tuple(self.lr_betas))
+        check.window_fits(self.steps, self.run_steps)
+
+    def rate(self, step: int) -> float:
+        """The students' learning rate at a step of the whole run."""
+        rise = (step + 1) / max(1, self.lr_warmup)
+        return self.lr * min(1.0, rise) * (1.0 - step / self.run_steps)
+
+    def student_optimizer(self, first: int = 0) -> SGD | Adam:
+        """The students' optimiser, whose step 0 is the step ``first`` of the whole run."""
+
+        def lr(step: int) -> float:
+            return self.rate(first + step)
+
+        if self.optimizer == "sgd":
+            return SGD(lr, self.momentum, clip_norm=self.clip_norm)
+        return Adam(lr, self.lr_betas, clip_norm=self.clip_norm)
+
+
+def _token_errors(student: Any, batch: Batch, _: int) -> tuple[Tensor, int]:
+    losses = token_losses(student, *_fields(batch))
+    return (1.0 - torch.exp(-losses)).sum(), _tokens(batch)  # exp(-0) of padding is 1
+
+
+def _cross_entropies(student: Any, batch: Batch, _: int) -> tuple[Tensor, int]:
+    return token_losses(student, *_fields(batch)).sum(), _tokens(batch)
+
+
+def _lost_bleu(student: Any, batch: Batch, samples: int) -> tuple[Tensor, int]:
+    longest = 2 * batch.target_out.shape[1]
+    found = expected_bleu(student, batch.source, batch.target_out, samples, longest)
+    return (1.0 - found).sum(), len(batch.source)
+
+
+def _fields(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    return batch.source, batch.target_in, batch.target_out
+
+
+def _tokens(batch: Batch) -> int:
+    return int((batch.target_out != PADDING).sum())
+
+
+MEASURES: dict[str, Callable[[Any, Batch, int], tuple[Tensor, int]]] = {
+    "cross-entropy": _cross_entropies,
+    "expected-error": _token_errors,
+    "expected-bleu": _lost_bleu,
+}
+
+
+def measured(student: nn.Module, batches: Sequence[Batch], measure: str, samples: int = 4) -> Tensor:
+    """A measure of MEASURES over batches, in evaluation mode: 0-dim, differentiable."""
+    training = student.training
+    student.eval()
+    try:
+        parts = [MEASURES[measure](student, batch, samples) for batch in batches]
+    finally:
+        student.train(training)
+    return torch.stack([total for total, _ in parts]).sum() / sum(count for _, count in parts)
+
+
+class Stage(NamedTuple):
+    """A student on its way: what a run goes on from.
+
+    Attributes:
+        step: how many steps of the whole run it has taken.
+        weights: parameters and buffers by name.
+        slots: what the optimiser keeps of each trained parameter.
+        state: what the teacher sees of it.
+    """
+
+    step: int
+    weights: dict[str, Tensor]
+    slots: list[Slot]
+    state: StudentState
+
+
+class _From(Optimizer):
+    """An optimiser that begins with slots that it has been left with."""
+
+    def __init__(self, optimizer: Optimizer, slots: Sequence[Slot]) -> None:
+        self._optimizer, self._slots = optimizer, slots
+        self.reads, self.slot_names = optimizer.reads, optimizer.slot_names
+
+    def bound(self, names: Sequence[Sequence[str]], weights: Sequence[Tensor]) -> Optimizer:
+        return _From(self._optimizer.bound(names, weights), self._slots)
+
+    def settings(self) -> Callable[[int], Hyper]:
+        return self._optimizer.settings()
+
+    def start(self, weights: Tensors) -> list[Slot]:
+        return [tuple(x.clone() if isinstance(x, Tensor) else x for x in slot) for slot in self._slots]
+
+    def update(self, point: Point) -> tuple[Tensors, Sequence[Slot]]:
+        return self._optimizer.update(point)
+
+    def transpose(self, point: Point, v_w: Tensors, v_slots: Sequence[Slot]) -> Any:
+        return self._optimizer.transpose(point, v_w, v_slots)
+
+
+class _Taught:
+    """The loss of a step from ``stage`` on, as :func:`l2t.unroll` wants it."""
+
+    def __init__(self, teacher: TokenTeacher, recipe: WindowRecipe, stage: Stage) -> None:
+        self.teacher, self.first = teacher, stage.step
+        self.tracker = TokenTracker(teacher.num_classes, recipe.run_steps, stage.step, stage.state)
+
+    def __call__(self, student: Any, batch: Batch, step: int) -> Tensor:
+        at, given = self.first + step, (student.head, student.head_bias, batch.target_out)
+        hidden = student(batch.source, batch.target_in)
+        state = self.tracker.state(at)
+        self.tracker.update(at, hidden, *given)
+        return self.teacher.loss(hidden, *given, state)
+
+
+def fresh(student: nn.Module, recipe: WindowRecipe, vocabulary: int) -> Stage:
+    """A student before its first step."""
+    slots = recipe.student_optimizer().start([*Student(student).parameters])
+    tracker = TokenTracker(vocabulary, recipe.run_steps)
+    return Stage(0, _copied(student), slots, tracker.state(0))
+
+
+def _copied(student: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in student.state_dict().items()}
+
+
+def advance(
+    student: nn.Module,
+    stage: Stage,
+    teacher: TokenTeacher,
+    batches: Sequence[Batch],
+    recipe: WindowRecipe,
+    seed: int,
+) -> Stage:
+    """Train on from ``stage`` over ``batches`` under the teacher; ``student`` is what it runs in.
+
+    The steps are those that a window takes.
+    """
+    student.load_state_dict(stage.weights)
+    student.train()
+    places = Student(student)
+    weights: Any = places.parameters
+    optimizer = recipe.student_optimizer(stage.step).bound(places.aliases, weights)
+    loss, settings, slots = _Taught(teacher.fixed(), recipe, stage), optimizer.settings(), stage.slots
+    with seeded(seed):
+        for step, batch in enumerate(batches):
+            grads = torch.autograd.grad(loss(student, batch, step), weights)
+            with torch.no_grad():
+                point = Point(
+                    [w.detach() for w in weights], slots, grads, settings(step), range(len(weights))
+                )
+                after, slots = optimizer.update(point)  # type: ignore[assignment]
+                for weight, value in zip(weights, after, strict=True):
+                    weight.copy_(value)
+    end = stage.step + len(batches)
+    return Stage(end, _copied(student), list(slots), loss.tracker.state(end))
+
+
+def make_pool(
+    student: nn.Module,
+    teacher: TokenTeacher,
+    batches: Indexed,
+    recipe: WindowRecipe,
+    seed: int,
+    progress: bool = False,
+) -> tuple[list[Stage], Stage]:
+    """Train ``student`` for a whole run under the teacher: its states at stages of it, and the last one.
+
+    The run is cut into ``recipe.stages`` equal parts, with a stage at a random step of each from which a
+    window ends within the run.
+    """
+    generator = torch.Generator().manual_seed(seed_of(seed, 1))
+    jitter = torch.rand(recipe.stages, generator=generator, dtype=torch.float64)
+    room = (recipe.run_steps - recipe.steps + 1) / recipe.stages
+    stops = [int((place + float(x)) * room) for place, x in enumerate(jitter)]
+    stage, pool = fresh(student, recipe, teacher.num_classes), []
+    for place, stop in enumerate(tqdm([*stops, recipe.run_steps], disable=not progress, desc="pool")):
+        part = [batches[step] for step in range(stage.step, stop)]
+        stage = advance(student, stage, teacher, part, recipe, seed_of(seed, 2, place))
+        pool.append(stage)
+    return pool[:-1], pool[-1]
+
+
+class Window(NamedTuple):
+    """What a window says of the teacher.
+
+    Attributes:
+        before: the measure where it begins.
+        after: and where it ends.
+        error: 1 - p_y on dev where it ends, mean over tokens.
+        gradient: of ``after`` to the teacher's parameters, (P,).
+        adjoint_norms: of its reverse pass.
+    """
+
+    before: float
+    after: float
+    error: float
+    gradient: Tensor
+    adjoint_norms: list[float]
+
+
+def window(
+    teacher: TokenTeacher,
+    student: nn.Module,
+    stage: Stage,
+    batches: Sequence[Batch],
+    dev: Sequence[Batch],
+    recipe: WindowRecipe,
+    seed: int,
+) -> Window:
+    """Steps from ``stage`` on over ``batches`` under the teacher, and back.
+
+    Args:
+        teacher: its ``.grad`` is left as it was.
+        student: what it runs in; its weights are afterwards those of ``stage``.
+        stage: where it begins.
+        batches: one a step.
+        dev: what is measured on.
+        recipe: the settings.
+        seed: of dropout, and of samples.
+    """
+    student.load_state_dict(stage.weights)
+    student.train()
+    learner = copy.deepcopy(teacher)
+    parameters = list(learner.parameters())
+
+    def measure(model: nn.Module) -> Tensor:
+        return measured(model, dev, recipe.measure, recipe.samples)
+
+    errors: list[float] = []
+
+    def last(model: nn.Module) -> Tensor:
+        with torch.no_grad():
+            errors.append(float(measured(model, dev, "expected-error")))
+        return measure(model)
+
+    with seeded(seed_of(seed, 1)), torch.no_grad():
+        before = float(measure(student))
+    with seeded(seed_of(seed, 2)):
+        run = unroll(
+            student,
+            batches,
+            _Taught(learner, recipe, stage),
+            last,
+            optimizer=_From(recipe.student_optimizer(stage.step), stage.slots),
+            meta=parameters,
+            curvature=recipe.curvature,
+            schedule=recipe.schedule,
+            memory=recipe.memory,
+            truncate=recipe.truncate,
+            damping=recipe.damping,
+        )
+        run.backward()
+    gradient = torch.cat([(torch.zeros_like(x) if x.grad is None else x.grad).flatten() for x in parameters])
+    norms = [float(norm) for norm in run.report.adjoint_norms]
+    return Window(before, float(run.measure), errors[-1], gradient, norms)
+
+
+class TaughtTokens(NamedTuple):
+    """What :func:`teach_translator` returns.
+
+    Attributes:
+        teacher: the taught teacher.
+        history: what happened, JSON-able, as :class:`l2t.Taught` has it: ``updates`` has besides, a list of
+            one number a window, ``steps`` (where it began), ``before`` and ``after`` (the measure); ``pools``
+            has a row a pool: the update before which it was made, its steps, and the dev measure of the
+            student that made it at each and at the end of its run.
+    """
+
+    teacher: TokenTeacher
+    history: dict[str, Any]
+
+
+def teach_translator(
+    teacher: TokenTeacher,
+    student: Make,
+    batches: MakeBatches,
+    dev: Sequence[Batch],
+    *,
+    recipe: WindowRecipe | None = None,
+    seed: int = 0,
+    directory: str | Path | None = None,
+    resume: bool = False,
+    guard: bool = True,
+    progress: bool = True,
+) -> TaughtTokens:
+    """Teach a teacher of tokens on windows of a translator's run, for use on whole runs.
+
+    Two runs with equal arguments are the same to the bit on one machine, broken off and resumed or not. With
+    ``guard`` the run is watched as :func:`l2t.teach` does it, and at the end what was taught is tried against
+    the neutral teacher on windows from the last pool, on the same batches: it has to be ahead by a standard
+    error. Whether a whole run is better for it is for a comparison to say.
+
+    Args:
+        teacher: where to start; it is left as it is.
+        student: makes a fresh translator, of the teacher's vocabulary.
+        batches: the training batches of a course of a seed, such as
+            ``lambda seed: Batches(encoded, tokens=1000, seed=seed)``.
+        dev: batches to measure on.
+        recipe: the settings; None is ``WindowRecipe()``.
+        seed: of all that is random.
+        directory: where to keep checkpoints, pools, ``teacher.safetensors`` and ``history.json``; None keeps
+            nothing.
+        resume: go on with the run in ``directory``, or start one where there is none.
+        guard: as above.
+        progress: show a bar. What goes wrong is said on the standard error either way.
+
+    Raises:
+        ValueError: a translator of another vocabulary, dev without batches, a directory that holds a run when
+            ``resume`` is False, and a run of other arguments when it is True.
+    """
+    recipe = recipe or WindowRecipe()
+    run = _Windows(teacher, student, batches, dev, recipe, seed, directory, guard, progress)
+    with threads(recipe.threads):
+        run.run(resume)
+    return TaughtTokens(run.taught, run.history)
+
+
+class _Windows(Outer):
+    """One run of :func:`teach_translator`."""
+
+    def __init__(
+        self,
+        teacher: TokenTeacher,
+        student: Make,
+        batches: MakeBatches,
+        dev: Sequence[Batch],
+        recipe: WindowRecipe,
+        seed: int,
+        directory: str | Path | None,
+        guard: bool,
+        progress: bool,
+    ) -> None:
+        super().__init__(teacher, recipe, seed, directory, guard, progress)
+        self.make, self.batches, self.dev, self.recipe = student, batches, dev, recipe
+        self.student = self._student(0)  # what windows run in
+        check.window_data(dev, tuple(self.student.head.shape), teacher.num_classes)
+        self.pool: list[Stage] = []
+        self.pool_update = -1  # before which update it was made
+        self.history |= {"lr": recipe.lr, "pools": []}
+        self.history["seconds"]["pools"] = 0.0
+
+    @property
+    def taught(self) -> TokenTeacher:
+        assert isinstance(self.teacher, TokenTeacher)
+        return self.teacher
+
+    def _now(self) -> WindowRecipe:
+        """The recipe with the students' learning rate of now, which a guard may have lowered."""
+        return dataclasses.replace(self.recipe, lr=self.history["lr"])
+
+    def _student(self, seed: int) -> Any:
+        with seeded(seed):
+            return self.make()
+
+    def _gather(self) -> tuple[Episode, dict[str, Any]]:
+        self._refill()
+        recipe, seed = self._now(), seed_of(self.seed, 1, self.update)
+        found, steps = [], []
+        for index, stage in enumerate(self._stages(seed_of(seed, 1))):
+            own = seed_of(seed, 2, index)
+            batches, dev = self._draw(own)
+            found.append(window(self.taught, self.student, stage, batches, dev, recipe, seed_of(own, 3)))
+            steps.append(stage.step)
+        befores, afters, errors, gradients, norms = zip(*found, strict=True)
+        seen = Episode(torch.tensor(afters), torch.tensor(errors), torch.stack(gradients), norms[0], {})
+        return seen, {"steps": steps, "before": befores, "after": afters}
+
+    def _stages(self, seed: int) -> list[Stage]:
+        """One of each stretch of the pool, as many as windows an update."""
+        count, size = self.recipe.students, len(self.pool)
+        places = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return [self.pool[int((index + float(x)) * size / count)] for index, x in enumerate(places)]
+
+    def _draw(self, seed: int) -> tuple[list[Batch], list[Batch]]:
+        """The batches of a window, and what it is measured on."""
+        source = self.batches(seed_of(seed, 1))
+        order = torch.randperm(len(self.dev), generator=torch.Generator().manual_seed(seed_of(seed, 2)))
+        dev = [self.dev[index] for index in order[: self.recipe.dev_batches].tolist()]
+        return [source[step] for step in range(self.recipe.steps)], dev
+
+    def _refill(self) -> None:
+        """The pool of this update: kept, read, or made under the teacher as it is now."""
+        first = self.update - self.update % self.recipe.refresh
+        if self.pool_update == first:
+            return
+        file = None if self.directory is None else self.directory / f"pool-{first:06d}.safetensors"
+        if file is not None and self.update > first:  # a run that goes on
+            self.pool = read_stages(file)
+        else:
+            with self._clocked("pools"):
+                self._make_pool(first)
+            if file is not None:
+                write_stages(file, self.pool)
+                for old in file.parent.glob("pool-*.safetensors"):
+                    if old != file:
+                        old.unlink()
+        self.pool_update = first
+
+    def _make_pool(self, update: int) -> None:
+        seed = seed_of(self.seed, 2, update)
+        student, batches = self._student(seed_of(seed, 1)), self.batches(seed_of(seed, 2))
+        self.pool, end = make_pool(
+            student, self.taught, batches, self._now(), seed_of(seed, 3), self.progress
+        )
+        measures = []
+        for stage in (*self.pool, end):
+            student.load_state_dict(stage.weights)
+            with torch.no_grad(), seeded(seed_of(seed, 4)):
+                measures.append(float(measured(student, self.dev, self.recipe.measure, self.recipe.samples)))
+        row = {"update": update, "steps": [stage.step for stage in self.pool], "measure": measures}
+        self.history["pools"].append(row)
+
+    def _try(self, taught: dict[str, dict[str, Tensor]]) -> None:
+        """What windows from every stage of the last pool end lowest under."""
+        if not self.pool:  # a run that goes on with its trial
+            self.update -= 1
+            self._refill()
+            self.update += 1
+        teachers: dict[str, Any] = {}
+        for name, weights in taught.items():
+            teachers[name] = copy.deepcopy(self.start)
+            teachers[name].load_state_dict(weights)
+        teachers["neutral"] = self.start.neutral()
+        measures: dict[str, list[float]] = {name: [] for name in teachers}
+        for index, stage in enumerate(self.pool):
+            seed = seed_of(self.seed, 3, index)
+            batches, dev = self._draw(seed)
+            for name, teacher in teachers.items():
+                end = advance(self.student, stage, teacher, batches, self._now(), seed_of(seed, 3))
+                self.student.load_state_dict(end.weights)
+                with torch.no_grad(), seeded(seed_of(seed, 4)):
+                    now = float(measured(self.student, dev, self.recipe.measure, self.recipe.samples))
+                measures[name].append(now if math.isfinite(now) else math.inf)
+        means = {name: sum(values) / len(values) for name, values in measures.items()}
+        chosen = min(means, key=lambda name: means[name])
+        ahead = torch.tensor(measures["neutral"]) - torch.tensor(measures[chosen])
+        error = float(ahead.std()) / math.sqrt(len(ahead)) if len(ahead) > 1 else 0.0
+        if not float(ahead.mean()) > error:
+            chosen = "neutral"
+        self.teacher = teachers[chosen]
+        self.history["trial"] = {"chosen": chosen, "measure": measures}
+        if chosen == "neutral":
+            self._event("trial", check.windows_chose_neutral(self.recipe.measure, means))
+
+    def _identity(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for batch in (*self.dev, self.batches(self.seed)[0]):
+            for tensor in _fields(batch):
+                digest.update(f"{tuple(tensor.shape)}".encode() + tensor.cpu().contiguous().numpy().tobytes())
+        for name, value in (*self.start.named_parameters(), *self.student.named_parameters()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return {
+            "seed": self.seed,
+            "recipe": self.recipe.to_json(),
+            "teacher": self.start.config(),
+            "student": {name: list(value.shape) for name, value in self.student.state_dict().items()},
+            "guard": self.guard is not None,
+            "data and start weights": digest.hexdigest(),
+        }
+
+
+def write_stages(file: Path, pool: Sequence[Stage]) -> None:
+    """Write a pool to a safetensors file, whole."""
+    tensors: dict[str, Tensor] = {}
+    about: list[dict[str, Any]] = []
+    for index, stage in enumerate(pool):
+        tensors |= {f"{index}/weights/{name}": value for name, value in stage.weights.items()}
+        constants = []
+        for place, slot in enumerate(stage.slots):
+            for part, x in enumerate(slot):
+                if isinstance(x, Tensor):
+                    tensors[f"{index}/slots/{place}/{part}"] = x
+            constants.append([None if isinstance(x, Tensor) else x for x in slot])
+        about.append({"step": stage.step, "state": list(stage.state), "slots": constants})
+    write_tensors(file, tensors, {"stages": about})
+
+
+def read_stages(file: Path) -> list[Stage]:
+    """The pool that :func:`write_stages` wrote."""
+    tensors, about = read_tensors(file)
+    pool = []
+    for index, stage in enumerate(about["stages"]):
+        prefix = f"{index}/weights/"
+        weights = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+        slots: list[Slot] = [
+            tuple(tensors.get(f"{index}/slots/{place}/{part}", x) for part, x in enumerate(slot))
+            for place, slot in enumerate(stage["slots"])
+        ]
+        pool.append(Stage(stage["step"], weights, slots, StudentState(*stage["state"])))
+    return pool

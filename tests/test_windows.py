@@ -1,0 +1,486 @@
+"""Teaching by windows: gradients against plain autograd, expected BLEU by brute force, resume to the bit."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+from toy_translator import COUNTS, DEV, VOCABULARY, Batches, Toy, batch_of
+
+import l2t
+from l2t.files import write_whole
+from l2t.teacher import AnyTeacher
+from l2t.translation.expected_bleu import (
+    END,
+    expected_bleu,
+    log_probabilities,
+    sampled,
+    score_function,
+    sentence_bleu,
+)
+from l2t.translation.token_teacher import TokenTeacher
+from l2t.translation.windows import (
+    Stage,
+    WindowRecipe,
+    _Windows,
+    advance,
+    fresh,
+    make_pool,
+    measured,
+    read_stages,
+    teach_translator,
+    window,
+    write_stages,
+)
+
+DOUBLE = {"dtype": torch.float64}
+SMALL = {
+    "run_steps": 12,
+    "steps": 3,
+    "lr": 0.05,
+    "lr_warmup": 2,
+    "stages": 3,
+    "refresh": 2,
+    "updates": 5,
+    "students": 2,
+    "dev_batches": 2,
+    "guard_window": 2,
+}
+
+
+def teacher_of(seed: int = 1, **settings) -> TokenTeacher:
+    """A teacher whose numbers are all other than zero."""
+    teacher = TokenTeacher(COUNTS, slots=2, hats=3, **settings)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, **DOUBLE))
+    return teacher
+
+
+def student_of(seed: int = 0, dropout: float = 0.0, double: bool = True) -> Toy:
+    torch.manual_seed(seed)
+    student = Toy(dropout=dropout)
+    return student.double() if double else student
+
+
+def stage_of(student: Toy, recipe: WindowRecipe, teacher: TokenTeacher) -> Stage:
+    """A student that has taken four steps."""
+    batches = [batch_of(100 + index) for index in range(4)]
+    return advance(student, fresh(student, recipe, VOCABULARY), teacher, batches, recipe, seed=3)
+
+
+# ---- windows
+
+
+def by_autograd(teacher, student, stage, batches, dev, recipe) -> tuple[Tensor, Tensor]:
+    """The measure after a window and its gradient, with the whole run in one graph of plain formulas."""
+    names = [name for name, _ in student.named_parameters()]
+    weights = {name: stage.weights[name].clone().requires_grad_() for name in names}
+    slots = [list(slot) for slot in stage.slots]
+    loss_mean, accuracy = stage.state.train_loss, stage.state.train_accuracy
+
+    def logits(weights, batch):
+        hidden = functional_call(student, weights, (batch.source, batch.target_in))
+        return F.linear(hidden, weights["head"], weights["head_bias"])
+
+    for index, batch in enumerate(batches):
+        at = stage.step + index
+        z, kept = logits(weights, batch), batch.target_out != -100
+        rows, target = z[kept].log_softmax(-1), batch.target_out[kept]
+        weight, _, scale = teacher(l2t.StudentState(at / recipe.run_steps, loss_mean, accuracy))
+        loss = -(scale[target] * (weight.dense()[target] * rows).sum(-1)).mean()
+        own = rows.detach().gather(-1, target[:, None])[:, 0]
+        loss_mean = 0.9 * loss_mean - 0.1 * own.mean().item()
+        accuracy = 0.9 * accuracy + 0.1 * own.exp().mean().item()
+        grads = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+        norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
+        factor = (recipe.clip_norm / (norm + 1e-6)).clamp(max=1.0) if recipe.clip_norm else 1.0
+        lr = recipe.lr * min(1.0, (at + 1) / recipe.lr_warmup) * (1 - at / recipe.run_steps)
+        for name, g, slot in zip(names, grads, slots, strict=True):
+            if recipe.optimizer == "sgd":
+                slot[0] = recipe.momentum * slot[0] + factor * g
+                weights[name] = weights[name] - lr * slot[0]
+            else:
+                b1, b2 = recipe.lr_betas
+                m, v, k = (
+                    b1 * slot[0] + (1 - b1) * factor * g,
+                    b2 * slot[1] + (1 - b2) * (factor * g) ** 2,
+                    slot[2] + 1,
+                )
+                slot[:] = m, v, k
+                weights[name] = weights[name] - lr / (1 - b1**k) * m / ((v / (1 - b2**k)).sqrt() + 1e-8)
+    rows = torch.cat([logits(weights, batch).flatten(0, 1) for batch in dev])
+    target = torch.cat([batch.target_out.flatten() for batch in dev])
+    measure = F.cross_entropy(rows, target)
+    grads = torch.autograd.grad(measure, list(teacher.parameters()))
+    return measure.detach(), torch.cat([g.flatten() for g in grads])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("clip_norm", [None, 0.3])
+def test_the_gradient_of_a_window_is_that_of_autograd_through_all_of_it(optimizer, clip_norm):
+    recipe = WindowRecipe(**SMALL | {"optimizer": optimizer, "clip_norm": clip_norm})
+    teacher, student = teacher_of(**DOUBLE), student_of()
+    stage = stage_of(student, recipe, teacher)
+    batches = [batch_of(200 + index) for index in range(3)]
+    found = window(teacher, student, stage, batches, DEV, recipe, seed=0)
+    measure, gradient = by_autograd(teacher, student, stage, batches, DEV, recipe)
+    assert found.after == pytest.approx(float(measure), rel=1e-12)
+    torch.testing.assert_close(found.gradient, gradient, rtol=1e-9, atol=1e-12)
+    assert gradient.abs().max() > 1e-6
+    assert len(found.adjoint_norms) == 4
+    assert all(x.grad is None for x in teacher.parameters())
+
+
+def test_with_dropout_the_gradient_is_that_of_differences_whatever_is_remembered():
+    teacher, student = teacher_of(**DOUBLE), student_of(dropout=0.3)
+    batches = [batch_of(200 + index) for index in range(3)]
+    recipe = WindowRecipe(**SMALL)
+    stage = stage_of(student, recipe, teacher)
+    direction = torch.randn(
+        sum(x.numel() for x in teacher.parameters()), generator=torch.Generator().manual_seed(5), **DOUBLE
+    )
+
+    def after(share: float) -> float:
+        moved = copy.deepcopy(teacher)
+        parts = direction.split([x.numel() for x in moved.parameters()])
+        with torch.no_grad():
+            for x, part in zip(moved.parameters(), parts, strict=True):
+                x.add_(share * part.reshape(x.shape))
+        return window(moved, student, stage, batches, DEV, recipe, seed=7).after
+
+    slope = (after(1e-5) - after(-1e-5)) / 2e-5
+    found = window(teacher, student, stage, batches, DEV, recipe, seed=7)
+    assert float(found.gradient @ direction) == pytest.approx(slope, rel=1e-5)
+    for plan in ({"schedule": "every", "memory": None}, {"curvature": "reverse"}):
+        again = window(teacher, student, stage, batches, DEV, WindowRecipe(**SMALL | plan), seed=7)
+        assert torch.equal(again.gradient, found.gradient)
+    assert window(teacher, student, stage, batches, DEV, recipe, seed=8).after != found.after
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_training_on_takes_the_steps_of_a_window_and_those_of_torch(optimizer):
+    recipe = WindowRecipe(**SMALL | {"optimizer": optimizer})
+    teacher, student = teacher_of(**DOUBLE), student_of(dropout=0.3)
+    stage = stage_of(student, recipe, teacher)
+    batches = [batch_of(200 + index) for index in range(3)]
+    found = window(teacher, student, stage, batches, DEV, recipe, seed=0)
+    end = advance(student, stage, teacher, batches, recipe, l2t.students.seed_of(0, 2))
+    student.load_state_dict(end.weights)
+    assert float(measured(student, DEV, "cross-entropy").detach()) == found.after
+    assert end.step == 7
+
+    student = student_of()  # without dropout, by torch's own optimiser, from the start
+    start = fresh(student, recipe, VOCABULARY)
+    mine = advance(student, start, teacher, batches, recipe, seed=0)
+    student.load_state_dict(start.weights)
+    kind = torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam
+    other = kind(student.parameters(), 1.0, **({"momentum": 0.9} if optimizer == "sgd" else {}))
+    tracker = l2t.translation.token_teacher.TokenTracker(VOCABULARY, recipe.run_steps)
+    for step, batch in enumerate(batches):
+        given = (student(batch.source, batch.target_in), student.head, student.head_bias, batch.target_out)
+        other.zero_grad()
+        teacher.fixed().loss(*given, tracker.state(step)).backward()
+        tracker.update(step, *given)
+        torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.clip_norm)
+        other.param_groups[0]["lr"] = recipe.rate(step)
+        other.step()
+    for name, value in student.state_dict().items():
+        torch.testing.assert_close(mine.weights[name], value, rtol=1e-12, atol=1e-14)
+
+
+def test_a_pool_has_a_state_of_every_stretch_of_the_run_and_a_file_brings_it_back(tmp_path):
+    recipe = WindowRecipe(**SMALL | {"run_steps": 30, "stages": 4})
+    pool, end = make_pool(student_of(), teacher_of(**DOUBLE), Batches(0), recipe, seed=1)
+    steps = [stage.step for stage in pool]
+    assert all(7 * i <= step <= 7 * (i + 1) for i, step in enumerate(steps))
+    assert end.step == 30
+    assert steps != [
+        s.step for s in make_pool(student_of(), teacher_of(**DOUBLE), Batches(0), recipe, seed=2)[0]
+    ]
+    # One run, not several: the last is what comes of the first by the same batches, without dropout.
+    batches = [Batches(0)[step] for step in range(steps[0], 30)]
+    straight = advance(student_of(), pool[0], teacher_of(**DOUBLE), batches, recipe, seed=0)
+    assert all(torch.equal(x, straight.weights[name]) for name, x in end.weights.items())
+    write_stages(tmp_path / "pool.safetensors", pool)
+    again = read_stages(tmp_path / "pool.safetensors")
+    for one, other in zip(pool, again, strict=True):
+        assert (one.step, one.state) == (other.step, other.state)
+        assert all(torch.equal(x, other.weights[name]) for name, x in one.weights.items())
+        for slot, same in zip(one.slots, other.slots, strict=True):
+            assert all(
+                torch.equal(x, y) if isinstance(x, Tensor) else x == y
+                for x, y in zip(slot, same, strict=True)
+            )
+
+
+@pytest.mark.parametrize(("measure", "of"), [
+    ("cross-entropy", lambda p: -p.log()),
+    ("expected-error", lambda p: 1 - p),
+])  # fmt: skip
+def test_measures_are_means_over_all_tokens_without_dropout(measure, of):
+    student = student_of(dropout=0.5)
+    values = []
+    for batch in DEV:
+        hidden = student.eval()(batch.source, batch.target_in)
+        p = F.linear(hidden, student.head, student.head_bias).softmax(-1)
+        values += [
+            of(p[i, j, batch.target_out[i, j]]) for i, j in (batch.target_out != -100).nonzero().tolist()
+        ]
+    student.train()
+    torch.testing.assert_close(measured(student, DEV, measure), torch.stack(values).mean())
+    assert student.training
+
+
+# ---- expected BLEU
+
+
+def test_sentence_bleu_is_that_of_sacrebleu():
+    sacrebleu = pytest.importorskip("sacrebleu")
+    known = sacrebleu.BLEU(smooth_method="add-k", smooth_value=1, tokenize="none", effective_order=False)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        lengths = torch.randint(4, 9, (2,), generator=generator).tolist()
+        ours, theirs = (torch.randint(4, 9, (n,), generator=generator).tolist() for n in lengths)
+        text = [" ".join(map(str, ids)) for ids in (ours, theirs)]
+        expected = known.sentence_score(text[0], [text[1]]).score / 100
+        if set(ours) & set(theirs):
+            assert sentence_bleu(ours, theirs) == pytest.approx(expected, abs=1e-9)
+    assert sentence_bleu([5, 6], [7]) == sentence_bleu([], [7]) == 0.0
+
+
+def every_translation(vocabulary: int, longest: int) -> Tensor:
+    """All sequences that end or are as long as allowed, padded with -100."""
+    rows = []
+    for length in range(1, longest + 1):
+        for ids in itertools.product(range(vocabulary), repeat=length):
+            if END not in ids[:-1] and (ids[-1] == END or length == longest):
+                rows.append([*ids, *[-100] * (longest - length)])
+    return torch.tensor(rows)
+
+
+def brute_force(student: Toy, source: Tensor, reference: list[int], longest: int):
+    """Every translation's probability and BLEU, the expected BLEU and its gradient."""
+    rows = every_translation(len(student.head), longest)
+    state = student.encode(source)
+    log_p = []
+    for row in rows.tolist():
+        total, token = 0.0, torch.tensor([2])
+        for now in row:
+            if now == -100:
+                break
+            logits, _ = student.step(state, token)
+            total = total + logits.log_softmax(-1)[0, now]
+            token = torch.tensor([now])
+        log_p.append(total)
+    log_p = torch.stack(log_p)
+    rewards = torch.tensor(
+        [sentence_bleu([x for x in row if x not in (-100, END)], reference) for row in rows.tolist()],
+        **DOUBLE,
+    )
+    value = (log_p.exp() * rewards).sum()
+    gradient = torch.autograd.grad(value, student.head, retain_graph=True)[0]
+    return rows, log_p, rewards, value.detach(), gradient
+
+
+def small_student() -> Toy:
+    torch.manual_seed(4)
+    return Toy(vocabulary=5, dim=3).double()
+
+
+def test_the_score_function_gradient_is_right_on_the_average_over_all_samples():
+    student, source = small_student(), torch.tensor([[4, 1]])
+    rows, log_p, rewards, value, gradient = brute_force(student, source, [4, 1], longest=2)
+    assert log_p.exp().sum().item() == pytest.approx(1.0)
+    found = log_probabilities(student, source.expand(len(rows), -1), rows)
+    torch.testing.assert_close(found, log_p)
+    # All pairs of samples, each as often as it is drawn.
+    first, second = (x.flatten() for x in torch.meshgrid(*[torch.arange(len(rows))] * 2, indexing="ij"))
+    pairs = torch.stack([first, second], 1)
+    often = log_p.detach().exp()[pairs].prod(1)
+    estimate = (often * score_function(rewards[pairs], found[pairs])).sum()
+    assert estimate.item() == pytest.approx(value.item())
+    torch.testing.assert_close(torch.autograd.grad(estimate, student.head)[0], gradient)
+    assert gradient.abs().max() > 1e-3
+
+
+def test_sampled_translations_give_expected_bleu_and_its_gradient():
+    student, source = small_student(), torch.tensor([[4, 1]])
+    *_, value, gradient = brute_force(student, source, [4, 1], longest=3)
+    torch.manual_seed(0)
+    target_out = torch.tensor([[4, 1, END]])
+    estimate = expected_bleu(student, source, target_out, samples=20_000, longest=3)
+    assert estimate.item() == pytest.approx(value.item(), abs=0.01)
+    found = torch.autograd.grad(estimate.sum(), student.head)[0]
+    assert (found - gradient).norm() < 0.1 * gradient.norm()
+
+
+def test_samples_end_once_and_come_from_the_seed():
+    student, batch = student_of(), batch_of(0)
+    torch.manual_seed(1)
+    one = sampled(student, batch.source, 3, longest=6)
+    torch.manual_seed(1)
+    assert torch.equal(one, sampled(student, batch.source, 3, longest=6))
+    assert len(one) == 12
+    for row in one.tolist():
+        ended = row.index(END) if END in row else len(row) - 1
+        assert -100 not in row[: ended + 1]
+        assert set(row[ended + 1 :]) <= {-100}
+
+
+def test_a_window_lowers_expected_bleu_by_its_own_gradient():
+    recipe = WindowRecipe(**SMALL | {"measure": "expected-bleu", "samples": 3})
+    teacher, student = teacher_of(**DOUBLE), student_of()
+    stage = stage_of(student, recipe, teacher)
+    batches = [batch_of(200 + index) for index in range(3)]
+    one, other = (window(teacher, student, stage, batches, DEV, recipe, seed=s) for s in (0, 0))
+    assert torch.equal(one.gradient, other.gradient)
+    assert one.gradient.isfinite().all()
+    assert one.gradient.norm() > 0
+    assert 0.0 < one.after < 1.0
+
+
+# ---- the whole
+
+
+def taught(directory=None, **more):
+    given = {"recipe": WindowRecipe(**SMALL), "progress": False, "seed": 4, "directory": directory} | more
+    teacher = TokenTeacher(COUNTS, slots=2, hats=3)
+    return teach_translator(teacher, lambda: Toy(dropout=0.1), Batches, DEV, **given)
+
+
+def same(one, other) -> bool:
+    def without_seconds(history):
+        plain = json.loads(json.dumps(history))
+        plain.pop("seconds")
+        for row in plain["updates"]:
+            row.pop("students_per_second")
+        return plain
+
+    weights = zip(one.teacher.parameters(), other.teacher.parameters(), strict=True)
+    return without_seconds(one.history) == without_seconds(other.history) and all(
+        torch.equal(x, y) for x, y in weights
+    )
+
+
+def test_a_run_is_the_same_to_the_bit_broken_off_anywhere_and_its_history_says_what_was(
+    tmp_path, monkeypatch
+):
+    whole = taught(tmp_path / "whole", guard=False)
+    rows = whole.history["updates"]
+    assert len(rows) == 5
+    assert all(len(row["before"]) == len(row["after"]) == len(row["steps"]) == 2 for row in rows)
+    assert [row["update"] for row in whole.history["pools"]] == [0, 2, 4]
+    assert all(len(row["measure"]) == 4 for row in whole.history["pools"])
+    assert same(whole, taught(guard=False))
+    other = taught(guard=False, seed=5, recipe=WindowRecipe(**SMALL | {"updates": 1}))
+    assert other.history["updates"][0]["after"] != rows[0]["after"]
+    commit, refill = _Windows._commit, _Windows._refill
+
+    def stop(at, where):
+        def raising(self):
+            if self.update == at and where == "before the commit":
+                raise KeyboardInterrupt
+            (commit if where != "in a pool" else refill)(self)
+            if self.update == at:
+                raise KeyboardInterrupt
+
+        return raising
+
+    for at, where in ((1, "before the commit"), (2, "in a pool"), (3, "after")):
+        with monkeypatch.context() as patch:
+            patch.setattr(_Windows, "_refill" if where == "in a pool" else "_commit", stop(at, where))
+            with pytest.raises(KeyboardInterrupt):
+                taught(tmp_path / "parts", guard=False, resume=True)
+    parts = taught(tmp_path / "parts", guard=False, resume=True)
+    assert same(whole, parts)
+    again = AnyTeacher.load(tmp_path / "parts")
+    assert all(torch.equal(x, y) for x, y in zip(again.parameters(), whole.teacher.parameters(), strict=True))
+    assert json.loads((tmp_path / "parts" / "history.json").read_text()) == parts.history
+    assert len(list((tmp_path / "parts").glob("pool-*.safetensors"))) == 1
+
+
+def test_with_a_guard_what_was_taught_is_tried_against_the_start(tmp_path, capsys):
+    result = taught(tmp_path, recipe=WindowRecipe(**SMALL | {"teacher_lr": 1e-6}))
+    trial = result.history["trial"]
+    assert "neutral" in trial["measure"]
+    assert all(len(values) == 3 for values in trial["measure"].values())
+    means = {name: sum(values) / 3 for name, values in trial["measure"].items()}
+    assert trial["chosen"] in means
+    assert same(result, taught(tmp_path, recipe=WindowRecipe(**SMALL | {"teacher_lr": 1e-6}), resume=True))
+
+    class Worse(_Windows):
+        def _finish(self):
+            bad = {name: 9.0 * torch.ones_like(x) for name, x in self.start.named_parameters()}
+            self._try({"good": bad})
+
+    recipe = WindowRecipe(**SMALL | {"updates": 1})
+    run = Worse(TokenTeacher(COUNTS, slots=2), Toy, Batches, DEV, recipe, 0, None, True, False)
+    run.run(resume=False)
+    assert run.history["trial"]["chosen"] == "neutral"
+    assert all(bool((x == 0).all()) for name, x in run.teacher.named_parameters() if name != "keys")
+    assert "windows from the last pool do not end lower under what was taught" in capsys.readouterr().err
+
+
+def test_teaching_lowers_the_measure():
+    recipe = WindowRecipe(**SMALL | {"updates": 8, "refresh": 100, "teacher_lr": 0.4})
+    result = teach_translator(
+        TokenTeacher(COUNTS, slots=1, smoothing=0.5),
+        Toy,
+        Batches,
+        DEV,
+        recipe=recipe,
+        guard=False,
+        progress=False,
+    )
+    start = TokenTeacher(COUNTS, slots=1, smoothing=0.5)
+    after: list[float] = []
+    for teacher in (start, result.teacher):
+        student = student_of(double=False)
+        _, end = make_pool(student, teacher, Batches(77), recipe, seed=0)
+        student.load_state_dict(end.weights)
+        after.append(float(measured(student, DEV, "cross-entropy").detach()))
+    assert after[1] < after[0] - 0.01
+
+
+def test_another_run_in_the_directory_is_refused(tmp_path):
+    recipe = WindowRecipe(**SMALL | {"updates": 1})
+    taught(tmp_path, recipe=recipe, guard=False)
+    with pytest.raises(ValueError, match="directory must hold no run"):
+        taught(tmp_path, recipe=recipe, guard=False)
+    with pytest.raises(ValueError, match="got different seed"):
+        taught(tmp_path, recipe=recipe, guard=False, resume=True, seed=9)
+    write_whole(tmp_path / ".pool-000000.safetensors.1.part", b"cut short")
+    taught(tmp_path, recipe=recipe, guard=False, resume=True)
+    assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize(("settings", "sentence"), [
+    ({"steps": 0}, r"l2t.WindowRecipe: steps must be an integer of 1 or more, got 0"),
+    ({"steps": 40, "run_steps": 30}, r"l2t.WindowRecipe: steps must be at most run_steps=30, got 40"),
+    ({"samples": 1}, r"l2t.WindowRecipe: samples must be an integer of 2 or more, got 1"),
+    ({"optimizer": "lion"}, r"l2t.WindowRecipe: optimizer must be one of adam, sgd, got 'lion'"),
+    ({"measure": "bleu"}, r"l2t.WindowRecipe: measure must be one of cross-entropy, expected-error, exp"),
+    ({"clip_norm": 0.0}, r"l2t.WindowRecipe: clip_norm must be a number in \(0"),
+    ({"lr": math.inf}, r"l2t.WindowRecipe: lr must be a number in"),
+    ({"updates": 0}, r"l2t.WindowRecipe: updates must be an integer of 1 or more"),
+    ({"averaging": "mode"}, r"l2t.WindowRecipe: averaging must be one of mean, median"),
+])  # fmt: skip
+def test_a_recipe_that_makes_no_sense_is_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        WindowRecipe(**settings)
+
+
+def test_what_does_not_fit_together_is_refused():
+    with pytest.raises(ValueError, match=r"dev must be one or more batches, got none"):
+        teach_translator(TokenTeacher(COUNTS), Toy, Batches, [])
+    with pytest.raises(ValueError, match=r"student must have a head of the teacher's 9 tokens, got one of 5"):
+        teach_translator(TokenTeacher(COUNTS), lambda: Toy(vocabulary=5), Batches, DEV)

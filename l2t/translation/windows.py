@@ -92,15 +92,15 @@ class WindowRecipe(Rules):
         >>> WindowRecipe(**recipe.to_json()) == recipe
         True
         >>> [round(recipe.rate(step) / recipe.lr, 4) for step in (0, 199, 200, 399)]
-        [0.005, 0.5025, 0.5, 0.0025]
+        [0.005, 1.0, 1.0, 0.005]
     """
 
-    run_steps: int = 3000
+    run_steps: int = 3300
     steps: int = 50
     optimizer: str = "adam"
-    lr: float = 0.002
+    lr: float = 0.003
     lr_warmup: int = 200
-    lr_betas: tuple[float, float] = (0.9, 0.999)
+    lr_betas: tuple[float, float] = (0.9, 0.98)
     momentum: float = 0.9
     clip_norm: float | None = 1.0
     measure: str = "cross-entropy"
@@ -132,8 +132,9 @@ class WindowRecipe(Rules):
 
     def rate(self, step: int) -> float:
         """The students' learning rate at a step of the whole run."""
-        rise = (step + 1) / max(1, self.lr_warmup)
-        return self.lr * min(1.0, rise) * (1.0 - step / self.run_steps)
+        if step < self.lr_warmup:
+            return self.lr * (step + 1) / self.lr_warmup
+        return self.lr * (self.run_steps - step) / max(1, self.run_steps - self.lr_warmup)
 
     def student_optimizer(self, first: int = 0) -> SGD | Adam:
         """The students' optimiser, whose step 0 is the step ``first`` of the whole run."""

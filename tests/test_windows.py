@@ -17,8 +17,8 @@ from toy_translator import COUNTS, DEV, VOCABULARY, Batches, Toy, batch_of
 import l2t
 from l2t.files import write_whole
 from l2t.teacher import AnyTeacher
+from l2t.translation.batches import END
 from l2t.translation.expected_bleu import (
-    END,
     expected_bleu,
     log_probabilities,
     sampled,

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from l2t.translation.batches import Batch
+
 VOCABULARY = 9
 COUNTS = torch.tensor([0, 1, 0, 40, 30, 12, 9, 4, 2])
-
-
-class Batch(NamedTuple):
-    source: Tensor
-    target_in: Tensor
-    target_out: Tensor
 
 
 class Toy(nn.Module):

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from l2t.linear import dynamic_linear_loss
-from l2t.translation.token_teacher import PADDING
+from l2t.translation.batches import BEGIN, END, IGNORE
 
-BEGIN, END = 2, 3
 ORDER = 4  # of the longest n-grams
 
 
@@ -65,7 +64,7 @@ def sampled(student: Any, source: Tensor, samples: int, longest: int) -> Tensor:
     while len(columns) < longest and not bool(ended.all()):
         logits, state = student.step(state, token)
         token = torch.multinomial(logits.softmax(-1), 1)[:, 0]
-        columns.append(token.masked_fill(ended, PADDING))
+        columns.append(token.masked_fill(ended, IGNORE))
         ended = ended | (token == END)
     return torch.stack(columns, 1)
 
@@ -128,4 +127,4 @@ def expected_bleu(
 
 
 def _words(row: list[int]) -> list[int]:
-    return [token for token in row if token not in (END, PADDING)]
+    return [token for token in row if token not in (END, IGNORE)]

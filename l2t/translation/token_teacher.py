@@ -24,12 +24,10 @@ from torch import Tensor
 from l2t import check
 from l2t.linear import dynamic_linear_loss
 from l2t.teacher import LINKS, AttentiveTeacher, Coefficients, StudentState, mixed, slope
+from l2t.translation.batches import IGNORE
 from l2t.weight import LowRank
 
 KINDS = ("shared", "diagonal", "low-rank")
-PADDING = -100
-"""The target of what is no token."""
-
 TokenLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor, StudentState], Tensor]
 """The mean loss of tokens: of hidden (B, T, D), head (V, D), its bias, targets (B, T) and the state."""
 
@@ -245,7 +243,7 @@ class TokenTeacher(AttentiveTeacher):
             head_bias=head_bias,
             link=self.link,
             sample_weight=sample_weight,
-            ignore_index=PADDING,
+            ignore_index=IGNORE,
         )
 
     def fixed(self) -> TokenTeacher:
@@ -322,7 +320,7 @@ class TokenTracker:
         """Record what the batch of ``step`` showed; a step that is run again shows nothing new."""
         if len(self.states) != step - self.first + 1:
             return
-        tokens = (target != PADDING).flatten().nonzero()[:, 0]
+        tokens = (target != IGNORE).flatten().nonzero()[:, 0]
         tokens = tokens[:: max(1, -(-len(tokens) // _TRACKED))]
         losses = dynamic_linear_loss(
             hidden.reshape(-1, hidden.shape[-1])[tokens],

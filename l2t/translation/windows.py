@@ -8,9 +8,6 @@
     update    the windows of all stages are clipped, averaged, and Adam takes a step: the outer loop of
               l2t.teach, with its guard, average, checkpoints and history
 
-A translator is a module with ``forward(source, target_in) -> hidden (B, T, D)``, ``head`` (V, D),
-``head_bias`` (V,) or None, and for expected BLEU ``encode(source)`` and ``step(state, token)``.
-
 Not here: what the teacher sets (token_teacher.py), and translators that are to be compared (course.py).
 """
 
@@ -35,28 +32,18 @@ from l2t.students import Make, seed_of, seeded
 from l2t.tape import Student
 from l2t.teach import Episode, Outer, Rules, threads
 from l2t.teacher import StudentState
+from l2t.translation.batches import IGNORE, Batch
 from l2t.translation.expected_bleu import expected_bleu, token_losses
-from l2t.translation.token_teacher import PADDING, TokenTeacher, TokenTracker
+from l2t.translation.token_teacher import TokenTeacher, TokenTracker
 from l2t.unroll import unroll
 
 OPTIMIZERS = ("adam", "sgd")
 
 
-class Batch(Protocol):
-    """Sentence pairs: source (B, S), what stands before each target token and the targets, (B, T), int64."""
-
-    @property
-    def source(self) -> Tensor: ...
-    @property
-    def target_in(self) -> Tensor: ...
-    @property
-    def target_out(self) -> Tensor: ...
-
-
 class Indexed(Protocol):
     """The batches of a course: ``batches[k]`` is the k-th, without end."""
 
-    def __getitem__(self, index: int, /) -> Any: ...
+    def __getitem__(self, index: int, /) -> Batch: ...
 
 
 MakeBatches = Callable[[int], Indexed]
@@ -148,12 +135,12 @@ class WindowRecipe(Rules):
 
 
 def _token_errors(student: Any, batch: Batch, _: int) -> tuple[Tensor, int]:
-    losses = token_losses(student, *_fields(batch))
+    losses = token_losses(student, *batch)
     return (1.0 - torch.exp(-losses)).sum(), _tokens(batch)  # exp(-0) of padding is 1
 
 
 def _cross_entropies(student: Any, batch: Batch, _: int) -> tuple[Tensor, int]:
-    return token_losses(student, *_fields(batch)).sum(), _tokens(batch)
+    return token_losses(student, *batch).sum(), _tokens(batch)
 
 
 def _lost_bleu(student: Any, batch: Batch, samples: int) -> tuple[Tensor, int]:
@@ -162,12 +149,8 @@ def _lost_bleu(student: Any, batch: Batch, samples: int) -> tuple[Tensor, int]:
     return (1.0 - found).sum(), len(batch.source)
 
 
-def _fields(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    return batch.source, batch.target_in, batch.target_out
-
-
 def _tokens(batch: Batch) -> int:
-    return int((batch.target_out != PADDING).sum())
+    return int((batch.target_out != IGNORE).sum())
 
 
 MEASURES: dict[str, Callable[[Any, Batch, int], tuple[Tensor, int]]] = {
@@ -575,7 +558,7 @@ class _Windows(Outer):
     def _identity(self) -> dict[str, Any]:
         digest = hashlib.sha256()
         for batch in (*self.dev, self.batches(self.seed)[0]):
-            for tensor in _fields(batch):
+            for tensor in batch:
                 digest.update(f"{tuple(tensor.shape)}".encode() + tensor.cpu().contiguous().numpy().tobytes())
         for name, value in (*self.start.named_parameters(), *self.student.named_parameters()):
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())

@@ -176,10 +176,10 @@ def corpus_tool_missing(tool: str, packages: Sequence[str], folder: Path) -> Fil
     )
 
 
-def missing_package(user: str, package: str) -> ImportError:
+def missing_package(user: str, package: str, extra: str = "tasks") -> ImportError:
     """An optional package is not installed."""
     return ImportError(
-        f"l2t.{user}: the package {package} must be installed, got none. Run: pip install 'l2t[tasks]'."
+        f"l2t.{user}: the package {package} must be installed, got none. Run: pip install 'l2t[{extra}]'."
     )
 
 
@@ -1981,4 +1981,100 @@ def translation_batches(sources: int, targets: int, tokens: int) -> None:
     if tokens < 1:
         raise ValueError(
             f"l2t.translation: tokens must be 1 or more, got {tokens}. Give the padded target tokens of a batch."
+        )
+
+
+# ---- translation: vocabulary, search, scores, course -----------------------------------------------------------------
+
+
+def vocabulary_bytes(count: int) -> ValueError:
+    """Bytes that sentencepiece does not know."""
+    return ValueError(
+        f"l2t.Vocabulary: model must be a sentencepiece model, got {count} bytes of something else. Take what was saved."
+    )
+
+
+def vocabulary_ids(found: Sequence[int], wanted: Sequence[int]) -> None:
+    """A model of somebody else may have other ids."""
+    if list(found) != list(wanted):
+        raise ValueError(
+            f"l2t.Vocabulary: the ids of padding, unknown, begin and end must be {list(wanted)}, got {list(found)}. "
+            "Train the model with these."
+        )
+
+
+def vocabulary_size(size: int, error: Exception) -> ValueError:
+    """Sentences that do not give so many pieces."""
+    said = str(error).replace("\n", " ").strip()
+    return ValueError(
+        f"l2t.Vocabulary: size must be a number of pieces that the sentences give, got {size}. Take another; "
+        f"sentencepiece says: {said}."
+    )
+
+
+def search_sizes(width: int, longest: int, penalty: float) -> None:
+    """The sizes of a search for translations."""
+    if width < 1 or longest < 1:
+        raise ValueError(
+            f"l2t.translation: width and length must be 1 or more, got {width} and {longest}. A width of 1 is greedy."
+        )
+    if not penalty >= 0:
+        raise ValueError(f"l2t.translation: penalty must be 0 or more, got {penalty}. Take 1, or 0 for none.")
+
+
+def score_sentences(hypotheses: int, references: int) -> None:
+    """Translations and references of the same sentences."""
+    if not references or hypotheses != references:
+        raise ValueError(
+            f"l2t.translation: translations must be as many as references, and some, got {hypotheses} for {references}. "
+            "Give one for each sentence."
+        )
+
+
+def translator_there(directory: Path, there: bool) -> None:
+    """A folder of a trained translator."""
+    if not there:
+        raise FileNotFoundError(
+            f"l2t.translation: {directory} must hold a trained translator, got none. Run: l2t train translation --out "
+            f"{directory}."
+        )
+
+
+def translator_fits(directory: Path, vocab: int, rows: int) -> None:
+    """Weights and vocabulary of one translator."""
+    if vocab != rows:
+        raise ValueError(
+            f"l2t.translation: the vocabulary in {directory} must have the {rows} pieces of the weights, got {vocab}. "
+            "Put back the file that was saved with them."
+        )
+
+
+def course_may_start(directory: Path, resume: bool) -> None:
+    """A folder with a course in it."""
+    if not resume:
+        raise ValueError(
+            f"l2t.translation: directory must hold no course, got {str(directory)!r} with one. "
+            "Go on with resume=True (--resume), or choose another folder."
+        )
+
+
+def course_is_the_same(directory: Path, differing: Sequence[str]) -> None:
+    """The course in a folder is another one than that which was asked for."""
+    if differing:
+        raise ValueError(
+            f"l2t.translation: the course in {str(directory)!r} must have been started with the same arguments, got "
+            f"different {', '.join(differing)}. Resume with those of the start, or choose another folder."
+        )
+
+
+def course_loss(value: object, step: int) -> None:
+    """What a loss of tokens returns."""
+    if not isinstance(value, Tensor) or value.dim():
+        raise TypeError(
+            f"l2t.translation: loss must return a 0-dim tensor, got {_described(value)} at step {step}. Return the mean "
+            "over tokens."
+        )
+    if not value.isfinite():
+        raise ValueError(
+            f"l2t.translation: the loss must be finite, got {float(value)} at step {step}. Take a smaller lr."
         )

@@ -1,0 +1,375 @@
+"""The training of one translator by any loss: Adam, a warm-up and a falling rate, checkpoints, what it comes to.
+
+    step k:  batch k of the seed -> hidden -> loss(hidden, head, head_bias, target, state) -> clip -> Adam
+
+The state is that of token_teacher.py's tracker, so a taught loss sees here what it saw while it was taught.
+Everything random follows from (seed, step), so a course that was broken off goes on with the same bits from its
+last checkpoint: one safetensors file with weights, moments, state and history. A trained translator is a folder:
+weights, vocabulary and config.json.
+
+Not here: how losses are taught (windows.py) and compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from l2t import check
+from l2t.files import read_tensors, write_json, write_tensors
+from l2t.linear import dynamic_linear_loss
+from l2t.students import seed_of, seeded
+from l2t.teach import threads
+from l2t.teacher import StudentState
+from l2t.translation.batches import IGNORE, Batches, Encoded
+from l2t.translation.corpus import Corpus
+from l2t.translation.decode import translate_ids
+from l2t.translation.networks import LSTMTranslator, TransformerTranslator, Translator
+from l2t.translation.scores import fit
+from l2t.translation.token_teacher import TokenLoss, TokenTracker
+from l2t.translation.vocabulary import Vocabulary
+from l2t.weight import LowRank
+
+STUDENTS = ("lstm", "lstm-2", "transformer")
+_CHECKPOINT = "checkpoint.safetensors"
+_WEIGHTS = "translator.safetensors"
+_VOCABULARY = "vocabulary.model"
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """How a translator is trained: numbers and names only, JSON-able.
+
+    Args:
+        student: ``"lstm"``, ``"lstm-2"`` (of two layers) or ``"transformer"`` (of two layers).
+        steps: batches T.
+        lr: rate of Adam at its highest; None is 0.003 for an LSTM and 0.002 for a Transformer.
+        warmup: steps over which the rate rises along a line; then it falls along one, to zero after the last.
+        tokens: budget of padded target tokens a batch.
+        betas: of Adam.
+        clip: largest norm of a gradient.
+        dropout: of the student.
+        dim: size of the student; None is 192 for an LSTM and 128 for a Transformer.
+        seed: of start weights, batches and dropout.
+        save_every: steps between checkpoints, at which the dev set is looked at.
+        threads: torch threads; bits depend on them. None leaves the setting alone.
+
+    Raises:
+        ValueError: a setting that makes no sense.
+
+    Example:
+        >>> from l2t.translation.course import Course
+        >>> course = Course("transformer", steps=1000)
+        >>> course.rate(0), course.rate(199), course.rate(999)
+        (1e-05, 0.002, 2.5e-06)
+    """
+
+    student: str = "lstm"
+    steps: int = 3300
+    lr: float | None = None
+    warmup: int = 200
+    tokens: int = 1000
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0
+    dropout: float = 0.1
+    dim: int | None = None
+    seed: int = 0
+    save_every: int = 500
+    threads: int | None = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, before any work is done."""
+        check.known("translation", "student", self.student, STUDENTS)
+        for name in ("steps", "tokens", "save_every"):
+            check.recipe_count(name, getattr(self, name), 1)
+        check.recipe_count("warmup", self.warmup, 0)
+        if self.threads is not None:
+            check.recipe_count("threads", self.threads, 1)
+        if self.lr is not None:
+            check.recipe_number("lr", self.lr, 0.0, float("inf"), open_low=True)
+        check.recipe_number("clip", self.clip, 0.0, float("inf"), open_low=True)
+        check.recipe_numbers("betas", self.betas, 2)
+        object.__setattr__(self, "betas", tuple(self.betas))
+        self.make(5)  # sizes are refused by the networks
+
+    def make(self, vocab: int) -> Translator:
+        """A fresh student for ``vocab`` pieces, its start weights from the seed."""
+        size = {} if self.dim is None else {"dim": self.dim}
+        with seeded(seed_of(self.seed, 1)):
+            if self.student == "transformer":
+                return TransformerTranslator(vocab, dropout=self.dropout, **size)
+            return LSTMTranslator(vocab, layers=1 + (self.student == "lstm-2"), dropout=self.dropout, **size)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        top = (0.002 if self.student == "transformer" else 0.003) if self.lr is None else self.lr
+        if step < self.warmup:
+            return top * (step + 1) / self.warmup
+        return top * (self.steps - step) / max(1, self.steps - self.warmup)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as a JSON-able dict, which ``Course(**...)`` takes back."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+
+# ---- losses that are not taught
+
+
+def likelihood(
+    hidden: Tensor, head: Tensor, head_bias: Tensor | None, target: Tensor, state: StudentState
+) -> Tensor:
+    """Maximum likelihood: the mean cross-entropy of tokens, by :func:`l2t.dynamic_linear_loss`."""
+    return dynamic_linear_loss(hidden, head, target, head_bias=head_bias, link="identity")
+
+
+def label_smoothing(strength: float) -> TokenLoss:
+    """Cross-entropy with targets smoothed by ``strength`` towards uniform over the vocabulary.
+
+    Source: Szegedy et al., "Rethinking the Inception architecture" (CVPR 2016).
+    """
+    check.recipe_number("smoothing", strength, 0.0, 1.0)
+
+    def loss(
+        hidden: Tensor, head: Tensor, head_bias: Tensor | None, target: Tensor, state: StudentState
+    ) -> Tensor:
+        weight = LowRank.smoothed(len(head), strength, dtype=hidden.dtype, device=hidden.device)
+        return dynamic_linear_loss(hidden, head, target, weight, head_bias=head_bias, link="identity")
+
+    return loss
+
+
+def focal(gamma: float) -> TokenLoss:
+    """``-(1 - p)^gamma log p`` of each token, the mean.
+
+    Source: Lin et al., "Focal loss for dense object detection" (ICCV 2017).
+    """
+    check.recipe_number("gamma", gamma, 0.0, float("inf"))
+
+    def loss(
+        hidden: Tensor, head: Tensor, head_bias: Tensor | None, target: Tensor, state: StudentState
+    ) -> Tensor:
+        logits = F.linear(hidden, head, head_bias).flatten(0, 1)
+        own = -F.cross_entropy(logits, target.flatten(), ignore_index=IGNORE, reduction="none")
+        counted = (target != IGNORE).flatten()
+        return -((-torch.expm1(own)) ** gamma * own)[counted].mean()
+
+    return loss
+
+
+LOSSES: dict[str, TokenLoss] = {
+    "maximum-likelihood": likelihood,
+    "label-smoothing-0.05": label_smoothing(0.05),
+    "label-smoothing-0.1": label_smoothing(0.1),
+    "label-smoothing-0.2": label_smoothing(0.2),
+    "focal-1": focal(1.0),
+    "focal-2": focal(2.0),
+}
+"""Known losses by name."""
+
+
+# ---- the course
+
+
+class Trained(NamedTuple):
+    """A trained translator.
+
+    Attributes:
+        student: in ``eval`` mode.
+        vocabulary: of both languages.
+        history: a row a look at the dev set: ``step`` (steps taken), ``train_loss`` (running mean),
+            ``dev_loss``, ``dev_accuracy`` and ``cpu_seconds``.
+        config: ``course``, ``loss``, ``source`` and ``target``.
+    """
+
+    student: Translator
+    vocabulary: Vocabulary
+    history: list[dict[str, float]]
+    config: dict[str, Any]
+
+    def translate(self, sentences: list[str], width: int = 1) -> list[str]:
+        """Translations of sentences, greedy or by a beam."""
+        return self.vocabulary.decode(translate_ids(self.student, self.vocabulary.encode(sentences), width))
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the folder that :func:`load` reads; the weights, which make it one, last."""
+        directory = Path(directory)
+        self.vocabulary.save(directory / _VOCABULARY)
+        about = {"config": self.config, "history": self.history}
+        write_json(directory / "config.json", about)
+        write_tensors(directory / _WEIGHTS, self.student.state_dict(), about)
+
+
+def load(directory: str | os.PathLike[str]) -> Trained:
+    """The translator in a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a file of it is not what was written.
+    """
+    directory = Path(directory)
+    check.translator_there(directory, all((directory / name).is_file() for name in (_WEIGHTS, _VOCABULARY)))
+    tensors, about = read_tensors(directory / _WEIGHTS)
+    vocabulary = Vocabulary.load(directory / _VOCABULARY)
+    student = Course(**about["config"]["course"]).make(vocabulary.size)
+    check.translator_fits(directory, vocabulary.size, len(tensors["head"]))
+    student.load_state_dict(tensors)
+    return Trained(student.eval(), vocabulary, about["history"], about["config"])
+
+
+def train(
+    corpus: Corpus,
+    vocabulary: Vocabulary,
+    course: Course | None = None,
+    loss: TokenLoss = likelihood,
+    *,
+    name: str = "maximum-likelihood",
+    directory: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Trained:
+    """Trains a fresh translator.
+
+    Args:
+        corpus: pairs; the test set is not looked at.
+        vocabulary: of the pairs.
+        course: how; None is ``Course()``.
+        loss: ``loss(hidden, head, head_bias, target, state)``, the mean loss of the tokens of a batch: hidden
+            (B, T, D), head (V, D), its bias (V,), target (B, T) with -100 where there is no token, and the
+            :class:`l2t.StudentState` before the step.
+        name: what the loss is called in ``config``.
+        directory: where checkpoints and the trained translator go; None keeps neither.
+        resume: go on from the checkpoint there, or return the translator that is finished there.
+        progress: show a bar.
+
+    Raises:
+        ValueError: the directory holds a course and ``resume`` is not set, or one of other settings.
+
+    Example:
+        >>> from l2t.translation.corpus import Corpus
+        >>> from l2t.translation.course import Course, train
+        >>> from l2t.translation.vocabulary import Vocabulary
+        >>> pairs = [("ein Haus", "a house"), ("ein Hut", "a hat")]
+        >>> corpus = Corpus(pairs, pairs, pairs, "de", "en", {})
+        >>> trained = train(corpus, Vocabulary.train(corpus, 24), Course(steps=60, warmup=5, dim=16, lr=0.02),
+        ...                 progress=False)
+        >>> trained.translate(["ein Hut"])
+        ['a hat']
+    """
+    course = course or Course()
+    config = {
+        "course": course.to_json(),
+        "loss": name,
+        "source": corpus.source,
+        "target": corpus.target,
+        "vocabulary": vocabulary.size,
+    }
+    folder = None if directory is None else Path(directory)
+    kept: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+    if folder is not None:
+        for file in (_WEIGHTS, _CHECKPOINT):
+            if kept is None and (folder / file).is_file():
+                check.course_may_start(folder, resume)
+                kept = read_tensors(folder / file)
+                was = kept[1]["config"]
+                check.course_is_the_same(folder, [key for key in config if was.get(key) != config[key]])
+                if file == _WEIGHTS:
+                    return load(folder)
+    pairs, dev = vocabulary.encode_pairs(corpus.train), vocabulary.encode_pairs(corpus.dev)
+    with threads(course.threads):
+        running = _Running(course, vocabulary.size, pairs, dev, loss)
+        if kept is not None:
+            running.go_on(*kept)
+        bar = tqdm(total=course.steps, initial=running.step, disable=not progress, unit="step")
+        with bar:
+            while running.step < course.steps:
+                running.take()
+                bar.update()
+                if running.step % course.save_every == 0 or running.step == course.steps:
+                    running.look()
+                    row = running.history[-1]
+                    bar.set_postfix(train=f"{row['train_loss']:.3f}", dev=f"{row['dev_loss']:.3f}")
+                    if folder is not None:
+                        running.keep(folder / _CHECKPOINT, config)
+    trained = Trained(running.student.eval(), vocabulary, running.history, config)
+    if folder is not None:
+        trained.save(folder)
+        (folder / _CHECKPOINT).unlink(missing_ok=True)
+    return trained
+
+
+class _Running:
+    """A course between two steps."""
+
+    def __init__(
+        self, course: Course, vocab: int, pairs: Encoded, dev: Encoded, loss: Callable[..., Tensor]
+    ) -> None:
+        self.course, self.dev, self.loss = course, dev, loss
+        self.student = course.make(vocab)
+        self.names = [name for name, _ in self.student.named_parameters()]
+        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=1.0, betas=course.betas)
+        self.batches = Batches(pairs, course.tokens, seed_of(course.seed, 2))
+        self.tracker = TokenTracker(vocab, course.steps)
+        self.step, self.history, self._vocab = 0, list[dict[str, float]](), vocab
+        self._before, self._began = 0.0, time.process_time()
+
+    def take(self) -> None:
+        """One step."""
+        student, step = self.student, self.step
+        source, target_in, target = self.batches[step]
+        with seeded(seed_of(self.course.seed, 3, step)):
+            hidden = student(source, target_in)
+            value = self.loss(hidden, student.head, student.head_bias, target, self.tracker.state(step))
+        check.course_loss(value, step)
+        self.optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), self.course.clip)
+        self.tracker.update(step, hidden, student.head, student.head_bias, target)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.course.rate(step)
+        self.optimizer.step()
+        self.step += 1
+
+    def look(self) -> None:
+        """Record what the dev set says."""
+        found = fit(self.student, self.dev)
+        self.history.append(
+            {
+                "step": self.step,
+                "train_loss": float(self.tracker.state(self.step).train_loss),
+                "dev_loss": found.loss,
+                "dev_accuracy": found.accuracy,
+                "cpu_seconds": self._before + time.process_time() - self._began,
+            }
+        )
+
+    def keep(self, path: Path, config: dict[str, Any]) -> None:
+        """Write a checkpoint."""
+        moments = self.optimizer.state_dict()["state"]
+        tensors = {f"student.{name}": value for name, value in self.student.state_dict().items()}
+        for i, name in enumerate(self.names):
+            tensors |= {f"{kind}.{name}": value for kind, value in moments[i].items()}
+        state = self.tracker.state(self.step)._asdict()
+        about = {"config": config, "step": self.step, "history": self.history, "state": state}
+        write_tensors(path, tensors, about)
+
+    def go_on(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """Stand where a checkpoint stood."""
+        self.step, self.history = about["step"], about["history"]
+        self._before = self.history[-1]["cpu_seconds"]
+        self.tracker = TokenTracker(
+            self._vocab, self.course.steps, self.step, StudentState(**about["state"])
+        )
+        self.student.load_state_dict({name: tensors[f"student.{name}"] for name in self.names})
+        kinds = ("step", "exp_avg", "exp_avg_sq")
+        moments = {i: {k: tensors[f"{k}.{name}"] for k in kinds} for i, name in enumerate(self.names)}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})

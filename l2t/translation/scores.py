@@ -1,0 +1,158 @@
+"""What translations are worth: BLEU and chrF by sacrebleu, perplexity, and sacrebleu's paired bootstrap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from l2t import check
+from l2t.translation.batches import IGNORE, Encoded, batches_of
+from l2t.translation.networks import Translator
+
+
+class Score(NamedTuple):
+    """A score with sacrebleu's signature, by which others can compute the same.
+
+    Attributes:
+        value: from 0 to 100, more is better.
+        signature: version and settings.
+    """
+
+    value: float
+    signature: str
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
+    """BLEU of a test set, with sacrebleu's defaults.
+
+    Raises:
+        ImportError: sacrebleu is not installed.
+        ValueError: not as many translations as references, or none.
+
+    Source: Papineni et al., "BLEU" (ACL 2002); Post, "A call for clarity in reporting BLEU scores" (WMT 2018).
+
+    Example:
+        >>> from l2t.translation.scores import bleu
+        >>> bleu(["the house is very small"], ["the house is very small"]).value
+        100.0
+    """
+    return _score("BLEU", hypotheses, references)
+
+
+def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
+    """chrF2 of a test set, with sacrebleu's defaults; raises as :func:`bleu` does.
+
+    Source: Popović, "chrF: character n-gram F-score for automatic MT evaluation" (WMT 2015).
+    """
+    return _score("CHRF", hypotheses, references)
+
+
+def _score(metric: str, hypotheses: Sequence[str], references: Sequence[str]) -> Score:
+    check.score_sentences(len(hypotheses), len(references))
+    measure = getattr(_sacrebleu(), metric)()
+    value = measure.corpus_score(list(hypotheses), [list(references)]).score
+    return Score(round(value, 10), str(measure.get_signature()))
+
+
+class Paired(NamedTuple):
+    """A system beside a baseline on the same test set.
+
+    Attributes:
+        value: its score.
+        difference: how far it is ahead of the baseline.
+        p: of the paired bootstrap, for a difference of this size where there is none.
+        interval: half of the 95 % interval of its score.
+    """
+
+    value: float
+    difference: float
+    p: float
+    interval: float
+
+
+def paired_bootstrap(
+    baseline: Sequence[str],
+    systems: Mapping[str, Sequence[str]],
+    references: Sequence[str],
+    metric: str = "BLEU",
+    samples: int = 1000,
+) -> dict[str, Paired]:
+    """Each system against a baseline, by sacrebleu's paired bootstrap over the sentences of a test set.
+
+    Args:
+        baseline: its translations.
+        systems: those of the others, by name.
+        references: what they should be.
+        metric: ``"BLEU"`` or ``"CHRF"``.
+        samples: test sets that are drawn, by sacrebleu's seed.
+
+    Raises:
+        ImportError: sacrebleu is not installed.
+        ValueError: an unknown metric, or not as many translations as references, or none.
+
+    Source: Koehn, "Statistical significance tests for machine translation evaluation" (EMNLP 2004).
+    """
+    check.known("translation", "metric", metric, ("BLEU", "CHRF"))
+    for said in (baseline, *systems.values()):
+        check.score_sentences(len(said), len(references))
+    _sacrebleu()
+    from sacrebleu.significance import PairedTest
+
+    measure: Any = getattr(_sacrebleu(), metric)(references=[list(references)])
+    named = [("baseline", list(baseline)), *((name, list(said)) for name, said in systems.items())]
+    _, found = PairedTest(named, {metric: measure}, None, test_type="bs", n_samples=samples)()
+    own, *others = next(value for name, value in found.items() if name != "System")
+    return {
+        name: Paired(
+            float(one.score), float(one.score - own.score), float(one.p_value), float(one.ci)
+        )
+        for name, one in zip(systems, others, strict=True)
+    }
+
+
+class Fit(NamedTuple):
+    """How well a student foretells the tokens of references, END counted.
+
+    Attributes:
+        loss: mean cross-entropy a token, in nats.
+        accuracy: share of tokens that are the likeliest.
+    """
+
+    loss: float
+    accuracy: float
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the loss."""
+        return math.exp(self.loss)
+
+
+@torch.no_grad()
+def fit(student: Translator, encoded: Encoded) -> Fit:
+    """The :class:`Fit` of a student to pairs; it is left in its mode."""
+    loss, right, count = 0.0, 0, 0
+    was, device = student.training, student.head.device
+    student.eval()
+    try:
+        for batch in batches_of(encoded):
+            source, target_in, target_out = (x.to(device) for x in batch)
+            logits = student.logits(student(source, target_in)).flatten(0, 1)
+            target = target_out.flatten()
+            loss += float(F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum"))
+            right += int((logits.argmax(1) == target).sum())
+            count += int((target != IGNORE).sum())
+    finally:
+        student.train(was)
+    return Fit(loss / count, right / count)
+
+
+def _sacrebleu() -> Any:
+    try:
+        import sacrebleu.metrics
+    except ImportError as error:
+        raise check.missing_package("translation", "sacrebleu", "translation") from error
+    return sacrebleu.metrics

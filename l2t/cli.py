@@ -1,4 +1,4 @@
-"""The command `l2t`: data, teach, compare, transfer, report, doctor.
+"""The command `l2t`: data, teach, compare, transfer, train, translate, report, doctor.
 
 Arguments, what is refused before any work is done, exit codes and what is printed. The work itself is in
 teach.py, compare.py, report.py and doctor.py, which are imported when they are needed, so that `l2t --help`
@@ -123,6 +123,24 @@ examples:
   l2t transfer {runs}/mnist1d-clean --to mnist1d --student mlp-relu  to another student
   l2t transfer {runs}/mnist1d-clean --to mnist1d --steps 1000        from short runs to long ones
   l2t report {runs}/transfer/digits-clean-mlp
+"""
+
+
+TRAIN = """\
+Trains one translator by a loss that is not taught, on the sentence pairs that `l2t data translation` builds,
+and scores it on the test set (greedy). The folder holds it, and after Ctrl-C the checkpoint from which
+--resume goes on.
+"""
+
+TRAIN_EXAMPLES = """\
+examples:
+  l2t train translation                                   an LSTM, into {runs}/translation-lstm
+  l2t train translation --student transformer --steps 1500
+  l2t train translation --loss label-smoothing-0.1 --out {runs}/smoothed
+"""
+
+TRANSLATE = """\
+Translates sentences by the translator in a folder that `l2t train translation` has written, a line each.
 """
 
 
@@ -268,6 +286,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_budget(transfer)
 
+    _add_translation(commands)
+
     report = _command(
         commands,
         "report",
@@ -285,6 +305,46 @@ def _parser() -> argparse.ArgumentParser:
         "",
     )
     return parser
+
+
+def _add_translation(commands: Any) -> None:
+    """The commands of translators."""
+    train = _command(
+        commands, "train", "train a translator by a known loss", TRAIN, TRAIN_EXAMPLES.format(runs=RUNS)
+    )
+    train.add_argument("task", metavar="TASK", choices=[TRANSLATION], help=TRANSLATION)
+    train.add_argument(
+        "--student", metavar="NAME", default="lstm", help="lstm (default), lstm-2, transformer"
+    )
+    train.add_argument("--steps", metavar="N", type=_positive, default=3300, help="default: 3300")
+    train.add_argument(
+        "--lr", metavar="RATE", type=float, help="highest rate of Adam; default: the student's"
+    )
+    train.add_argument("--loss", metavar="NAME", default="maximum-likelihood", help="default: %(default)s")
+    train.add_argument("--seed", metavar="N", type=int, default=0, help="default: 0")
+    train.add_argument("--pieces", metavar="V", type=_positive, default=3000, help="default: 3000")
+    train.add_argument(
+        "--data",
+        metavar="DIR",
+        type=Path,
+        help="folder of sentence pairs; default: that of German and English",
+    )
+    train.add_argument("--out", metavar="DIR", type=Path, help=f"default: {RUNS}/translation-<student>")
+    train.add_argument("--resume", action="store_true", help="go on with the course that is there")
+    train.add_argument("--quiet", action="store_true", help="no progress; the scores alone")
+
+    translate = _command(
+        commands,
+        "translate",
+        "translate sentences",
+        TRANSLATE,
+        f'example:\n  l2t translate {RUNS}/translation-lstm "Öffnen Sie das Dokument."',
+    )
+    translate.add_argument("directory", metavar="DIR", type=Path, help="folder of a trained translator")
+    translate.add_argument("sentences", metavar="SENTENCE", nargs="+")
+    translate.add_argument(
+        "--beam", metavar="W", type=_positive, default=4, help="width of the search; 1 is greedy; default: 4"
+    )
 
 
 def _add_budget(command: argparse.ArgumentParser) -> None:
@@ -412,9 +472,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         again = ["l2t", *(argument for argument in arguments if argument != "--resume"), "--resume"]
         if options.command in ("compare", "transfer"):  # which go on by themselves
             again = ["l2t", *(argument for argument in arguments if argument != "--again")]
-        hint = (
-            f" Go on with: {shlex.join(again)}" if options.command in ("teach", "compare", "transfer") else ""
-        )
+        goes_on = ("teach", "compare", "transfer", "train")
+        hint = f" Go on with: {shlex.join(again)}" if options.command in goes_on else ""
         print(f"\nl2t {options.command}: stopped.{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `l2t compare digits | head`
@@ -747,6 +806,52 @@ def _child(lesson: _Lesson) -> None:
         sys.exit(1)
 
 
+# ---- translators ----
+
+
+def _train(options: argparse.Namespace) -> int:
+    from l2t.translation import corpus, course, scores
+    from l2t.translation.vocabulary import Vocabulary
+
+    began = time.process_time()
+    with _asking():
+        how = course.Course(options.student, steps=options.steps, lr=options.lr, seed=options.seed)
+        loss = course.LOSSES[check.known("train", "loss", options.loss, course.LOSSES)]
+        pairs = corpus.read_folder(corpus.find() if options.data is None else options.data)
+        out = RUNS / f"{TRANSLATION}-{options.student}" if options.out is None else options.out
+        if course.is_begun(out):
+            check.course_may_start(out, options.resume)
+    trained = course.train(
+        pairs,
+        Vocabulary.train(pairs, options.pieces),
+        how,
+        loss,
+        name=options.loss,
+        directory=out,
+        resume=options.resume,
+        progress=not options.quiet and sys.stderr.isatty(),
+    )
+    said = trained.translate([source for source, _ in pairs.test])
+    wanted = [target for _, target in pairs.test]
+    fit = scores.fit(trained.student, trained.vocabulary.encode_pairs(pairs.test))
+    for name, score in (("BLEU", scores.bleu(said, wanted)), ("chrF", scores.chrf(said, wanted))):
+        print(f"test {name} {score.value:.2f}  {score.signature}")
+    print(
+        f"test perplexity {fit.perplexity:.2f} a piece, dev {math.exp(trained.history[-1]['dev_loss']):.2f}"
+    )
+    print(f"{out}: {how.steps} steps; {time.process_time() - began:.0f} s of CPU in this command")
+    return 0
+
+
+def _translate(options: argparse.Namespace) -> int:
+    from l2t.translation import course
+
+    with _asking():
+        translator = course.load(options.directory)
+    print("\n".join(translator.translate(options.sentences, options.beam)))
+    return 0
+
+
 # ---- compare, report, doctor ----
 
 
@@ -895,6 +1000,8 @@ _COMMANDS = {
     "teach": _teach,
     "compare": _compare,
     "transfer": _transfer,
+    "train": _train,
+    "translate": _translate,
     "report": _report,
     "doctor": _doctor,
 }

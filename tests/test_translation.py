@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
+import random
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 import l2t
-from l2t.translation.batches import Batch, Batches, Encoded, batch_of, batches_of
+from l2t.cli import main
+from l2t.translation import course, scores
+from l2t.translation.batches import BEGIN, END, Batch, Batches, Encoded, batch_of, batches_of
+from l2t.translation.corpus import Corpus, write_folder
+from l2t.translation.course import Course
+from l2t.translation.decode import beam, greedy, translate_ids
 from l2t.translation.networks import LSTMTranslator, TransformerTranslator, Translator
+from l2t.translation.vocabulary import Vocabulary
 
 Make = Callable[..., Translator]
 STUDENTS: dict[str, Make] = {
@@ -236,3 +248,332 @@ def test_the_hypergradient_through_a_course_is_that_of_plain_autograd(make: Make
     assert weight.grad is not None
     assert float(wanted.norm()) > 1e-4
     assert torch.allclose(weight.grad, wanted, rtol=1e-7, atol=1e-12)
+
+
+# ---- a toy language: each word has one translation, and sentences are turned around
+
+WORDS = {
+    "rot": "red", "grau": "grey", "klein": "small", "hund": "dog", "katze": "cat", "baum": "tree",
+    "sieht": "sees", "sucht": "seeks", "und": "and", "heute": "today", "dort": "there", "nie": "never",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    draw = random.Random(0)
+    sentences = {" ".join(draw.choices([*WORDS], k=draw.randint(2, 4))) for _ in range(700)}
+    pairs = [(text, " ".join(WORDS[word] for word in reversed(text.split()))) for text in sorted(sentences)]
+    draw.shuffle(pairs)
+    return Corpus(pairs[80:], pairs[:40], pairs[40:80], "de", "en", {})
+
+
+@pytest.fixture(scope="module")
+def vocabulary(corpus: Corpus) -> Vocabulary:
+    return Vocabulary.train(corpus, 80)
+
+
+SMALL = Course(steps=12, warmup=3, lr=0.01, tokens=120, dim=16, dropout=0.2, seed=3, save_every=4)
+
+
+# ---- vocabulary
+
+
+def test_the_vocabulary_is_the_same_bytes_again_and_gives_back_what_it_was_given(
+    corpus: Corpus, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    assert Vocabulary.train(corpus, 80).model == vocabulary.model
+    vocabulary.save(tmp_path / "v.model")
+    again = Vocabulary.load(tmp_path / "v.model")
+    texts = [text for pair in corpus.test for text in pair]
+    ids = again.encode(texts)
+    assert again.decode([[BEGIN, *row, END] for row in ids]) == texts
+    assert all(4 <= i < 80 for row in ids for i in row)
+    assert again.size == 80
+
+
+def test_targets_are_counted_with_their_ends(vocabulary: Vocabulary) -> None:
+    counts = vocabulary.counts([[5, 5, 7], [7]])
+    assert counts.shape == (80,)
+    assert {i: int(n) for i, n in enumerate(counts) if n} == {3: 2, 5: 2, 7: 2}
+
+
+def test_vocabularies_that_cannot_be_are_refused(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="size must be a number of pieces that the sentences give, got 9000"):
+        Vocabulary.train(corpus, 9000)
+    with pytest.raises(ValueError, match="model must be a sentencepiece model, got 4 bytes"):
+        Vocabulary(b"none")
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(WORDS), model_prefix=str(tmp_path / "x"), vocab_size=25, minloglevel=2
+    )
+    with pytest.raises(ValueError, match="the ids of padding, unknown, begin and end must be"):
+        Vocabulary.load(tmp_path / "x.model")
+
+
+@pytest.mark.parametrize("package", ["sentencepiece", "sacrebleu"])
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+    package: str, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"the package {package} must be installed, got none.*translation"):
+        Vocabulary.train(corpus, 80) if package == "sentencepiece" else scores.bleu(["a"], ["a"])
+
+
+# ---- search
+
+
+def every_translation(student: Translator, source: list[int], longest: int) -> dict[tuple[int, ...], float]:
+    """log p of all translations of at most so many tokens with END, one at a time, by the whole target."""
+    found = {}
+    for length in range(longest):
+        for tokens in itertools.product(range(4, len(student.head)), repeat=length):
+            batch = batch_of(Encoded([source], [list(tokens)]), [0])
+            logits = student.logits(student(batch.source, batch.target_in))[0]
+            logits[:, :3] = -math.inf
+            after = logits.log_softmax(1).gather(1, batch.target_out[0][:, None])[:, 0]
+            if length == longest - 1:  # there it ends, whatever p of END
+                after[-1] = 0.0 if longest == 1 else after[-1]
+            found[tokens] = float(after.sum())
+    return found
+
+
+@each_student
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+def test_a_beam_that_is_wide_enough_finds_what_trying_all_finds(make: Make, penalty: float) -> None:
+    torch.manual_seed(0)
+    student, sources, longest = make(8).double().eval(), [[5, 6], [7], [4, 4, 6]], 4
+    with torch.no_grad():
+        student.head.mul_(3)
+        source = batch_of(Encoded(sources, sources), range(3)).source
+        found = beam(student, source, width=200, longest=longest, penalty=penalty)
+        for said, row in zip(found, sources, strict=True):
+            values = {
+                tokens: value / (len(tokens) + 1) ** penalty
+                for tokens, value in every_translation(student, row, longest).items()
+            }
+            assert tuple(said) == max(values, key=lambda tokens: values[tokens])
+
+
+@each_student
+def test_greedy_takes_the_likeliest_next_token_of_the_whole_target(make: Make) -> None:
+    torch.manual_seed(1)
+    student, sources = make(9).double().eval(), [[5, 6], [7], [4, 8, 6], [8, 8]]
+    with torch.no_grad():
+        student.head.mul_(3)
+        student.head_bias[END] = 1.0
+        source = batch_of(Encoded(sources, sources), range(4)).source
+        found = greedy(student, source, longest=6)
+        assert found == beam(student, source, width=1, longest=6)
+        for said, row in zip(found, sources, strict=True):
+            batch = batch_of(Encoded([row], [said]), [0])
+            logits = student.logits(student(batch.source, batch.target_in))[0]
+            logits[:, :3] = -math.inf
+            choices = logits.argmax(1).tolist()
+            assert choices[: len(said)] == said
+            assert len(said) == 5 or choices[-1] == END
+
+
+@each_student
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_translation_is_the_same_among_others_and_alone(make: Make, width: int) -> None:
+    torch.manual_seed(2)
+    student, source = make(12).double().train(), toy(9).source
+    together = translate_ids(student, source, width, rows=4)
+    assert student.training
+    assert together == [translate_ids(student, [row], width)[0] for row in source]
+
+
+def test_searches_of_no_size_are_refused() -> None:
+    student, source = LSTMTranslator(9, 4), torch.tensor([[5, 3]])
+    with pytest.raises(ValueError, match="width and length must be 1 or more, got 0 and 64"):
+        beam(student, source, width=0)
+    with pytest.raises(ValueError, match="penalty must be 0 or more, got -1"):
+        beam(student, source, penalty=-1.0)
+    assert greedy(student, source, longest=1) == [[]]
+
+
+# ---- scores
+
+
+def test_bleu_is_the_geometric_mean_of_precisions_and_a_penalty_for_short_ones() -> None:
+    said, wanted = ["a b c d e f"], ["a b c d e g h"]
+    precision = math.exp((math.log(5 / 6) + math.log(4 / 5) + math.log(3 / 4) + math.log(2 / 3)) / 4)
+    found = scores.bleu(said, wanted)
+    assert found.value == pytest.approx(100 * precision * math.exp(1 - 7 / 6))
+    assert "tok:13a" in found.signature
+    assert scores.chrf(wanted, wanted).value == 100
+    assert scores.chrf(said, wanted).signature.startswith("nrefs:1|")
+    with pytest.raises(ValueError, match="translations must be as many as references, and some, got 1 for 0"):
+        scores.bleu(said, [])
+
+
+def test_the_paired_bootstrap_tells_a_difference_from_none() -> None:
+    draw = random.Random(1)
+    wanted = [" ".join(draw.choices([*WORDS], k=6)) for _ in range(60)]
+    worse = [" ".join(w if draw.random() < 0.6 else "x" for w in text.split()) for text in wanted]
+    better = [" ".join(w if draw.random() < 0.9 else "x" for w in text.split()) for text in wanted]
+    found = scores.paired_bootstrap(worse, {"better": better, "same": worse}, wanted, samples=200)
+    assert found["better"].difference == pytest.approx(
+        scores.bleu(better, wanted).value - scores.bleu(worse, wanted).value
+    )
+    assert found["better"].p < 0.02
+    assert found["same"].difference == 0
+    assert found["same"].p == 1
+
+
+def test_the_fit_is_the_mean_over_tokens_and_not_over_batches() -> None:
+    student, encoded = LSTMTranslator(12, 8).double(), toy(400)
+    batch = batch_of(encoded, range(400))
+    found = scores.fit(student, encoded)
+    assert student.training
+    student.eval()
+    assert found.loss == pytest.approx(likelihood(student, batch).item(), rel=1e-9)
+    assert found.perplexity == pytest.approx(math.exp(found.loss))
+    right = student.logits(student(batch.source, batch.target_in)).argmax(2) == batch.target_out
+    assert found.accuracy == pytest.approx(int(right.sum()) / int((batch.target_out != -100).sum()))
+
+
+# ---- losses
+
+
+def test_known_losses_are_those_of_torch() -> None:
+    hidden, head = torch.randn(3, 4, 8, dtype=torch.float64), torch.randn(11, 8, dtype=torch.float64)
+    bias, target = torch.randn(11, dtype=torch.float64), torch.randint(0, 11, (3, 4))
+    target[0, 2:] = -100
+    logits, flat = F.linear(hidden, head, bias).flatten(0, 1), target.flatten()
+    state = l2t.StudentState(0.0, 1.0, 0.1)
+    for name, loss in course.LOSSES.items():
+        kind, _, number = name.rpartition("-")
+        if kind == "label-smoothing":
+            wanted = F.cross_entropy(logits, flat, label_smoothing=float(number))
+        elif kind == "focal":
+            p = logits.softmax(1)[flat != -100].gather(1, flat[flat != -100][:, None])
+            wanted = (-((1 - p) ** float(number)) * p.log()).mean()
+        else:
+            wanted = F.cross_entropy(logits, flat)
+        assert torch.allclose(loss(hidden, head, bias, target, state), wanted, rtol=1e-10), name
+
+
+# ---- the course
+
+
+@pytest.mark.parametrize("student", ["lstm", "transformer"])
+def test_a_student_learns_the_toy_language(student: str, corpus: Corpus, vocabulary: Vocabulary) -> None:
+    how = Course(student, steps=160, warmup=15, lr=0.01, tokens=200, dim=32, dropout=0.0, save_every=80)
+    trained = course.train(corpus, vocabulary, how, progress=False)
+    first, last = trained.history
+    assert last["dev_loss"] < first["dev_loss"] < 1.5  # a guess by frequency is at 2.4 or more
+    said = trained.translate([text for text, _ in corpus.test], width=2)
+    assert scores.bleu(said, [text for _, text in corpus.test]).value > 30
+
+
+@pytest.mark.parametrize("student", ["lstm", "transformer"])
+def test_a_course_that_was_broken_off_goes_on_to_the_same_bits(
+    student: str, corpus: Corpus, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    how = Course(**{**SMALL.to_json(), "student": student})
+    states: list[l2t.StudentState] = []
+    whole = course.train(corpus, vocabulary, how, watched(states), progress=False)
+    assert [state.progress for state in states] == [k / 12 for k in range(12)]
+    assert states[0].train_loss == pytest.approx(math.log(80))
+
+    def stops(hidden, head, bias, target, state):  # type: ignore[no-untyped-def]
+        if state.progress > 6.5 / 12:
+            raise KeyboardInterrupt
+        return course.likelihood(hidden, head, bias, target, state)
+
+    with pytest.raises(KeyboardInterrupt):
+        course.train(corpus, vocabulary, how, stops, directory=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="directory must hold no course"):
+        course.train(corpus, vocabulary, how, directory=tmp_path, progress=False)
+    other = Course(**{**how.to_json(), "lr": 0.02})
+    with pytest.raises(ValueError, match="started with the same arguments, got different course"):
+        course.train(corpus, vocabulary, other, directory=tmp_path, resume=True, progress=False)
+    rest: list[l2t.StudentState] = []
+    again = course.train(
+        corpus, vocabulary, how, watched(rest), directory=tmp_path, resume=True, progress=False
+    )
+    assert rest == states[4:]
+    assert same(whole, again)
+    assert [{**row, "cpu_seconds": 0} for row in again.history] == [
+        {**row, "cpu_seconds": 0} for row in whole.history
+    ]
+    finished = course.train(corpus, vocabulary, how, directory=tmp_path, resume=True, progress=False)
+    assert same(whole, finished)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json", "translator.safetensors", "vocabulary.model",
+    ]  # fmt: skip
+
+
+def watched(states: list[l2t.StudentState]) -> course.TokenLoss:
+    def loss(hidden, head, bias, target, state):  # type: ignore[no-untyped-def]
+        states.append(state)
+        return course.likelihood(hidden, head, bias, target, state)
+
+    return loss
+
+
+def same(one: course.Trained, other: course.Trained) -> bool:
+    weights = one.student.state_dict()
+    return all(torch.equal(weights[name], value) for name, value in other.student.state_dict().items())
+
+
+def test_a_saved_translator_says_the_same_and_what_is_none_is_refused(
+    corpus: Corpus, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    trained = course.train(corpus, vocabulary, SMALL, progress=False)
+    trained.save(tmp_path / "t")
+    loaded = course.load(tmp_path / "t")
+    texts = [text for text, _ in corpus.test]
+    assert loaded.translate(texts) == trained.translate(texts)
+    assert same(trained, loaded)
+    assert not loaded.student.training
+    assert json.loads((tmp_path / "t" / "config.json").read_text())["config"] == loaded.config
+    Vocabulary.train(corpus, 70).save(tmp_path / "t" / "vocabulary.model")
+    with pytest.raises(ValueError, match="must have the 80 pieces of the weights, got 70"):
+        course.load(tmp_path / "t")
+    with pytest.raises(FileNotFoundError, match="must hold a trained translator, got none"):
+        course.load(tmp_path)
+
+
+def test_the_rate_rises_and_falls_and_settings_that_make_no_sense_are_refused() -> None:
+    how = Course(steps=10, warmup=4, lr=1.0)
+    assert [how.rate(k) for k in (0, 3, 4, 9)] == [0.25, 1.0, 1.0, pytest.approx(1 / 6)]
+    assert Course(**how.to_json()) == how
+    with pytest.raises(ValueError, match="student must be one of lstm, lstm-2, transformer, got 'gru'"):
+        Course("gru")
+    with pytest.raises(ValueError, match="dim must be a multiple of 8"):
+        Course("transformer", dim=12)
+
+
+def test_a_loss_that_is_no_number_is_refused(corpus: Corpus, vocabulary: Vocabulary) -> None:
+    with pytest.raises(TypeError, match="loss must return a 0-dim tensor, got"):
+        course.train(corpus, vocabulary, SMALL, lambda hidden, *_: hidden, progress=False)
+    with pytest.raises(ValueError, match="the loss must be finite, got nan at step 0"):
+        course.train(corpus, vocabulary, SMALL, lambda hidden, *_: hidden.sum() * math.nan, progress=False)
+
+
+# ---- the command line
+
+
+def test_the_commands_train_score_and_translate(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(corpus, tmp_path / "pairs")
+    train = ["train", "translation", "--data", str(tmp_path / "pairs"), "--out", str(tmp_path / "out")]
+    train += ["--pieces", "80", "--steps", "3", "--loss", "label-smoothing-0.1", "--quiet"]
+    assert main(train) == 0
+    said = capsys.readouterr().out
+    assert "test BLEU" in said
+    assert "|version:" in said
+    assert "test perplexity" in said
+    assert main(["translate", str(tmp_path / "out"), "rot hund", "nie"]) == 0
+    assert capsys.readouterr().out.count("\n") == 2
+    assert main(train) == 2
+    assert "directory must hold no course" in capsys.readouterr().err
+    assert main([*train, "--resume"]) == 0
+    assert main(["translate", str(tmp_path), "nie"]) == 2
+    assert "must hold a trained translator" in capsys.readouterr().err

@@ -1,11 +1,11 @@
-"""The training of one translator by any loss: Adam, a warm-up and a falling rate, checkpoints, what it comes to.
+"""The training of one translator by any loss: Adam, a warm-up and a falling rate, checkpoints, the result.
 
     step k:  batch k of the seed -> hidden -> loss(hidden, head, head_bias, target, state) -> clip -> Adam
 
 The state is that of token_teacher.py's tracker, so a taught loss sees here what it saw while it was taught.
-Everything random follows from (seed, step), so a course that was broken off goes on with the same bits from its
-last checkpoint: one safetensors file with weights, moments, state and history. A trained translator is a folder:
-weights, vocabulary and config.json.
+Everything random follows from (seed, step), so a course that was broken off goes on with the same bits from
+its last checkpoint: one safetensors file with weights, moments, state and history. A trained translator is a
+folder: weights, vocabulary and config.json.
 
 Not here: how losses are taught (windows.py) and compared.
 """
@@ -275,15 +275,14 @@ def train(
     }
     folder = None if directory is None else Path(directory)
     kept: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-    if folder is not None:
-        for file in (_WEIGHTS, _CHECKPOINT):
-            if kept is None and (folder / file).is_file():
-                check.course_may_start(folder, resume)
-                kept = read_tensors(folder / file)
-                was = kept[1]["config"]
-                check.course_is_the_same(folder, [key for key in config if was.get(key) != config[key]])
-                if file == _WEIGHTS:
-                    return load(folder)
+    if folder is not None and is_begun(folder):
+        check.course_may_start(folder, resume)
+        finished = (folder / _WEIGHTS).is_file()
+        kept = read_tensors(folder / (_WEIGHTS if finished else _CHECKPOINT))
+        was = kept[1]["config"]
+        check.course_is_the_same(folder, [key for key in config if was.get(key) != config[key]])
+        if finished:
+            return load(folder)
     pairs, dev = vocabulary.encode_pairs(corpus.train), vocabulary.encode_pairs(corpus.dev)
     with threads(course.threads):
         running = _Running(course, vocabulary.size, pairs, dev, loss)
@@ -305,6 +304,11 @@ def train(
         trained.save(folder)
         (folder / _CHECKPOINT).unlink(missing_ok=True)
     return trained
+
+
+def is_begun(directory: Path) -> bool:
+    """Whether there is a course in the folder, broken off or finished."""
+    return any((directory / name).is_file() for name in (_WEIGHTS, _CHECKPOINT))
 
 
 class _Running:
@@ -366,9 +370,7 @@ class _Running:
         """Stand where a checkpoint stood."""
         self.step, self.history = about["step"], about["history"]
         self._before = self.history[-1]["cpu_seconds"]
-        self.tracker = TokenTracker(
-            self._vocab, self.course.steps, self.step, StudentState(**about["state"])
-        )
+        self.tracker = TokenTracker(self._vocab, self.course.steps, self.step, StudentState(**about["state"]))
         self.student.load_state_dict({name: tensors[f"student.{name}"] for name in self.names})
         kinds = ("step", "exp_avg", "exp_avg_sq")
         moments = {i: {k: tensors[f"{k}.{name}"] for k in kinds} for i, name in enumerate(self.names)}

@@ -1,7 +1,7 @@
 """The search for a translation: greedy and beam, many sentences at a time.
 
-A translation has at most ``longest`` tokens, END among them; what has not ended by then ends there. PAD, UNKNOWN
-and BEGIN are never chosen.
+A translation has at most ``longest`` tokens, END among them; what has not ended by then ends there. PAD,
+UNKNOWN and BEGIN are never chosen.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def beam(
     Raises:
         ValueError: a size is below 1, or the penalty below 0.
 
-    Source: Graves, "Sequence transduction with recurrent neural networks" (2012); the normalisation as in Wu et
-    al., "Google's neural machine translation system" (2016), section 7, by a plain power.
+    Source: Graves, "Sequence transduction with recurrent neural networks" (2012); the normalisation as in
+    Wu et al., "Google's neural machine translation system" (2016), section 7, by a plain power.
     """
     check.search_sizes(width, longest, penalty)
     count, vocab = len(source), len(student.head)

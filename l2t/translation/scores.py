@@ -33,7 +33,8 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
         ImportError: sacrebleu is not installed.
         ValueError: not as many translations as references, or none.
 
-    Source: Papineni et al., "BLEU" (ACL 2002); Post, "A call for clarity in reporting BLEU scores" (WMT 2018).
+    Source: Papineni et al., "BLEU" (ACL 2002); Post, "A call for clarity in reporting BLEU scores" (WMT
+    2018).
 
     Example:
         >>> from l2t.translation.scores import bleu
@@ -64,7 +65,8 @@ class Paired(NamedTuple):
     Attributes:
         value: its score.
         difference: how far it is ahead of the baseline.
-        p: of the paired bootstrap, for a difference of this size where there is none.
+        p: of the paired bootstrap, for a difference of this size where there is none; 1 without a difference,
+            where sacrebleu would give its least.
         interval: half of the 95 % interval of its score.
     """
 
@@ -103,15 +105,16 @@ def paired_bootstrap(
     from sacrebleu.significance import PairedTest
 
     measure: Any = getattr(_sacrebleu(), metric)(references=[list(references)])
-    named = [("baseline", list(baseline)), *((name, list(said)) for name, said in systems.items())]
-    _, found = PairedTest(named, {metric: measure}, None, test_type="bs", n_samples=samples)()
+    named: list[Any] = [("baseline", list(baseline))]
+    named += [(name, list(said)) for name, said in systems.items()]
+    found: Any = PairedTest(named, {metric: measure}, None, test_type="bs", n_samples=samples)()[1]
     own, *others = next(value for name, value in found.items() if name != "System")
-    return {
-        name: Paired(
-            float(one.score), float(one.score - own.score), float(one.p_value), float(one.ci)
-        )
-        for name, one in zip(systems, others, strict=True)
-    }
+    result = {}
+    for name, one in zip(systems, others, strict=True):
+        ahead = float(one.score - own.score)
+        p = float(one.p_value) if ahead else 1.0
+        result[name] = Paired(float(one.score), ahead, p, float(one.ci))
+    return result
 
 
 class Fit(NamedTuple):
@@ -127,7 +130,7 @@ class Fit(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """exp of the loss."""
+        """What a loss of log V has V of: exp of the loss."""
         return math.exp(self.loss)
 
 

@@ -1,7 +1,7 @@
 """The pieces that sentences are cut into: byte-pair encoding of both languages together, by sentencepiece.
 
-The model is kept as its bytes, which are all that there is to a vocabulary. Training is on one thread and draws
-nothing, so the same sentences give the same bytes.
+The model is kept as its bytes, which are all that there is to a vocabulary. Training is on one thread and
+draws nothing, so the same sentences give the same bytes.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Vocabulary:
         ImportError: sentencepiece is not installed.
         ValueError: the bytes are no model, or one with other ids.
 
-    Source: Sennrich, Haddow and Birch, "Neural machine translation of rare words with subword units" (ACL 2016);
-    Kudo and Richardson, "SentencePiece" (EMNLP 2018).
+    Source: Sennrich, Haddow and Birch, "Neural machine translation of rare words with subword units" (ACL
+    2016); Kudo and Richardson, "SentencePiece" (EMNLP 2018).
 
     Example:
         >>> from l2t.translation.corpus import Corpus

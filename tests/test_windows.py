@@ -410,14 +410,19 @@ def test_a_run_is_the_same_to_the_bit_broken_off_anywhere_and_its_history_says_w
     assert len(list((tmp_path / "parts").glob("pool-*.safetensors"))) == 1
 
 
-def test_with_a_guard_what_was_taught_is_tried_against_the_start(tmp_path, capsys):
-    result = taught(tmp_path, recipe=WindowRecipe(**SMALL | {"teacher_lr": 1e-6}))
+def test_with_a_guard_what_was_taught_is_tried_against_the_start(tmp_path, capsys, monkeypatch):
+    recipe = WindowRecipe(**SMALL | {"updates": 3})
+    result = taught(recipe=recipe)
     trial = result.history["trial"]
     assert "neutral" in trial["measure"]
     assert all(len(values) == 3 for values in trial["measure"].values())
     means = {name: sum(values) / 3 for name, values in trial["measure"].items()}
     assert trial["chosen"] in means
-    assert same(result, taught(tmp_path, recipe=WindowRecipe(**SMALL | {"teacher_lr": 1e-6}), resume=True))
+    with monkeypatch.context() as patch:  # broken off after the last update, the first of its pool
+        patch.setattr(_Windows, "_try", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            taught(tmp_path, recipe=recipe)
+    assert same(result, taught(tmp_path, recipe=recipe, resume=True))
 
     class Worse(_Windows):
         def _finish(self):

@@ -491,12 +491,19 @@ class _Windows(Outer):
         dev = [self.dev[index] for index in order[: self.recipe.dev_batches].tolist()]
         return [source[step] for step in range(self.recipe.steps)], dev
 
+    def _pool_update(self, update: int) -> int:
+        """Before which update the pool of an update is made."""
+        return update - update % self.recipe.refresh
+
+    def _pool_name(self, update: int) -> str:
+        return f"pool-{self._pool_update(update):06d}.safetensors"
+
     def _refill(self) -> None:
         """The pool of this update: kept, read, or made under the teacher as it is now."""
-        first = self.update - self.update % self.recipe.refresh
+        first = self._pool_update(self.update)
         if self.pool_update == first:
             return
-        file = None if self.directory is None else self.directory / f"pool-{first:06d}.safetensors"
+        file = None if self.directory is None else self.directory / self._pool_name(first)
         if file is not None and self.update > first:  # a run that goes on
             self.pool = read_stages(file)
         else:
@@ -525,10 +532,8 @@ class _Windows(Outer):
 
     def _try(self, taught: dict[str, dict[str, Tensor]]) -> None:
         """What windows from every stage of the last pool end lowest under."""
-        if not self.pool:  # a run that goes on with its trial
-            self.update -= 1
-            self._refill()
-            self.update += 1
+        if not self.pool and self.directory is not None:  # a run that goes on with its trial
+            self.pool = read_stages(self.directory / self._pool_name(self.update - 1))
         teachers: dict[str, Any] = {}
         for name, weights in taught.items():
             teachers[name] = copy.deepcopy(self.start)

@@ -1000,7 +1000,7 @@ class _Teaching(Outer):
 
         Each candidate is tried at its own best learning rate, since a loss that wants another rate than the
         one for teaching is no worse for that. A taught teacher has to be ahead of the neutral one
-        by a standard error: another choice of students, and of dev rows, would likely say the same.
+        by two standard errors: other students, and other dev rows, would likely say the same.
         """
         recipe, neutral = self.recipe, self.start.neutral()
         names = [*taught, "neutral"]
@@ -1015,7 +1015,7 @@ class _Teaching(Outer):
         levels = own.mean((-2, -1))
         chosen = int(levels.argmin())
         ahead = own[-1] - own[chosen]
-        if not float(ahead.mean()) > standard_error(ahead, self.trial_dev is not None):
+        if not float(ahead.mean()) > 2.0 * standard_error(ahead, self.trial_dev is not None):
             chosen = len(names) - 1
         self.teacher = teachers[chosen]
         self.history["trial"] = {

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import l2t
 from l2t.students import seed_of
-from l2t.teach import MEASURES, Episode, Guard, episode, threads
+from l2t.teach import MEASURES, Episode, Guard, episode, standard_error, threads
 
 CLASSES = 4
 SMALL = l2t.Recipe(
@@ -450,7 +450,7 @@ def test_the_trial_takes_each_teacher_at_its_best_rate(monkeypatch):
     module = __import__("sys").modules["l2t.teach"]
     errors = torch.tensor(
         [
-            [[0.5, 0.5, 0.5], [0.1, 0.1, 0.2], [0.6, 0.5, 0.6]],  # average: best at the second rate
+            [[0.5, 0.5, 0.5], [0.1, 0.1, 0.15], [0.6, 0.5, 0.6]],  # average: best at the second rate
             [[0.2, 0.2, 0.2], [0.3, 0.3, 0.3], [0.3, 0.3, 0.3]],  # good
             [[0.2, 0.25, 0.2], [0.4, 0.4, 0.4], [0.9, 0.9, 0.9]],  # neutral: best at the first
         ]
@@ -464,9 +464,18 @@ def test_the_trial_takes_each_teacher_at_its_best_rate(monkeypatch):
     taught = run(recipe=recipe)
     assert taught.history["trial"]["chosen"] == "average"
     assert taught.history["trial"]["rates"] == pytest.approx([0.05, 0.1, 0.2])
-    errors[0, 1] = torch.tensor([0.1, 0.1, 0.44])  # ahead by less than a standard error of the difference
+    errors[0, 1] = torch.tensor([0.1, 0.1, 0.2])  # ahead by 0.083, with a standard error of 0.044
     errors[1] = 0.5
     assert run(recipe=recipe).history["trial"]["chosen"] == "neutral"
+
+
+def test_the_standard_error_is_over_students_and_over_rows_that_they_share():
+    values = torch.tensor([[0.0, 1.0, 0.0, 1.0], [0.0, 1.0, 1.0, 1.0]])
+    students = torch.tensor([0.5, 0.75]).var() / 2
+    rows = torch.tensor([0.0, 1.0, 0.5, 1.0]).var() / 4
+    assert standard_error(values, same_rows=True) == pytest.approx(float(students + rows) ** 0.5)
+    assert standard_error(values, same_rows=False) == pytest.approx(float(students) ** 0.5)
+    assert standard_error(values[:, :1], same_rows=True) == 0.0
 
 
 def test_a_held_back_part_of_the_dev_set_is_for_the_trial_alone(monkeypatch):

@@ -37,8 +37,7 @@ interval of a mean. A difference is taught less other. *win* and **loss** mean t
 students has p < {ALPHA:g} after Holm's correction for all comparisons of the setting's table; *even* is
 everything else. The best baseline is the one that turned out best on test, oracles and taught losses left
 out: it is chosen in hindsight, against the taught loss. So is the best static teacher. \\* marks a rate at an
-end of its grid. A neutral teacher is what teaching falls back to where no taught one was ahead on dev:
-the known loss that it started as."""
+end of its grid. Where no taught loss was ahead on dev, the result is a known loss, and the table says so."""
 
 PARTS = (
     ("teaching", "teaching"),
@@ -244,7 +243,7 @@ def section(row: Row) -> list[str]:
     lines = []
     for name, teacher in row["teachers"].items():
         mean = f"**{percent(teacher['test_error'])}** {between(mean_interval(teacher['test_error']))}"
-        same = " (the neutral one)" if teacher["chosen"] == "neutral" else ""
+        same = " (a known loss)" if teacher["chosen"] == "neutral" else ""
         lines.append([f"**taught**, {name}{same}", mean, rate(teacher), *[""] * len(row["teachers"])])
     for arm in sorted(row["arms"], key=lambda arm: statistics.fmean(row["arms"][arm]["test_error"])):
         errors = row["arms"][arm]["test_error"]

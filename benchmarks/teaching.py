@@ -116,7 +116,7 @@ def teacher_of(run: Run, arms: list[str]) -> dict[str, Any]:
     return {
         "seed": run.config["seed"],
         "settings": run.teacher.config(),
-        "chosen": (history.get("trial") or {}).get("chosen"),
+        "chosen": "taught" if is_taught(history) else "neutral",
         "teaching_lr": history.get("lr"),
         "updates": len(history["updates"]),
         **arm_of(comparison, "taught"),
@@ -128,6 +128,13 @@ def teacher_of(run: Run, arms: list[str]) -> dict[str, Any]:
             for arm in arms
         },
     }
+
+
+def is_taught(history: dict[str, Any]) -> bool:
+    """Whether the result was taught, and is no known loss that was ahead of what was."""
+    if any(row["chosen"] and not row["taught"] for row in history.get("choice", ())):
+        return False
+    return (history.get("trial") or {}).get("chosen") != "neutral"
 
 
 def commit() -> str:

@@ -2,22 +2,23 @@
 
     starts    each teacher's neutral loss trains fresh students; of each family (what a teacher sets and its
               link) the one with the least dev error goes on
-    choice    the family, or known loss that is not worth teaching, under which fresh students do best
-    teach     that family, with the whole budget (teach.py)
+    choice    every family is taught on a part of the rows, with half of the updates; fresh students under
+              what came out, under the losses that it started as and under known losses that are not worth
+              teaching are judged on the rest, which no teacher has seen
+    teach     the best family is taught on all rows, with all updates (teach.py)
 
-A dev set that is given is the same rows for teaching and for the choice, and rows that a teacher has been
-taught on flatter it, the more the more it sets. So the choice is cross-fitted: each family is taught on
-either half of the rows, with half of the updates, and judged on the other. Where every student has dev rows
-of its own, all families are taught first, and fresh students choose between what came out.
-
-Where nothing that was taught helps, the result is the best of the known losses that it could start as. Rows
-of trials are those of ``Recipe.hold_back``.
+The choice is not made on rows that were taught on, since these flatter a teacher, and the more, the more it
+sets. A dev set that is given is cut into halves, and each teaches once and judges once; otherwise three
+tenths of the training rows judge. A taught teacher has to be ahead of the best known loss by a standard
+error; else the result is that loss. Starts are tried on the rows of ``Recipe.hold_back``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,8 +30,11 @@ from torch import Tensor
 from l2t import check
 from l2t.files import write_json
 from l2t.students import Make, seed_of
-from l2t.teach import Data, Recipe, Taught, check_arguments, split_dev, teach, threads, trial
+from l2t.teach import Data, Recipe, Taught, check_arguments, split_dev, standard_error, teach, threads, trial
 from l2t.teacher import AnyTeacher, Teacher
+
+JUDGE = 0.3
+"""Share of the training rows that judge, where no dev set is given."""
 
 START = ("diagonal_start", "bias_start", "smoothing", "class_weights")
 """Settings of a teacher that say where it starts; teachers that differ in nothing else are one family."""
@@ -113,10 +117,10 @@ def teach_best(
     """Teach the best start of each family of teachers and return what fresh students do best under.
 
     A family is teachers that differ only in where they start: ``diagonal_start``, ``bias_start``,
-    ``smoothing``, ``class_weights``. Each family costs a run of :func:`l2t.teach`, and one more in all where
-    a dev set is given; a start costs ``recipe.trial_students`` plain students a learning rate. Tried are the
-    rates of ``recipe.probe_lrs``,
-    every second one, or ``recipe.lr`` times ``recipe.trial_rates`` where it is given.
+    ``smoothing``, ``class_weights``. Each family costs half a run of :func:`l2t.teach`, or one where a dev
+    set is given, and the best one a run more; a start costs ``recipe.trial_students`` plain students a
+    learning rate. Tried are the rates of ``recipe.probe_lrs``, every second one, or ``recipe.lr`` times
+    ``recipe.trial_rates`` where it is given.
 
     Args:
         starts: teachers, and known losses that compete at the end; :func:`default_starts` gives some that
@@ -161,14 +165,12 @@ def teach_best(
     place = None if directory is None else Path(directory)
     trials = _Trials(place, resume, [one.config() for one in [*teachers, *known]], recipe, seed)
 
-    def errors(candidates: Sequence[AnyTeacher], rows: Data | None, *parts: int) -> Tensor:
-        """Mean dev errors of fresh students, (candidates, rates)."""
+    def judged(candidates: Sequence[AnyTeacher], train: Data, rows: Data | None, *parts: int) -> Judged:
         with threads(recipe.threads):
-            return trial(candidates, student, train, rows, recipe, rates, seed_of(seed, *parts)).mean(
-                (-2, -1)
-            )
+            seen = trial(candidates, student, train, rows, recipe, rates, seed_of(seed, *parts))
+        return _judged(seen, same_rows=rows is not None)
 
-    def taught(number: int, dev: Data | None, recipe: Recipe, *fold: str) -> Taught:
+    def taught(number: int, train: Data, dev: Data | None, recipe: Recipe, *fold: str) -> Taught:
         """The family of this number, taught on these rows."""
         return teach(
             teachers[chosen[number]],
@@ -187,43 +189,42 @@ def teach_best(
     for index, teacher in enumerate(teachers):
         own = {name: value for name, value in teacher.config().items() if name not in START}
         families.setdefault(json.dumps(own, sort_keys=True), []).append(index)
-    found = trials.once("starts", errors, [teacher.neutral() for teacher in teachers], held, 5)
-    chosen = [min(family, key=lambda index: float(found[index].min())) for family in families.values()]
+    found = trials.once("starts", judged, [teacher.neutral() for teacher in teachers], train, held, 5).errors
+    chosen = [min(family, key=lambda index: min(found[index])) for family in families.values()]
 
-    neutrals = [one.neutral() for one in known]
-    folds: list[list[Taught]] = []  # each half's, by family
-    whole: dict[int, Taught] = {}  # by family, on all rows
-    if seen is not None and len(seen[1]) > 1 and len(chosen) + len(known) > 1:
-        halves = _halves(seen, seed_of(seed, 7))
-        short = dataclasses.replace(recipe, updates=max(1, recipe.updates // 2), hold_back=0.0)
-        judged = []
-        for fold, (learn, rows) in enumerate((halves, halves[::-1])):
-            folds.append([taught(number, learn, short, f"fold-{fold}") for number in range(len(chosen))])
-            candidates = [*(one.teacher for one in folds[-1]), *neutrals]
-            judged.append(trials.once(f"fold-{fold}", errors, candidates, rows, 6, fold))
-        final = torch.stack(judged).mean(0)
-    else:
-        whole = {number: taught(number, dev, recipe) for number in range(len(chosen))}
-        final = trials.once("choice", errors, [*(one.teacher for one in whole.values()), *neutrals], held, 6)
-    least = final.amin(1)
-    best, won = int(least[: len(chosen)].argmin()), int(least.argmin())
+    known_losses = [*(teachers[start] for start in chosen), *known] if guard else list(known)
+    neutrals = [one.neutral() for one in known_losses]
+    short = dataclasses.replace(recipe, updates=max(1, recipe.updates // 2), hold_back=0.0)
+    folds: list[list[Taught]] = []  # each fold's, by family
+    verdicts = []
+    for fold, (learn, seen_rows, unseen) in enumerate(_folds(train, seen, seed_of(seed, 7))):
+        name = f"fold-{fold}"
+        folds.append([taught(number, learn, seen_rows, short, name) for number in range(len(chosen))])
+        candidates = [*(one.teacher for one in folds[-1]), *neutrals]
+        verdicts.append(trials.once(name, judged, candidates, learn, unseen, 6, fold))
+    final = torch.tensor([one.errors for one in verdicts], dtype=torch.float64).mean(0)
+    best, won = _won(verdicts, len(chosen))
     if won < len(chosen):
-        result = whole[best] = whole[best] if best in whole else taught(best, dev, recipe)
+        result = taught(best, train, dev, recipe)
     else:  # the history is that of a run that was made
-        result = dataclasses.replace(
-            whole[best] if whole else folds[0][best], teacher=neutrals[won - len(chosen)]
-        )
-    runs = [*whole.values(), *(one for fold in folds for one in fold)]
+        result = dataclasses.replace(folds[0][best], teacher=neutrals[won - len(chosen)])
     result.history["starts"] = [
-        {"teacher": teacher.config(), "dev_error": row.tolist(), "taught": index in chosen}
+        {"teacher": teacher.config(), "dev_error": row, "taught": index in chosen}
         for index, (teacher, row) in enumerate(zip(teachers, found, strict=True))
     ]
-    configs = [*(teachers[start].config() for start in chosen), *(one.config() for one in known)]
     result.history["choice"] = [
-        {"teacher": config, "dev_error": row.tolist(), "chosen": index == won}
-        for index, (config, row) in enumerate(zip(configs, final, strict=True))
+        {
+            "teacher": one.config(),
+            "taught": index < len(chosen),
+            "dev_error": row.tolist(),
+            "chosen": index == won,
+        }
+        for index, (one, row) in enumerate(
+            zip([*(teachers[start] for start in chosen), *known_losses], final, strict=True)
+        )
     ]
     result.history["rates"] = list(rates)
+    runs = [*([result] if won < len(chosen) else []), *(one for fold in folds for one in fold)]
     result.history["seconds"] = {
         **{part: sum(one.history["seconds"][part] for one in runs) for part in result.history["seconds"]},
         **trials.content["seconds"],
@@ -234,11 +235,59 @@ def teach_best(
     return result
 
 
-def _halves(dev: Data, seed: int) -> tuple[Data, Data]:
-    """Two halves of the rows, drawn at random."""
-    order = torch.randperm(len(dev[1]), generator=torch.Generator().manual_seed(seed)).to(dev[1].device)
-    first, second = order.tensor_split(2)
-    return (dev[0][first], dev[1][first]), (dev[0][second], dev[1][second])
+class Judged(NamedTuple):
+    """What fresh students under some candidates came to, as JSON holds it.
+
+    Attributes:
+        errors: mean dev error by candidate and rate.
+        less: of each two candidates, each at its best rate, the first one's error less the second one's.
+        deviation: standard error of that.
+    """
+
+    errors: list[list[float]]
+    less: list[list[float]]
+    deviation: list[list[float]]
+
+
+def _judged(seen: Tensor, same_rows: bool) -> Judged:
+    """Of what students got wrong, (candidates, rates, students, rows)."""
+    errors = seen.mean((-2, -1))
+    own = seen[torch.arange(len(seen)), errors.argmin(-1)]  # [candidates, students, rows]
+    pairs = [[one - other for other in own] for one in own]
+    return Judged(
+        errors.tolist(),
+        [[float(less.mean()) for less in row] for row in pairs],
+        [[standard_error(less, same_rows) for less in row] for row in pairs],
+    )
+
+
+def _won(verdicts: Sequence[Judged], taught: int) -> tuple[int, int]:
+    """Of the candidates, of which the first so many are taught, the best taught one, and the one to take."""
+    least = torch.tensor([[min(row) for row in one.errors] for one in verdicts], dtype=torch.float64).mean(0)
+    best = int(least[:taught].argmin())
+    if taught == len(least):
+        return best, best
+    known = taught + int(least[taught:].argmin())
+    ahead = statistics.fmean(one.less[known][best] for one in verdicts)
+    error = math.sqrt(sum(one.deviation[known][best] ** 2 for one in verdicts)) / len(verdicts)
+    return best, best if ahead > error else known
+
+
+def _folds(train: Data, dev: Data | None, seed: int) -> list[tuple[Data, Data | None, Data]]:
+    """Of each fold the training rows, the dev rows for teaching, or None, and rows to judge by."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(data: Data, *sizes: int) -> list[Data]:
+        order = torch.randperm(len(data[1]), generator=generator).to(data[1].device)
+        return [(data[0][rows], data[1][rows]) for rows in order.split(list(sizes))]
+
+    if dev is not None:
+        half = len(dev[1]) // 2
+        first, second = drawn(dev, len(dev[1]) - half, half)
+        return [(train, first, second), (train, second, first)]
+    judge = round(JUDGE * len(train[1]))
+    rest, rows = drawn(train, len(train[1]) - judge, judge)
+    return [(rest, None, rows)]
 
 
 class _Trials:
@@ -252,7 +301,7 @@ class _Trials:
             "starts": starts,
             "recipe": recipe.to_json(),
             "seed": seed,
-            "errors": {},
+            "judged": {},
             "seconds": {},
         }
         if place is not None and self.path is not None and self.path.exists():
@@ -263,13 +312,13 @@ class _Trials:
             )
             self.content = saved
 
-    def once(self, name: str, errors: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        """The errors under this name: as they are kept, or what ``errors`` of the arguments finds now."""
-        if name not in self.content["errors"]:
+    def once(self, name: str, judged: Callable[..., Judged], *arguments: Any) -> Judged:
+        """What was found under this name: as it is kept, or what ``judged`` of the arguments finds now."""
+        if name not in self.content["judged"]:
             began = time.perf_counter()
-            self.content["errors"][name] = errors(*arguments).tolist()
+            self.content["judged"][name] = judged(*arguments)._asdict()
             self.content["seconds"][name] = time.perf_counter() - began
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(self.path, self.content)
-        return torch.tensor(self.content["errors"][name], dtype=torch.float64)
+        return Judged(**self.content["judged"][name])

@@ -401,14 +401,14 @@ def test_the_words_about_the_teaching_are_its_first_and_last_updates():
     ]
     teacher = l2t.Teacher(4).config()
     history["choice"] = [
-        {"teacher": teacher, "dev_error": [0.5, 0.41], "chosen": False},
-        {"teacher": {**teacher, "weight": "full"}, "dev_error": [0.4, 0.43], "chosen": True},
-        {"teacher": {"class": "WeightNet"}, "dev_error": [0.5], "chosen": False},
+        {"teacher": teacher, "taught": True, "dev_error": [0.5, 0.41], "chosen": False},
+        {"teacher": {**teacher, "weight": "full"}, "taught": True, "dev_error": [0.4, 0.43], "chosen": True},
+        {"teacher": {"class": "WeightNet"}, "taught": False, "dev_error": [0.5], "chosen": False},
     ]
     assert report.said_of_the_teaching(history)[-1].replace("\u202f", " ") == (
-        "What each family came to and known losses then competed on fresh students: "
+        "On rows that were not taught on, fresh students made these errors: "
         "41.0 % (shared weights, sigmoid link), 40.0 % (full weights, sigmoid link, chosen), "
-        "50.0 % (WeightNet)."
+        "50.0 % (WeightNet, as it starts)."
     )
     for row in history["updates"]:
         row["agreement"] = None

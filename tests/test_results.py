@@ -160,7 +160,7 @@ def test_a_table_is_what_its_row_says(results):
     table = [cells(line) for line in part.splitlines() if line.startswith("| ")]
     assert table[0] == ["loss", "test error, %", "rate", "seed-0 less this", "seed-1 less this"]
     assert [line[0] for line in table[2:]] == [
-        "**taught**, seed-0", "**taught**, seed-1 (the neutral one)",
+        "**taught**, seed-0", "**taught**, seed-1 (a known loss)",
         "told (oracle)", "static taught loss", "label smoothing 0.1", "cross-entropy",
     ]  # fmt: skip
     low, high = map(float, re.findall(r"\d+\.\d+", table[2][1].split("[")[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import l2t
-from l2t.starts import Starts, default_starts, teach_best
+from l2t.starts import Starts, _judged, _won, default_starts, teach_best
 
 RECIPE = l2t.Recipe(
     steps=12, batch_size=16, updates=2, lr=0.2, students=2, trial_students=3, trial_rates=(0.5, 1.0), warmup=0
@@ -54,57 +55,125 @@ def test_the_best_start_of_each_family_is_taught():
     ]
     history = run(Starts(teachers, [])).history
     assert [row["taught"] for row in history["starts"]] == [False, True, True]
-    assert [row["teacher"]["weight"] for row in history["choice"]] == ["full", "shared"]
+    assert [row["teacher"]["weight"] for row in history["choice"]] == ["full", "shared"] * 2
+    assert [row["taught"] for row in history["choice"]] == [True, True, False, False]
     errors = [min(row["dev_error"]) for row in history["starts"]]
     assert errors[0] > errors[1] + 0.1
     assert sum(row["chosen"] for row in history["choice"]) == 1
-    least = min(history["choice"], key=lambda row: min(row["dev_error"]))
-    assert least["chosen"]
 
 
-def test_a_given_dev_set_chooses_by_rows_that_were_not_taught_on(monkeypatch):
-    """Each family is taught on either half with half of the updates, and judged on the other."""
+@pytest.fixture
+def faked(monkeypatch):
+    """Lessons and trials that are noted, not held: what was taught of a kind has the error of the kind."""
     module = sys.modules["l2t.starts"]
+    errors = {"full": 0.3, "shared": 0.2, "known": 0.4}
     lessons, judged = [], []
 
     def teach(teacher, make, train, dev, *, recipe, **settings):
-        lessons.append((teacher.kind, sorted(dev[1].tolist()), recipe.updates))
-        taught = l2t.Taught(teacher, {"seconds": {"updates": 1.0}, "trial": None}, recipe)
-        return taught
+        rows = None if dev is None else sorted(dev[0][:, 0].tolist())
+        lessons.append((teacher.kind, sorted(train[0][:, 0].tolist()), rows, recipe.updates))
+        taught = copy.deepcopy(teacher)
+        taught.name = teacher.kind
+        return l2t.Taught(taught, {"seconds": {"updates": 1.0}, "trial": None}, recipe)
 
     def trial(candidates, make, train, dev, recipe, rates, seed):
-        judged.append(sorted(dev[1].tolist()))
-        errors = {"full": 0.3, "shared": 0.2}
-        return torch.stack([torch.full((len(rates), 3, 5), errors[one.kind]) for one in candidates])
+        rows = None if dev is None else sorted(dev[0][:, 0].tolist())
+        judged.append((sorted(train[0][:, 0].tolist()), rows))
+        wrong = torch.zeros(len(candidates), len(rates), 3, 100)
+        for index, one in enumerate(candidates):
+            wrong[index, ..., : round(100 * errors[getattr(one, "name", "known")])] = 1.0
+        return wrong
 
     monkeypatch.setattr(module, "teach", teach)
     monkeypatch.setattr(module, "trial", trial)
     monkeypatch.setattr(module, "check_arguments", lambda *_: None)
-    dev = data()[0][:9], torch.arange(9)
+    return lessons, judged, errors
+
+
+def numbered(rows: int):
+    return torch.arange(rows, dtype=torch.float32)[:, None], torch.arange(rows) % 4
+
+
+FAMILIES = [l2t.Teacher(4, "full", link="identity"), l2t.Teacher(4)]
+
+
+def test_a_given_dev_set_chooses_by_rows_that_were_not_taught_on(faked):
+    """Each family is taught on either half with half of the updates, and judged on the other."""
+    lessons, judged, _ = faked
+    train, dev = numbered(20), numbered(9)
     recipe = dataclasses.replace(RECIPE, updates=7)
-    teachers = [l2t.Teacher(4, "full", link="identity"), l2t.Teacher(4)]
-    taught = teach_best(Starts(teachers, []), student, data(), dev, recipe=recipe, progress=False)
-    everything, first, second = list(range(9)), judged[2], judged[1]
-    assert judged == [everything, second, first]
+    taught = teach_best(Starts(FAMILIES, []), student, train, dev, recipe=recipe, progress=False)
+    every, everything = train[0][:, 0].tolist(), dev[0][:, 0].tolist()
+    second, first = judged[1][1], judged[2][1]
+    assert judged == [(every, everything), (every, second), (every, first)]
     assert sorted(first + second) == everything
     assert len(first) == 5
     assert lessons == [
-        ("full", first, 3), ("shared", first, 3), ("full", second, 3), ("shared", second, 3),
-        ("shared", everything, 7),
-    ]  # fmt: skip
+        *((kind, every, half, 3) for half in (first, second) for kind in ("full", "shared")),
+        ("shared", every, everything, 7),
+    ]
     assert taught.teacher.kind == "shared"
-    assert [row["chosen"] for row in taught.history["choice"]] == [False, True]
+    assert [row["chosen"] for row in taught.history["choice"]] == [False, True, False, False]
     assert taught.history["seconds"]["updates"] == 5.0
+
+
+def test_without_a_dev_set_rows_are_set_aside_to_choose_by(faked):
+    lessons, judged, _ = faked
+    train = numbered(20)
+    taught = teach_best(Starts(FAMILIES, []), student, train, recipe=RECIPE, progress=False)
+    every = train[0][:, 0].tolist()
+    rest, rows = judged[1]
+    assert judged[0] == (every, None)
+    assert sorted(rest + rows) == every
+    assert len(rows) == 6
+    assert lessons == [("full", rest, None, 1), ("shared", rest, None, 1), ("shared", every, None, 2)]
+    assert taught.teacher.kind == "shared"
+
+
+def test_a_taught_teacher_has_to_be_ahead_by_a_standard_error(faked):
+    """Of 100 rows alike for all students; 2 points are 1.4 standard errors of a difference."""
+    lessons, _, errors = faked
+    errors["shared"] = 0.38
+    taught = teach_best(Starts(FAMILIES[1:], []), student, numbered(20), recipe=RECIPE, progress=False)
+    assert [row["chosen"] for row in taught.history["choice"]] == [True, False]
+    errors["shared"], errors["known"] = 0.4, 0.4
+    taught = teach_best(Starts(FAMILIES[1:], []), student, numbered(20), recipe=RECIPE, progress=False)
+    assert [row["chosen"] for row in taught.history["choice"]] == [False, True]
+    assert taught.history["choice"][1]["teacher"] == FAMILIES[1].config()
+    assert not hasattr(taught.teacher, "name")  # the start
     lessons.clear()
-    teach_best(Starts(teachers[1:], []), student, data(), dev, recipe=recipe, progress=False)
-    assert lessons == [("shared", everything, 7)]  # nothing to choose from
+    settings = {"recipe": RECIPE, "progress": False, "guard": False}
+    taught = teach_best(Starts(FAMILIES[1:], []), student, numbered(20), **settings)
+    assert [row["chosen"] for row in taught.history["choice"]] == [True]  # without a guard no start competes
+    assert len(lessons) == 2
+
+
+def test_what_the_choice_goes_by():
+    """The differences of three candidates, the first of which is taught, by hand."""
+    seen = torch.zeros(3, 2, 2, 4)
+    seen[:, 0] = 1.0  # the first rate is the worse
+    seen[1, 1] = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    seen[2, 1, 0, 3] = 1.0
+    judged = _judged(seen, same_rows=True)
+    assert judged.errors == [[1.0, 0.0], [1.0, 0.375], [1.0, 0.125]]
+    assert judged.less[1][0] == pytest.approx(0.375)
+    assert judged.less[1][2] == pytest.approx(0.25)
+    rows, students = torch.tensor([1.0, 0.5, 0.0, 0.0]), torch.tensor([0.25, 0.5])
+    assert judged.deviation[1][0] == pytest.approx(float(rows.var() / 4 + students.var() / 2) ** 0.5)
+    assert _won([judged], 1) == (0, 2)  # an eighth ahead, with a standard error of 0.18
+    assert _won([judged], 3) == (0, 0)
+    certain = judged._replace(deviation=[[0.1] * 3] * 3)
+    assert _won([certain], 1) == (0, 0)
+    assert _won([certain, certain], 1) == (0, 0)
+    doubtful = judged._replace(deviation=[[0.17] * 3] * 3)
+    assert _won([doubtful], 1) == (0, 2)
+    assert _won([doubtful, doubtful], 1) == (0, 0)  # two folds: 0.17 / sqrt(2)
 
 
 def test_the_clock_counts_every_family_and_trial():
-    families = [l2t.Teacher(4, "full", link="identity"), l2t.Teacher(4)]
-    seconds = run(Starts(families, [])).history["seconds"]
-    assert set(seconds) == {"starts", "probe", "updates", "trial", "choice"}
-    assert all(seconds[part] > 0 for part in ("starts", "updates", "trial", "choice"))
+    seconds = run(Starts(FAMILIES, [])).history["seconds"]
+    assert set(seconds) == {"starts", "probe", "updates", "trial", "fold-0"}
+    assert all(seconds[part] > 0 for part in ("starts", "updates", "trial", "fold-0"))
     assert seconds["probe"] == 0  # the rate is given
 
 
@@ -119,7 +188,7 @@ def test_a_known_loss_that_is_ahead_is_the_result():
     bad = l2t.Teacher(4, "full", link="identity", class_weights=[1e-3, 1e-3, 1e-3, 1.0], emphasis=0.0)
     known = l2t.Teacher(4, "full", link="identity", smoothing=0.1)
     taught = run(Starts([bad], [known]))
-    assert taught.history["choice"][1]["chosen"]
+    assert taught.history["choice"][2]["chosen"]
     state = l2t.StudentState(0.5, 1.0, 0.5)
     for found, wanted in zip(taught.teacher(state), known.neutral()(state), strict=True):
         torch.testing.assert_close(

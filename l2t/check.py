@@ -217,6 +217,33 @@ def flags_of_pairs(given: Sequence[str]) -> None:
         )
 
 
+def flags_without_meaning(what: str, given: Sequence[str]) -> None:
+    """Flags of another kind of teaching or comparison."""
+    if given:
+        raise ValueError(
+            f"l2t.cli: {what} must come without flags of another, got --{', --'.join(given)}. Leave them out: "
+            "it has no such choices."
+        )
+
+
+def run_data(folder: Path, differing: Sequence[str]) -> None:
+    """The sentence pairs of a run."""
+    if differing:
+        raise ValueError(
+            f"l2t.cli: the sentence pairs in {folder} must be those that the run was begun with, got another "
+            f"{', '.join(differing)}. Put them back, or begin another run."
+        )
+
+
+def token_teacher_there(directory: Path, there: bool) -> None:
+    """A folder of a taught loss of tokens."""
+    if not there:
+        raise FileNotFoundError(
+            f"l2t.cli: the folder must hold a run of `l2t teach translation`, got {str(directory)!r}. "
+            "Give its folder, such as runs/translation-lstm/seed-0."
+        )
+
+
 def setting_form(text: str, has_equals: bool) -> None:
     """An argument of --set."""
     if not has_equals:

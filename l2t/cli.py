@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from l2t.translation.corpus import Corpus
 
 RUNS = Path("runs")
+_OF_TOKENS = ("data", "pieces", "steps", "window", "measure", "smoothing")  # flags of `l2t teach translation`
 TRANSLATION = "translation"  # sentence pairs: data of no task
 DEFAULT = "default"  # class of a teacher whose kind, link and start the dev set chooses
 WEIGHT_NET_LR = 0.01  # of its Adam: a network takes smaller steps than the bounded numbers of a Teacher
@@ -92,6 +93,7 @@ examples:
   l2t teach digits --updates 100 --set steps=200        any field of l2t.Recipe
   l2t teach digits --set steps=5000 memory=64MB         a long run in bounded memory, its plan printed first
   l2t teach digits --updates 100 --set steps=200 --resume    the same run again after Ctrl-C or a crash
+  l2t teach translation --student transformer --steps 1500   a loss over a vocabulary, on windows of the run
 """
 
 COMPARE = """\
@@ -127,7 +129,7 @@ examples:
 
 
 TRAIN = """\
-Trains one translator by a loss that is not taught, on the sentence pairs that `l2t data translation` builds,
+Trains one translator by a known or taught loss, on the sentence pairs that `l2t data translation` builds,
 and scores it on the test set (greedy). The folder holds it, and after Ctrl-C the checkpoint from which
 --resume goes on.
 """
@@ -137,6 +139,7 @@ examples:
   l2t train translation                                   an LSTM, into {runs}/translation-lstm
   l2t train translation --student transformer --steps 1500
   l2t train translation --loss label-smoothing-0.1 --out {runs}/smoothed
+  l2t train translation --loss {runs}/translation-lstm/seed-0 --out {runs}/taught
 """
 
 TRANSLATE = """\
@@ -174,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--seed", metavar="N", type=int, help="draws dev and test; default: 0")
 
     teach = _command(commands, "teach", "teach a teacher on a task", TEACH, TEACH_EXAMPLES)
-    teach.add_argument("task", metavar="TASK", help="name of a task (see l2t --help)")
+    teach.add_argument("task", metavar="TASK", help="name of a task (see l2t --help), or translation")
     teach.add_argument(
         "--regime", metavar="NAME", help="what is wrong with the training data; default: the task's first"
     )
@@ -193,7 +196,6 @@ def _parser() -> argparse.ArgumentParser:
         "--data-seed",
         metavar="N",
         type=int,
-        default=0,
         help="draws noise, subset and dev set, never the test set; default: 0",
     )
     teach.add_argument(
@@ -221,11 +223,14 @@ def _parser() -> argparse.ArgumentParser:
     teacher.add_argument(
         "--teacher",
         metavar="KIND",
-        default="loss",
         help="what it is: loss (sets the loss, as the flags below say; default), or weight-net (weighs rows "
         "by their loss: Meta-Weight-Net, a baseline)",
     )
-    teacher.add_argument("--weight", metavar="KIND", help="what it sets: shared, per-class, low-rank or full")
+    teacher.add_argument(
+        "--weight",
+        metavar="KIND",
+        help="what it sets: shared, per-class, low-rank or full; of translation shared, diagonal or low-rank",
+    )
     teacher.add_argument("--link", metavar="LINK", help="sigmoid, identity or log-sigmoid")
     teacher.add_argument(
         "--slots", metavar="K", type=_positive, help="slots of the attention; 1 is a static loss"
@@ -240,15 +245,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     recipe = teach.add_argument_group("the teaching (default: what suits the task and regime)")
     recipe.add_argument("--updates", metavar="N", type=_positive, help="updates of the teacher")
-    recipe.add_argument("--students", metavar="S", type=_positive, help="students an episode")
+    recipe.add_argument(
+        "--students", metavar="S", type=_positive, help="students an episode, or windows an update"
+    )
     recipe.add_argument(
         "--lr", metavar="RATE", type=float, help="the students' learning rate; without it a probe picks it"
     )
     _device_argument(recipe)
-    recipe.add_argument("--set", metavar="FIELD=VALUE", nargs="+", default=[], help="any field of l2t.Recipe")
+    recipe.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        nargs="+",
+        default=[],
+        help="any field of l2t.Recipe; of translation any of WindowRecipe, some of Course and TokenTeacher",
+    )
     recipe.add_argument(
         "--no-guard", action="store_true", help="do not go back to the last good teacher when a run breaks"
     )
+    pairs = teach.add_argument_group(f"of {TRANSLATION} alone")
+    pairs.add_argument(
+        "--data",
+        metavar="DIR",
+        type=Path,
+        help="folder of sentence pairs; default: that of German and English",
+    )
+    pairs.add_argument("--pieces", metavar="V", type=_positive, help="of the vocabulary; default: 3000")
+    pairs.add_argument("--steps", metavar="N", type=_positive, help="of a whole run; default: 3300")
+    pairs.add_argument("--window", metavar="T", type=_positive, help="steps of a window; default: 50")
+    pairs.add_argument("--measure", metavar="NAME", help="cross-entropy, expected-error or expected-bleu")
+    pairs.add_argument("--smoothing", metavar="EPS", type=float, help="strength to start with; default: 0.1")
     teach.add_argument("--quiet", action="store_true", help="no progress, no summary")
 
     compare = _command(
@@ -320,9 +345,19 @@ def _add_translation(commands: Any) -> None:
     train.add_argument(
         "--lr", metavar="RATE", type=float, help="highest rate of Adam; default: the student's"
     )
-    train.add_argument("--loss", metavar="NAME", default="maximum-likelihood", help="default: %(default)s")
+    train.add_argument(
+        "--loss",
+        metavar="NAME|DIR",
+        default="maximum-likelihood",
+        help="name of a loss, or folder of a run of `l2t teach translation`; default: %(default)s",
+    )
     train.add_argument("--seed", metavar="N", type=int, default=0, help="default: 0")
-    train.add_argument("--pieces", metavar="V", type=_positive, default=3000, help="default: 3000")
+    train.add_argument(
+        "--pieces",
+        metavar="V",
+        type=_positive,
+        help="of the vocabulary; default: 3000, or a taught loss's own",
+    )
     train.add_argument(
         "--data",
         metavar="DIR",
@@ -580,7 +615,10 @@ def _pairs_lines(folder: Path, pairs: Corpus) -> list[str]:
 
 def _teach(options: argparse.Namespace) -> int:
     with _asking():
-        lessons = [_lesson(options, seed) for seed in dict.fromkeys(options.seeds)]
+        if options.task == TRANSLATION:
+            lessons = _lessons_of_tokens(options)
+        else:
+            lessons = [_lesson(options, seed) for seed in dict.fromkeys(options.seeds)]
     if len(lessons) == 1:
         return _teach_one(lessons[0])
     return _teach_several(lessons, options.jobs)
@@ -599,17 +637,19 @@ class _Lesson(NamedTuple):
 
 def _lesson(options: argparse.Namespace, seed: int) -> _Lesson:
     """Looks at everything that was asked for; raises a ValueError before any work is done."""
-    from l2t import tasks
+    from l2t import Recipe, tasks
     from l2t.teacher import AnyTeacher
     from l2t.weight_net import TRANSPOSING
 
+    check.flags_without_meaning("a task", _given(options, _OF_TOKENS))
     task = tasks.get(options.task)
     task.require()
     regime = task.regimes[0] if options.regime is None else options.regime
     student = next(iter(task.students)) if options.student is None else options.student
     task.student(student)
     given = {"updates": options.updates, "students": options.students, "lr": options.lr}
-    changes = {name: value for name, value in given.items() if value is not None} | _settings(options.set)
+    changes = {name: value for name, value in given.items() if value is not None}
+    changes |= _settings(options.set, [field.name for field in dataclasses.fields(Recipe)])
     teacher, stem = _teacher(options, task.num_classes)
     if stem == "weight-net":
         changes = {"teacher_lr": WEIGHT_NET_LR, **changes}
@@ -621,18 +661,13 @@ def _lesson(options: argparse.Namespace, seed: int) -> _Lesson:
     if stem == "weight-net":
         check.teach_transposes(recipe.curvature, TRANSPOSING)
     name = f"{stem}-{seed}"
-    if options.out is None:
-        directory = RUNS / f"{task.name}-{regime}" / name
-    else:
-        directory = options.out / name if len(options.seeds) > 1 else options.out
-    if _is_begun(directory):
-        check.run_may_start(directory, options.resume)
+    directory = _run_folder(options, f"{task.name}-{regime}", name)
     config = {
         "task": task.name,
         "regime": regime,
         "student": student,
         "seed": seed,
-        "data_seed": options.data_seed,
+        "data_seed": options.data_seed or 0,
         "device": _device(options),
         "teacher": teacher,
         "recipe": recipe.to_json(),
@@ -640,6 +675,61 @@ def _lesson(options: argparse.Namespace, seed: int) -> _Lesson:
         "versions": doctor.versions(),
     }
     return _Lesson(task.name, config, directory, options.resume, not options.no_guard, options.quiet)
+
+
+def _run_folder(options: argparse.Namespace, where: str, name: str) -> Path:
+    """The folder of a run, in which one may be taught."""
+    if options.out is None:
+        directory = RUNS / where / name
+    else:
+        directory = options.out / name if len(options.seeds) > 1 else options.out
+    if _is_begun(directory):
+        check.run_may_start(directory, options.resume)
+    return directory
+
+
+def _given(options: argparse.Namespace, flags: Sequence[str]) -> list[str]:
+    """Those of the flags that are there, as they are written."""
+    return [name.replace("_", "-") for name in flags if getattr(options, name) is not None]
+
+
+def _lessons_of_tokens(options: argparse.Namespace) -> list[_Lesson]:
+    """The runs of `l2t teach translation`, complete and checked; new ones get their vocabulary."""
+    from l2t.translation import corpus, course, runs
+    from l2t.translation.vocabulary import Vocabulary
+
+    check.flags_without_meaning(
+        TRANSLATION, _given(options, ("regime", "data_seed", "teacher", "rank", "device"))
+    )
+    names = ("weight", "slots", "link", "features", "smoothing")
+    teacher = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if teacher.get("features") == ["none"]:
+        teacher = {"slots": 1, **teacher, "features": []}
+    stem = "static" if teacher.get("slots") == 1 else "seed"
+    named = {"run_steps": "steps", "steps": "window"}  # what a recipe of windows calls these flags
+    named |= {name: name for name in ("updates", "students", "lr", "measure")}
+    settings = {name: getattr(options, flag) for name, flag in named.items()}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    settings |= _settings(options.set, runs.SETTINGS)
+    folder = corpus.find() if options.data is None else options.data
+    pairs, student = corpus.read_folder(folder), options.student or "lstm"
+    lessons = []
+    for seed in dict.fromkeys(options.seeds):
+        config = runs.config_of(pairs, folder, options.pieces or 3000, student, seed, teacher, settings)
+        config |= {"guard": not options.no_guard, "versions": doctor.versions()}
+        directory = _run_folder(options, f"{TRANSLATION}-{student}", f"{stem}-{seed}")
+        if _is_begun(directory):
+            runs.check_same(directory, config)
+        lessons.append(
+            _Lesson(TRANSLATION, config, directory, options.resume, not options.no_guard, options.quiet)
+        )
+    new = [lesson for lesson in lessons if not _is_begun(lesson.directory)]
+    if new:
+        vocabulary = Vocabulary.train(pairs, options.pieces or 3000)
+        for lesson in new:
+            vocabulary.save(lesson.directory / course.VOCABULARY)
+            write_json(lesson.directory / "config.json", lesson.config)
+    return lessons
 
 
 def _teacher(options: argparse.Namespace, num_classes: int) -> tuple[dict[str, Any], str]:
@@ -650,7 +740,10 @@ def _teacher(options: argparse.Namespace, num_classes: int) -> tuple[dict[str, A
     """
     flags = ("weight", "link", "slots", "rank", "features")
     given = {name: getattr(options, name) for name in flags if getattr(options, name) is not None}
-    if check.known("cli", "kind of teacher", options.teacher, ("loss", "weight-net")) == "weight-net":
+    if (
+        check.known("cli", "kind of teacher", options.teacher or "loss", ("loss", "weight-net"))
+        == "weight-net"
+    ):
         check.weight_net_flags(list(given))
         return {"class": "WeightNet", "num_classes": num_classes}, "weight-net"
     if given.get("features") == ["none"]:  # a teacher that sees nothing has one loss
@@ -677,11 +770,8 @@ def _is_begun(directory: Path) -> bool:
     return (directory / "checkpoint.json").exists() or (directory / "families").exists()
 
 
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """Fields of a Recipe from FIELD=VALUE; a value is JSON, or else a string."""
-    from l2t import Recipe
-
-    fields = [field.name for field in dataclasses.fields(Recipe)]
+def _settings(pairs: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:
+    """Some of the fields from FIELD=VALUE; a value is JSON, or else a string."""
     found = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -699,6 +789,8 @@ def _teach_one(lesson: _Lesson) -> int:
     from l2t.teach import plan_episode
     from l2t.teacher import AnyTeacher
 
+    if lesson.task == TRANSLATION:
+        return _teach_tokens(lesson)
     task, config = tasks.get(lesson.task), lesson.config
     data = task.load(config["regime"], config["data_seed"]).to(config["device"])
     recipe = l2t.Recipe(**config["recipe"])
@@ -731,6 +823,19 @@ def _teach_one(lesson: _Lesson) -> int:
         "progress": not lesson.quiet and sys.stderr.isatty(),
     }
     taught = l2t.teach(teacher, **course) if starts is None else l2t.teach_best(starts, **course)
+    if not lesson.quiet:
+        print(_taught_line(taught.history, lesson.directory, time.perf_counter() - began))
+    return 0
+
+
+def _teach_tokens(lesson: _Lesson) -> int:
+    from l2t.translation import runs
+
+    began = time.perf_counter()
+    shown = not lesson.quiet and sys.stderr.isatty()
+    if not lesson.quiet and not shown:
+        print(f"teaching {lesson.directory}", flush=True)
+    taught = runs.teach(lesson.directory, lesson.config, lesson.resume, shown)
     if not lesson.quiet:
         print(_taught_line(taught.history, lesson.directory, time.perf_counter() - began))
     return 0
@@ -810,23 +915,29 @@ def _child(lesson: _Lesson) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from l2t.translation import corpus, course, scores
+    from l2t.translation import corpus, course, runs, scores
     from l2t.translation.vocabulary import Vocabulary
 
     began = time.process_time()
     with _asking():
         how = course.Course(options.student, steps=options.steps, lr=options.lr, seed=options.seed)
-        loss = course.LOSSES[check.known("train", "loss", options.loss, course.LOSSES)]
+        taught = None
+        if options.loss not in course.LOSSES:
+            names = [*course.LOSSES, "a folder of `l2t teach translation`"]
+            if not Path(options.loss).is_dir():
+                check.known("train", "loss", options.loss, names)
+            check.flags_without_meaning("a taught loss", _given(options, ["pieces"]))
+            taught = runs.load(Path(options.loss))
         pairs = corpus.read_folder(corpus.find() if options.data is None else options.data)
         out = RUNS / f"{TRANSLATION}-{options.student}" if options.out is None else options.out
         if course.is_begun(out):
             check.course_may_start(out, options.resume)
     trained = course.train(
         pairs,
-        Vocabulary.train(pairs, options.pieces),
+        Vocabulary.train(pairs, options.pieces or 3000) if taught is None else taught.vocabulary,
         how,
-        loss,
-        name=options.loss,
+        course.LOSSES[options.loss] if taught is None else taught.loss,
+        name=options.loss if taught is None else taught.name,
         directory=out,
         resume=options.resume,
         progress=not options.quiet and sys.stderr.isatty(),

@@ -25,7 +25,7 @@ from l2t import check, figures, weight_net
 from l2t.compare import ALPHA
 from l2t.files import write_whole
 from l2t.record import Report
-from l2t.teacher import AnyTeacher, StudentState, Teacher
+from l2t.teacher import AnyTeacher, AttentiveTeacher, StudentState, Teacher
 
 STAGES = 5
 
@@ -43,7 +43,7 @@ class Run(NamedTuple):
     @property
     def is_static(self) -> bool:
         """Whether the teacher has one loss for every stage."""
-        return not isinstance(self.teacher, Teacher) or self.teacher.slots == 1
+        return not isinstance(self.teacher, AttentiveTeacher) or self.teacher.slots == 1
 
     @property
     def states(self) -> list[StudentState]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
+from toy_translator import WORDS, toy_corpus
 
 import l2t
 from l2t.cli import main
@@ -252,19 +253,10 @@ def test_the_hypergradient_through_a_course_is_that_of_plain_autograd(make: Make
 
 # ---- a toy language: each word has one translation, and sentences are turned around
 
-WORDS = {
-    "rot": "red", "grau": "grey", "klein": "small", "hund": "dog", "katze": "cat", "baum": "tree",
-    "sieht": "sees", "sucht": "seeks", "und": "and", "heute": "today", "dort": "there", "nie": "never",
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
-    draw = random.Random(0)
-    sentences = {" ".join(draw.choices([*WORDS], k=draw.randint(2, 4))) for _ in range(700)}
-    pairs = [(text, " ".join(WORDS[word] for word in reversed(text.split()))) for text in sorted(sentences)]
-    draw.shuffle(pairs)
-    return Corpus(pairs[80:], pairs[:40], pairs[40:80], "de", "en", {})
+    return toy_corpus()
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,15 @@
-"""A translator as small as one can be, and batches of a toy language, for tests of teaching by windows."""
+"""A translator as small as one can be, and toy languages, for tests of teaching and training."""
 
 from __future__ import annotations
+
+import random
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2t.translation.batches import Batch
+from l2t.translation.corpus import Corpus
 
 VOCABULARY = 9
 COUNTS = torch.tensor([0, 1, 0, 40, 30, 12, 9, 4, 2])
@@ -60,3 +63,17 @@ class Batches:
 
 
 DEV = [batch_of(-1 - index, 6) for index in range(3)]
+
+WORDS = {
+    "rot": "red", "grau": "grey", "klein": "small", "hund": "dog", "katze": "cat", "baum": "tree",
+    "sieht": "sees", "sucht": "seeks", "und": "and", "heute": "today", "dort": "there", "nie": "never",
+}  # fmt: skip
+
+
+def toy_corpus() -> Corpus:
+    """Sentences whose translation is each word in English, backwards."""
+    draw = random.Random(0)
+    sentences = {" ".join(draw.choices([*WORDS], k=draw.randint(2, 4))) for _ in range(700)}
+    pairs = [(text, " ".join(WORDS[word] for word in reversed(text.split()))) for text in sorted(sentences)]
+    draw.shuffle(pairs)
+    return Corpus(pairs[80:], pairs[:40], pairs[40:80], "de", "en", {})

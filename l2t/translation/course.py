@@ -43,7 +43,7 @@ from l2t.weight import LowRank
 STUDENTS = ("lstm", "lstm-2", "transformer")
 _CHECKPOINT = "checkpoint.safetensors"
 _WEIGHTS = "translator.safetensors"
-_VOCABULARY = "vocabulary.model"
+VOCABULARY = "vocabulary.model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,18 +104,26 @@ class Course:
 
     def make(self, vocab: int) -> Translator:
         """A fresh student for ``vocab`` pieces, its start weights from the seed."""
-        size = {} if self.dim is None else {"dim": self.dim}
         with seeded(seed_of(self.seed, 1)):
-            if self.student == "transformer":
-                return TransformerTranslator(vocab, dropout=self.dropout, **size)
-            return LSTMTranslator(vocab, layers=1 + (self.student == "lstm-2"), dropout=self.dropout, **size)
+            return self.build(vocab)
+
+    def build(self, vocab: int) -> Translator:
+        """The same, its start weights from torch's generator."""
+        size = {} if self.dim is None else {"dim": self.dim}
+        if self.student == "transformer":
+            return TransformerTranslator(vocab, dropout=self.dropout, **size)
+        return LSTMTranslator(vocab, layers=1 + (self.student == "lstm-2"), dropout=self.dropout, **size)
+
+    @property
+    def top(self) -> float:
+        """The learning rate at its highest."""
+        return (0.002 if self.student == "transformer" else 0.003) if self.lr is None else self.lr
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        top = (0.002 if self.student == "transformer" else 0.003) if self.lr is None else self.lr
         if step < self.warmup:
-            return top * (step + 1) / self.warmup
-        return top * (self.steps - step) / max(1, self.steps - self.warmup)
+            return self.top * (step + 1) / self.warmup
+        return self.top * (self.steps - step) / max(1, self.steps - self.warmup)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as a JSON-able dict, which ``Course(**...)`` takes back."""
@@ -203,7 +211,7 @@ class Trained(NamedTuple):
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the folder that :func:`load` reads; the weights, which make it one, last."""
         directory = Path(directory)
-        self.vocabulary.save(directory / _VOCABULARY)
+        self.vocabulary.save(directory / VOCABULARY)
         about = {"config": self.config, "history": self.history}
         write_json(directory / "config.json", about)
         write_tensors(directory / _WEIGHTS, self.student.state_dict(), about)
@@ -217,9 +225,9 @@ def load(directory: str | os.PathLike[str]) -> Trained:
         ValueError: a file of it is not what was written.
     """
     directory = Path(directory)
-    check.translator_there(directory, all((directory / name).is_file() for name in (_WEIGHTS, _VOCABULARY)))
+    check.translator_there(directory, all((directory / name).is_file() for name in (_WEIGHTS, VOCABULARY)))
     tensors, about = read_tensors(directory / _WEIGHTS)
-    vocabulary = Vocabulary.load(directory / _VOCABULARY)
+    vocabulary = Vocabulary.load(directory / VOCABULARY)
     student = Course(**about["config"]["course"]).make(vocabulary.size)
     check.translator_fits(directory, vocabulary.size, len(tensors["head"]))
     student.load_state_dict(tensors)

@@ -1,0 +1,181 @@
+"""Folders of taught losses for translators: `l2t teach translation` makes them, courses use them.
+
+    FOLDER/seed-N   config.json (data with checksums, student, teacher, recipe, course), vocabulary.model, and
+                    what windows.py writes: teacher.safetensors, history.json, checkpoints
+
+Not here: the teaching itself (windows.py), and how a translator is trained (course.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from l2t import check
+from l2t.teacher import AnyTeacher
+from l2t.translation.batches import Batches, batches_of
+from l2t.translation.corpus import Corpus, read_folder
+from l2t.translation.course import VOCABULARY, Course
+from l2t.translation.token_teacher import TokenLoss, TokenTeacher
+from l2t.translation.vocabulary import Vocabulary
+from l2t.translation.windows import TaughtTokens, WindowRecipe, teach_translator
+
+TASK = "translation"
+_OF_COURSE = ("tokens", "dropout", "dim")  # settings of a student that a recipe of windows does not have
+_OF_TEACHER = (
+    "hats",
+    "smoothing_range",
+    "prior_range",
+    "emphasis",
+    "diagonal_start",
+    "diagonal_range",
+    "bias_range",
+)
+_RECIPE = tuple(field.name for field in dataclasses.fields(WindowRecipe))
+SETTINGS = (*_RECIPE, *_OF_COURSE, *_OF_TEACHER)
+"""What --set takes: fields of WindowRecipe and Course, and arguments of TokenTeacher."""
+
+
+def config_of(
+    corpus: Corpus,
+    folder: Path,
+    pieces: int,
+    student: str,
+    seed: int,
+    teacher: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The settings of a run, complete and checked, as its ``config.json`` has them.
+
+    Args:
+        corpus: the pairs.
+        folder: where they are.
+        pieces: of the vocabulary.
+        student: its name.
+        seed: of the teaching.
+        teacher: arguments of :class:`TokenTeacher` but for counts and seed.
+        settings: more of them, and of the recipe and the course: names of SETTINGS.
+
+    Raises:
+        ValueError: for what makes no sense.
+    """
+
+    def given(names: tuple[str, ...]) -> dict[str, Any]:
+        return {name: settings[name] for name in names if name in settings}
+
+    recipe = WindowRecipe(**{"lr": Course(student).top, **given(_RECIPE)})
+    course = Course(
+        student,
+        steps=recipe.run_steps,
+        lr=recipe.lr,
+        warmup=recipe.lr_warmup,
+        betas=recipe.lr_betas,
+        clip=1e30 if recipe.clip_norm is None else recipe.clip_norm,  # which clips nothing
+        threads=recipe.threads,
+        **given(_OF_COURSE),
+    )
+    wanted = {**teacher, **given(_OF_TEACHER)}
+    TokenTeacher([0, 1, 0, 1, 1], **wanted)
+    return {
+        "task": TASK,
+        "student": student,
+        "seed": seed,
+        "data": {
+            "folder": str(folder.resolve()),
+            "source": corpus.source,
+            "target": corpus.target,
+            "files": corpus.info["files"],
+            "pieces": pieces,
+        },
+        "teacher": wanted,
+        "recipe": recipe.to_json(),
+        "course": course.to_json(),
+    }
+
+
+def check_same(directory: Path, config: Mapping[str, Any]) -> None:
+    """Refuse to go on with the run in a folder where it was begun with other settings.
+
+    Raises:
+        ValueError: it was.
+    """
+    path = directory / "config.json"
+    was = json.loads(path.read_text()) if path.is_file() else {}
+    wanted = json.loads(json.dumps(config))
+    check.run_is_the_same(
+        directory, [name for name in wanted if name != "versions" and was.get(name) != wanted[name]]
+    )
+
+
+def corpus_of(config: Mapping[str, Any]) -> Corpus:
+    """The pairs that a run was begun with.
+
+    Raises:
+        FileNotFoundError: they are not there any more.
+        ValueError: they are others.
+    """
+    folder, files = Path(config["data"]["folder"]), config["data"]["files"]
+    corpus = read_folder(folder)
+    check.run_data(folder, [name for name in files if corpus.info["files"].get(name) != files[name]])
+    return corpus
+
+
+def teach(directory: Path, config: Mapping[str, Any], resume: bool, progress: bool) -> TaughtTokens:
+    """Teach the run of a folder that has its vocabulary.
+
+    Raises:
+        ValueError: as :func:`corpus_of` and :func:`l2t.translation.windows.teach_translator` do.
+    """
+    corpus, course = corpus_of(config), Course(**config["course"])
+    vocabulary = Vocabulary.load(directory / VOCABULARY)
+    pairs, dev = vocabulary.encode_pairs(corpus.train), vocabulary.encode_pairs(corpus.dev)
+    return teach_translator(
+        TokenTeacher(vocabulary.counts(pairs.target), seed=config["seed"], **config["teacher"]),
+        lambda: course.build(vocabulary.size),
+        lambda seed: Batches(pairs, course.tokens, seed),
+        list(batches_of(dev, course.tokens)),
+        recipe=WindowRecipe(**config["recipe"]),
+        seed=config["seed"],
+        directory=directory,
+        resume=resume,
+        guard=config["guard"],
+        progress=progress,
+    )
+
+
+class TaughtLoss(NamedTuple):
+    """The loss of a taught run.
+
+    Attributes:
+        loss: frozen, as a course takes it.
+        name: of the teacher's folder and content.
+        teacher: which says it.
+        vocabulary: whose tokens it is about.
+    """
+
+    loss: TokenLoss
+    name: str
+    teacher: TokenTeacher
+    vocabulary: Vocabulary
+
+
+def load(directory: Path) -> TaughtLoss:
+    """The loss that was taught in a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there is one of another task.
+    """
+    check.token_teacher_there(
+        directory, all((directory / n).is_file() for n in ("teacher.safetensors", VOCABULARY))
+    )
+    teacher = AnyTeacher.load(directory)
+    assert isinstance(teacher, TokenTeacher)
+    digest = hashlib.sha256((directory / "teacher.safetensors").read_bytes()).hexdigest()
+    fixed = teacher.fixed()
+    name = f"taught, {directory.resolve().name}, {digest[:16]}"
+    return TaughtLoss(fixed.loss, name, fixed, Vocabulary.load(directory / VOCABULARY))

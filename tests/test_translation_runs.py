@@ -1,0 +1,167 @@
+"""`l2t teach translation` and what its folders are good for, on a toy language."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from toy_translator import toy_corpus
+
+from l2t import StudentState, cli
+from l2t.cli import main
+from l2t.translation import course, runs
+from l2t.translation.corpus import write_folder
+from l2t.translation.windows import WindowRecipe
+
+SMALL = ["--pieces", "60", "--steps", "8", "--window", "2", "--updates", "3", "--students", "2"]
+SMALL += ["--set", "stages=2", "refresh=2", "lr_warmup=2", "dim=8", "tokens=60", "dev_batches=1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "pairs"
+    corpus = toy_corpus()
+    write_folder(
+        corpus._replace(train=corpus.train[:150], dev=corpus.dev[:20], test=corpus.test[:20]), folder
+    )
+    return folder
+
+
+def teach(data: Path, out: Path, *more: str) -> list[str]:
+    return ["teach", "translation", "--data", str(data), "--out", str(out), "--quiet", *SMALL, *more]
+
+
+@pytest.fixture(scope="module")
+def taught(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a dynamic and a static run."""
+    out = tmp_path_factory.mktemp("taught")
+    assert main(teach(data, out / "seed-0", "--smoothing", "0.2", "--weight", "diagonal")) == 0
+    assert main(teach(data, out / "static-0", "--slots", "1")) == 0
+    return out
+
+
+def test_a_run_folder_says_all_that_made_it(data: Path, taught: Path) -> None:
+    config = json.loads((taught / "seed-0" / "config.json").read_text())
+    assert config["task"] == "translation"
+    assert config["teacher"] == {"weight": "diagonal", "smoothing": 0.2}
+    recipe = WindowRecipe(**config["recipe"])
+    assert (recipe.run_steps, recipe.steps, recipe.updates, recipe.students) == (8, 2, 3, 2)
+    how = course.Course(**config["course"])
+    assert [how.rate(k) for k in range(8)] == [recipe.rate(k) for k in range(8)]
+    about = json.loads((data / "corpus.json").read_text())
+    assert config["data"]["files"] == about["files"]
+    found = runs.load(taught / "seed-0")
+    assert found.vocabulary.size == found.teacher.num_classes == 60
+    assert found.teacher.kind == "diagonal"
+    history = json.loads((taught / "seed-0" / "history.json").read_text())
+    assert len(history["updates"]) == 3
+    models = [(taught / name / "vocabulary.model").read_bytes() for name in ("seed-0", "static-0")]
+    assert models[0] == models[1]
+
+
+def test_seeds_go_beside_one_another_and_their_teachers_differ(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_teach_several", lambda lessons, jobs: max(map(cli._teach_one, lessons)))
+    assert main(teach(data, tmp_path, "--seeds", "0", "1", "--updates", "1", "--set", "refresh=1")) == 0
+    one, two = (runs.load(tmp_path / f"seed-{seed}").teacher for seed in (0, 1))
+    assert not torch.equal(one.keys, two.keys)
+
+
+def test_a_run_that_was_broken_off_goes_on_to_the_same_bits(
+    data: Path,
+    taught: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    same = teach(data, tmp_path, "--smoothing", "0.2", "--weight", "diagonal")
+    from l2t.translation import windows
+
+    whole, calls = windows.window, []
+
+    def breaks(*given: object) -> object:
+        calls.append(0)
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return whole(*given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(windows, "window", breaks)
+        assert main(same) == 130
+    assert not (tmp_path / "teacher.safetensors").exists()
+    assert main(same) == 2
+    assert "directory must hold no run" in capsys.readouterr().err
+    assert main([*same, "--resume", "--window", "3"]) == 2
+    assert "the same arguments, got different recipe" in capsys.readouterr().err
+    assert main([*same, "--resume"]) == 0
+    name = "teacher.safetensors"
+    assert (tmp_path / name).read_bytes() == (taught / "seed-0" / name).read_bytes()
+
+
+def test_a_taught_loss_trains_a_translator(
+    data: Path, taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "translation", "--data", str(data), "--steps", "3", "--quiet"]
+    assert main([*train, "--loss", str(taught / "seed-0"), "--out", str(tmp_path / "out")]) == 0
+    assert "test BLEU" in capsys.readouterr().out
+    made = course.load(tmp_path / "out")
+    found = runs.load(taught / "seed-0")
+    assert made.config["loss"] == found.name
+    assert made.vocabulary.model == found.vocabulary.model
+    state = StudentState(0.5, 2.0, 0.3)
+    hidden, head, target = torch.randn(2, 3, 4), torch.randn(60, 4), torch.tensor([[5, 9, 3], [4, 3, -100]])
+    assert float(found.loss(hidden, head, None, target, state)) == float(
+        found.teacher.loss(hidden, head, None, target, state)
+    )
+    assert not any(parameter.requires_grad for parameter in found.teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--regime", "x", "--rank", "2"], "must come without flags of another, got --regime, --rank."),
+        (["--device", "cpu"], "got --device"),
+        (["--weight", "full"], "weight must be one of shared, diagonal, low-rank, got 'full'"),
+        (["--window", "9"], "steps must be at most run_steps=8"),
+        (["--measure", "bleu"], "measure must be"),
+        (["--smoothing", "1.5"], "smoothing must be"),
+        (["--student", "gru"], "student must be one of lstm, lstm-2, transformer"),
+        (["--set", "sizes=3"], "the field of --set must be one of"),
+        (["--data", "nowhere"], "nowhere"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_before_any_work(
+    more: list[str], said: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(teach(data, tmp_path / "out", *more)) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_of_sentence_pairs_are_refused_elsewhere(
+    data: Path, taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["teach", "digits", "--window", "3", "--out", str(tmp_path / "out")]) == 2
+    assert "a task must come without flags of another, got --window" in capsys.readouterr().err
+    train = ["train", "translation", "--data", str(data), "--out", str(tmp_path / "out")]
+    assert main([*train, "--loss", str(taught / "seed-0"), "--pieces", "70"]) == 2
+    assert "a taught loss must come without flags of another, got --pieces" in capsys.readouterr().err
+    assert main([*train, "--loss", "hinge"]) == 2
+    assert "the loss must be one of maximum-likelihood" in capsys.readouterr().err
+    assert main([*train, "--loss", str(data)]) == 2
+    assert "must hold a run of `l2t teach translation`" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_sentence_pairs_are_not_taken_for_those_of_the_run(
+    data: Path, taught: Path, tmp_path: Path
+) -> None:
+    config = json.loads((taught / "seed-0" / "config.json").read_text())
+    corpus = toy_corpus()
+    write_folder(corpus._replace(test=corpus.test[:9]), tmp_path / "other")
+    config["data"]["folder"] = str(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"must be those that the run was begun with, got another train\.de"):
+        runs.corpus_of(config)

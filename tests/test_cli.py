@@ -121,7 +121,7 @@ def test_the_version(capsys):
             "curvature must be reverse or recompute for a WeightNet, got 'central'",
         ),
         (["teach", "digits", "--lr", "-1"], "lr must be a number in"),
-        (["teach", "digits", "--set", "stepz=3"], "the field of --set must be one of steps, batch_size"),
+        (["teach", "digits", "--set", "stepz=3"], "the field of --set must be one of students, updates"),
         (["teach", "digits", "--set", "steps"], "--set must be FIELD=VALUE, got 'steps'"),
         (["teach", "digits", "--set", "measure=luck"], "measure must be one of cross-entropy"),
         (["teach", "digits", "--device", "cuda:99"], "--device must be one of cpu"),

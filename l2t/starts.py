@@ -192,9 +192,11 @@ def teach_best(
     found = trials.once("starts", judged, [teacher.neutral() for teacher in teachers], train, held, 5).errors
     chosen = [min(family, key=lambda index: min(found[index])) for family in families.values()]
 
+    # Runs need no margin over their start, which is among the known losses.
+    whole = dataclasses.replace(recipe, trial_margin=0.0)
     known_losses = [*(teachers[start] for start in chosen), *known] if guard else list(known)
     neutrals = [one.neutral() for one in known_losses]
-    short = dataclasses.replace(recipe, updates=max(1, recipe.updates // 2), hold_back=0.0)
+    short = dataclasses.replace(whole, updates=max(1, recipe.updates // 2), hold_back=0.0)
     folds: list[list[Taught]] = []  # each fold's, by family
     verdicts = []
     for fold, (learn, seen_rows, unseen) in enumerate(_folds(train, seen, seed_of(seed, 7))):
@@ -205,7 +207,7 @@ def teach_best(
     final = torch.tensor([one.errors for one in verdicts], dtype=torch.float64).mean(0)
     best, won = _won(verdicts, len(chosen))
     if won < len(chosen):
-        result = taught(best, train, dev, recipe)
+        result = taught(best, train, dev, whole)
     else:  # the history is that of a run that was made
         result = dataclasses.replace(folds[0][best], teacher=neutrals[won - len(chosen)])
     result.history["starts"] = [

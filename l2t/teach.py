@@ -167,6 +167,8 @@ class Recipe(Rules):
         trial_students: fresh students on whom the result is tried before it is returned, against the neutral
             teacher (:meth:`l2t.Teacher.neutral`): the loss that teaching started with.
         trial_rates: factors of the students' learning rate; each teacher is tried at its best one.
+        trial_margin: standard errors, over students and over dev rows that they share, by which a taught
+            teacher has to be ahead of the neutral one there.
         curvature: how a reverse step gets its second derivatives, as in :func:`l2t.unroll`.
         schedule: what is remembered of a run, a name that :func:`l2t.unroll` knows. Long runs want a
             ``memory``; what they cost is told by :func:`plan_episode`.
@@ -209,6 +211,7 @@ class Recipe(Rules):
     probe_margin: float = 0.75
     trial_students: int = 10
     trial_rates: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
+    trial_margin: float = 2.0
     perturb: float = 0.0
 
     def __post_init__(self) -> None:
@@ -220,7 +223,7 @@ class Recipe(Rules):
             check.recipe_count(name, getattr(self, name), 2)
         for name in ("sharpness", "probe_norm", "probe_margin"):
             check.recipe_number(name, getattr(self, name), 0.0, math.inf, open_low=True)
-        for name in ("weight_decay", "perturb"):
+        for name in ("weight_decay", "perturb", "trial_margin"):
             check.recipe_number(name, getattr(self, name), 0.0, math.inf)
         for name in ("momentum", "dev_fraction", "hold_back"):
             check.recipe_number(name, getattr(self, name), 0.0, 1.0)
@@ -999,8 +1002,8 @@ class _Teaching(Outer):
         """What fresh students do best under.
 
         Each candidate is tried at its own best learning rate, since a loss that wants another rate than the
-        one for teaching is no worse for that. A taught teacher has to be ahead of the neutral one
-        by two standard errors: other students, and other dev rows, would likely say the same.
+        one for teaching is no worse for that. A taught teacher has to be ahead of the neutral one by
+        ``trial_margin`` standard errors: other students, and other dev rows, would likely say the same.
         """
         recipe, neutral = self.recipe, self.start.neutral()
         names = [*taught, "neutral"]
@@ -1015,7 +1018,9 @@ class _Teaching(Outer):
         levels = own.mean((-2, -1))
         chosen = int(levels.argmin())
         ahead = own[-1] - own[chosen]
-        if not float(ahead.mean()) > 2.0 * standard_error(ahead, self.trial_dev is not None):
+        if not float(ahead.mean()) > self.recipe.trial_margin * standard_error(
+            ahead, self.trial_dev is not None
+        ):
             chosen = len(names) - 1
         self.teacher = teachers[chosen]
         self.history["trial"] = {

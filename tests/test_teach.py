@@ -467,6 +467,7 @@ def test_the_trial_takes_each_teacher_at_its_best_rate(monkeypatch):
     errors[0, 1] = torch.tensor([0.1, 0.1, 0.2])  # ahead by 0.083, with a standard error of 0.044
     errors[1] = 0.5
     assert run(recipe=recipe).history["trial"]["chosen"] == "neutral"
+    assert run(recipe=dataclasses.replace(recipe, trial_margin=1.5)).history["trial"]["chosen"] == "average"
 
 
 def test_the_standard_error_is_over_students_and_over_rows_that_they_share():
@@ -655,6 +656,7 @@ def test_a_run_of_other_arguments_is_not_resumed(tmp_path, what, arguments):
         ({"lr": "fast"}, "lr must be a number in (0, inf), got 'fast'"),
         ({"momentum": 1.5}, "momentum must be a number in [0, 1], got 1.5"),
         ({"teacher_lr": math.nan}, "teacher_lr must be a number in (0, inf), got nan"),
+        ({"trial_margin": -1.0}, "trial_margin must be a number in [0, inf), got -1.0"),
         ({"perturb": -0.1}, "perturb must be a number in [0, inf), got -0.1"),
         ({"anchor": -1.0}, "anchor must be a number in [0, inf), got -1.0"),
         ({"damping": 0.0}, "damping must be a number in (0, 1], got 0.0"),

@@ -235,6 +235,15 @@ def run_data(folder: Path, differing: Sequence[str]) -> None:
         )
 
 
+def one_contest(directory: Path, differing: Sequence[str]) -> None:
+    """Translators' runs that are to be compared."""
+    if differing:
+        raise ValueError(
+            f"l2t.cli: the runs to compare must have the same students and sentence pairs, got another {', '.join(differing)} in "
+            f"{str(directory)!r}. Compare it by itself."
+        )
+
+
 def token_teacher_there(directory: Path, there: bool) -> None:
     """A folder of a taught loss of tokens."""
     if not there:

@@ -391,21 +391,20 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
         help="these baselines alone; `--arms list` names those that there are",
     )
     command.add_argument(
-        "--students", metavar="S", type=_positive, default=20, help="fresh students an arm; default: 20"
+        "--students", metavar="S", type=_positive, help="fresh students an arm; default: 20, translators 5"
     )
     command.add_argument(
         "--tuning-students",
         metavar="S",
         type=_positive,
-        default=10,
-        help="students an arm and learning rate in tuning; default: 10",
+        help="students an arm and learning rate in tuning; default: 10, translators 1",
     )
     command.add_argument(
         "--grid",
         metavar="RATE",
         nargs="+",
         type=float,
-        help="learning rates to tune; default: 0.01 to 1",
+        help="learning rates to tune; default: 0.01 to 1, translators 0.5, 1 and 2 times that of teaching",
     )
     command.add_argument(
         "--seed", metavar="N", type=int, default=0, help="of students, batches and splits; default: 0"
@@ -978,9 +977,45 @@ def _compare(options: argparse.Namespace) -> int:
         else:
             folders = [Path(where) for where in options.where]
             check.task_or_folder(options.where[0], folders[0].is_dir(), tasks.names())
+        if _of_translators(folders):
+            return _compare_translators(folders, options)
         contests = contest.of_runs(folders, _budget(options))
         _say_what_is_left_out(folders)
     return _hold(contests, options)
+
+
+def _of_translators(folders: Sequence[Path]) -> bool:
+    from l2t.translation import runs
+
+    return runs.among(folders)
+
+
+def _compare_translators(folders: Sequence[Path], options: argparse.Namespace) -> int:
+    from l2t import contest
+    from l2t.translation import contest as token_contest
+    from l2t.translation import course
+
+    with _asking():
+        check.flags_without_meaning("a comparison of translators", _given(options, ["regime", "device"]))
+        budget = _budget(options)._replace(
+            students=options.students or token_contest.STUDENTS,
+            tuning_students=options.tuning_students or token_contest.TUNING_STUDENTS,
+            grid=tuple(options.grid or ()),
+        )
+        one = token_contest.of_runs(folders, budget)
+        _say_what_is_left_out(folders)
+        comparison = token_contest.set_up(one)
+    if options.arms == ["list"]:
+        print(" ".join(course.LOSSES))
+        return 0
+    if options.again:
+        comparison.forget()
+    shown = not options.quiet and sys.stderr.isatty()
+    if not contest.make([one], [comparison], options.jobs, shown, token_contest.set_up):
+        return 1
+    found = token_contest.write(one, comparison)
+    print("\n".join(token_contest.table(f"translation, {comparison.course.student}", found)), flush=True)
+    return 0
 
 
 def _transfer(options: argparse.Namespace) -> int:
@@ -1001,8 +1036,8 @@ def _budget(options: argparse.Namespace) -> Budget:
     from l2t.contest import Budget
 
     return Budget(
-        students=options.students,
-        tuning_students=options.tuning_students,
+        students=options.students or 20,
+        tuning_students=options.tuning_students or 10,
         grid=tuple(options.grid or GRID),
         seed=options.seed,
         only=None if options.arms in (None, ["list"]) else tuple(options.arms),

@@ -15,7 +15,7 @@ import multiprocessing.connection
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,7 +141,7 @@ def set_up(contest: Contest) -> Comparison:
     """
     task = tasks.get(contest.task)
     data = task.load(contest.regime, contest.data_seed).to(contest.device)
-    dynamic, static = _teachers(contest)
+    dynamic, static = parted(contest.runs)
     about = ("task", "regime", "student", "data_seed")
     return Comparison(
         {name: run.teacher for name, run in dynamic.items()},
@@ -150,7 +150,7 @@ def set_up(contest: Contest) -> Comparison:
         data.test,
         data.dev,
         recipe=l2t.Recipe(**contest.recipe),
-        also=_as_arms(static),
+        also=as_arms(static),
         noise=data.noise,
         dev_is_clean=data.dev_is_clean,
         directory=contest.folder / "arms",
@@ -159,16 +159,16 @@ def set_up(contest: Contest) -> Comparison:
     )
 
 
-def _teachers(contest: Contest) -> tuple[dict[str, Run], dict[str, Run]]:
+def parted(folders: Sequence[Path]) -> tuple[dict[str, Run], dict[str, Run]]:
     """The runs that get a comparison each, and the static ones that are arms of it, by name."""
-    runs = find_runs(*contest.runs)
+    runs = find_runs(*folders)
     several = len({run.name for run in runs}) < len(runs)  # of the same name, from different folders
     named = {str(run.directory) if several else run.name: run for run in runs}
     dynamic = {name: run for name, run in named.items() if not run.is_static} or named
     return dynamic, {name: run for name, run in named.items() if name not in dynamic}
 
 
-def _as_arms(static: Mapping[str, Run]) -> dict[str, AnyTeacher]:
+def as_arms(static: Mapping[str, Run]) -> dict[str, AnyTeacher]:
     """The teachers of these runs by what they are, and by name where there are several of a kind."""
     kinds = {
         name: weight_net.ARM if isinstance(run.teacher, l2t.WeightNet) else "static taught loss"
@@ -180,15 +180,23 @@ def _as_arms(static: Mapping[str, Run]) -> dict[str, AnyTeacher]:
     }
 
 
-def make(contests: Sequence[Contest], comparisons: Sequence[Comparison], jobs: int, progress: bool) -> bool:
+def make(
+    contests: Sequence[Any],
+    comparisons: Sequence[Any],
+    jobs: int,
+    progress: bool,
+    of: Callable[[Any], Any] = set_up,
+) -> bool:
     """Make all arms that are missing, ``jobs`` at a time, in as many processes; whether all went well.
+
+    A process makes the comparison of a contest anew, by ``of``.
 
     The numbers do not depend on ``jobs``. A process that fails says why on the standard error.
     """
     missing = [(i, name) for i, comparison in enumerate(comparisons) for name in comparison.missing()]
     with tqdm(total=len(missing), disable=not progress, unit="arm") as bar:
         if jobs > 1 and len(missing) > 1:
-            return _in_processes(contests, missing, min(jobs, len(missing)), bar)
+            return _in_processes(contests, missing, min(jobs, len(missing)), bar, of)
         for index, name in missing:
             comparisons[index].run(name, bar.set_description)
             bar.update()
@@ -196,11 +204,15 @@ def make(contests: Sequence[Contest], comparisons: Sequence[Comparison], jobs: i
 
 
 def _in_processes(
-    contests: Sequence[Contest], missing: Sequence[tuple[int, str]], jobs: int, bar: tqdm[Any]
+    contests: Sequence[Any],
+    missing: Sequence[tuple[int, str]],
+    jobs: int,
+    bar: tqdm[Any],
+    of: Callable[[Any], Any],
 ) -> bool:
     context = multiprocessing.get_context("spawn")
     begun, done = context.Value("i", 0), context.Value("i", 0)
-    workers = [context.Process(target=_work, args=(contests, missing, begun, done)) for _ in range(jobs)]
+    workers = [context.Process(target=_work, args=(contests, missing, begun, done, of)) for _ in range(jobs)]
     try:
         for worker in workers:
             worker.start()
@@ -218,10 +230,11 @@ def _in_processes(
 
 
 def _work(
-    contests: Sequence[Contest],
+    contests: Sequence[Any],
     missing: Sequence[tuple[int, str]],
     begun: Synchronized[int],
     done: Synchronized[int],
+    of: Callable[[Any], Any],
 ) -> None:
     """A process of its own: takes one arm after the other until none is left."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
@@ -235,7 +248,7 @@ def _work(
                 return
             index, name = missing[turn]
             if comparison is None or index != at:
-                at, comparison = index, set_up(contests[index])
+                at, comparison = index, of(contests[index])
             comparison.run(name)
             with done.get_lock():
                 done.value += 1
@@ -248,7 +261,7 @@ def _work(
 
 def write(contest: Contest, comparison: Comparison) -> dict[str, dict[str, Any]]:
     """Write ``comparison.json`` for each teacher; returns them by the teacher's name."""
-    dynamic, _ = _teachers(contest)
+    dynamic, _ = parted(contest.runs)
     found = comparison.result()
     for name, run in dynamic.items():
         folder = run.directory

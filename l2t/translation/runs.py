@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,6 +109,13 @@ def check_same(directory: Path, config: Mapping[str, Any]) -> None:
     check.run_is_the_same(
         directory, [name for name in wanted if name != "versions" and was.get(name) != wanted[name]]
     )
+
+
+def among(folders: Sequence[Path]) -> bool:
+    """Whether there are runs of translators in the folders, or one level below them."""
+    configs = [path / "config.json" for folder in folders for path in (folder, *folder.glob("*/"))]
+    told = [json.loads(config.read_text()) for config in configs if config.is_file()]
+    return any(one.get("task") == TASK for one in told)
 
 
 def corpus_of(config: Mapping[str, Any]) -> Corpus:

@@ -1,0 +1,203 @@
+"""`l2t compare` for taught losses of translators, on a toy language."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from multiprocessing import Value
+from pathlib import Path
+
+import pytest
+from scipy import stats
+from toy_translator import toy_corpus
+
+from l2t import contest
+from l2t.cli import main
+from l2t.translation import contest as token_contest
+from l2t.translation import course, runs, scores
+from l2t.translation.corpus import Corpus, write_folder
+
+TEACH = ["--pieces", "60", "--steps", "8", "--window", "2", "--updates", "1", "--students", "2", "--quiet"]
+TEACH += ["--lr", "0.02", "--set", "stages=2", "refresh=1", "lr_warmup=2", "dim=8", "tokens=60"]
+TEACH += ["dev_batches=1"]
+COMPARE = ["--students", "3", "--grid", "0.01", "0.03", "--arms", "maximum-likelihood", "focal-1", "--quiet"]
+
+
+def small() -> Corpus:
+    corpus = toy_corpus()
+    return corpus._replace(train=corpus.train[:150], dev=corpus.dev[:15], test=corpus.test[:15])
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a dynamic and a static run, compared."""
+    where = tmp_path_factory.mktemp("contest")
+    write_folder(small(), where / "pairs")
+    teach = ["teach", "translation", "--data", str(where / "pairs"), *TEACH]
+    assert main([*teach, "--out", str(where / "runs" / "seed-0")]) == 0
+    assert main([*teach, "--out", str(where / "runs" / "static-0"), "--slots", "1"]) == 0
+    assert main(["compare", str(where / "runs"), *COMPARE]) == 0
+    return where / "runs"
+
+
+@pytest.fixture(scope="module")
+def found(out: Path) -> dict:
+    return json.loads((out / "comparison.json").read_text())
+
+
+def test_the_arms_are_the_baselines_and_the_taught_losses(out: Path, found: dict) -> None:
+    assert set(found["arms"]) == {"maximum-likelihood", "focal-1", "static taught loss", "taught by seed-0"}
+    assert found["taught"] == ["taught by seed-0"]
+    assert all(len(arm[key]) == 3 for arm in found["arms"].values() for key in ("bleu", "chrf", "perplexity"))
+    assert "tok:13a" in found["signatures"]["BLEU"]
+    assert any("paired t-test of test BLEU" in sentence for sentence in found["protocol"])
+    assert found["teaching"]["taught by seed-0"]["student_runs"] > 0
+
+
+def test_a_student_of_an_arm_is_what_a_course_trains(out: Path, found: dict) -> None:
+    arm = found["arms"]["focal-1"]
+    kept = json.loads((out / "arms" / "focal-1.json").read_text())
+    vocabulary, corpus = runs.load(out / "seed-0").vocabulary, small()
+    seed = token_contest.seed_of(0, 2, 1)
+    how = course.Course(**{**found["course"], "lr": arm["tuning"]["lr"], "seed": seed})
+    made = course.train(corpus, vocabulary, how, course.focal(1.0), progress=False)
+    said = made.translate([source for source, _ in corpus.test])
+    wanted = [target for _, target in corpus.test]
+    assert said == kept["said"][1]
+    assert arm["bleu"][1] == scores.bleu(said, wanted).value
+    assert arm["perplexity"][1] == scores.fit(made.student, vocabulary.encode_pairs(corpus.test)).perplexity
+
+
+def test_rates_are_tuned_on_dev_from_one_grid(found: dict) -> None:
+    for arm in found["arms"].values():
+        tuning = arm["tuning"]
+        assert tuning["grid"] == [0.01, 0.03]
+        assert tuning["lr"] == max(zip(tuning["dev_bleu"], [-0.01, -0.03], strict=True))[1] * -1
+        assert tuning["at_edge"]
+
+
+def test_tests_are_those_of_scipy_and_sacrebleu(out: Path, tmp_path: Path) -> None:
+    made_up = {
+        "taught-by-seed-0": [31.0, 32.5, 31.9],
+        "focal-1": [30.0, 31.4, 30.9],
+        "maximum-likelihood": [30.5, 32.9, 31.0],
+        "static-taught-loss": [31.0, 32.5, 31.9],
+    }
+    wanted = [target for _, target in small().test]
+    shutil.copytree(out, tmp_path / "runs")
+    for name, values in made_up.items():
+        file = tmp_path / "runs" / "arms" / f"{name}.json"
+        row = json.loads(file.read_text())
+        row["bleu"] = values
+        row["said"] = [wanted if name == "taught-by-seed-0" else ["red dog"] * len(wanted)] * 3
+        file.write_text(json.dumps(row))
+    budget = contest.Budget(3, 1, (0.01, 0.03), 0, ("maximum-likelihood", "focal-1"))
+    one = token_contest.of_runs([tmp_path / "runs"], budget)
+    comparison = token_contest.set_up(one)
+    assert comparison.missing() == []
+    found = comparison.result()
+    own = found["tests"]["taught by seed-0"]
+    mine, ps = made_up["taught-by-seed-0"], []
+    for name in ("focal-1", "maximum-likelihood"):
+        ps.append(stats.ttest_rel(mine, made_up[name]).pvalue)
+        assert own[name]["p"] == pytest.approx(ps[-1])
+        assert own[name]["difference"] == pytest.approx(sum(mine) / 3 - sum(made_up[name]) / 3)
+    assert own["static taught loss"]["p"] is None
+    assert ps[0] < ps[1]
+    assert own["focal-1"]["p_corrected"] == pytest.approx(3 * ps[0])  # the equal arm counts
+    assert own["maximum-likelihood"]["p_corrected"] == pytest.approx(min(1.0, 2 * ps[1]))
+    assert found["best_baseline"] == "static taught loss"
+    (first, *_) = found["bootstrap"]["taught by seed-0"]
+    assert first["difference"] == pytest.approx(100 - scores.bleu(["red dog"] * len(wanted), wanted).value)
+    assert first["p"] < 0.05
+    lines = {line.split("  ")[0]: line for line in token_contest.table("toy", found)}
+    assert ("win" in lines["focal-1"]) == (3 * ps[0] < 0.01)
+    assert "win" not in lines["maximum-likelihood"]
+    assert any("ahead in 3 and behind in 0 of 3" in line for line in lines.values())
+
+
+def test_the_same_command_again_makes_nothing_and_what_was_broken_off_alone(
+    out: Path, found: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[str] = []
+    whole = token_contest.train
+
+    def counted(*given: object, **more: object) -> course.Trained:
+        calls.append(str(more["name"]))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return whole(*given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(token_contest, "train", counted)
+    assert main(["compare", str(out), *COMPARE]) == 0
+    assert calls == []
+    said = capsys.readouterr().out
+    assert "taught by seed-0 less this" in said
+    assert "static taught loss" in said
+    assert "paired bootstrap over test sentences" in said
+    (out / "arms" / "focal-1.json").unlink()
+    assert main(["compare", str(out), *COMPARE]) == 130
+    assert main(["compare", str(out), *COMPARE]) == 0
+    assert calls == ["focal-1"] * 4 + ["focal-1"] * 3  # tuned before; the courses that are there are read
+    again = json.loads((out / "comparison.json").read_text())
+    for one in (found, again):
+        for arm in one["arms"].values():
+            arm.pop("cpu_seconds")
+        one.pop("teaching")
+    assert again == found
+    assert sorted(path.name for path in (out / "arms").iterdir()) == [
+        "focal-1.json", "maximum-likelihood.json", "static-taught-loss.json", "taught-by-seed-0.json",
+    ]  # fmt: skip
+
+
+def test_a_process_of_its_own_makes_an_arm_from_the_contest_alone(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contest.signal, "signal", lambda *_: None)  # this process is not its own
+    budget = contest.Budget(2, 1, (0.01,), 5, ("maximum-likelihood",))
+    one = token_contest.of_runs([out], budget)
+    comparison = token_contest.set_up(one)
+    assert len(comparison.missing()) == 3
+    asked: list[object] = []
+
+    def of(given: object) -> token_contest.TokenComparison:
+        asked.append(given)
+        return comparison
+
+    turns = Value("i", 0), Value("i", 0)
+    contest._work([one], [(0, "maximum-likelihood")], *turns, of)
+    assert asked == [one]
+    assert turns[1].value == 1
+    assert len(comparison.missing()) == 2
+    assert comparison.others.keys() >= {"maximum-likelihood"}
+    comparison.forget()
+    assert len(comparison.missing()) == 3
+    assert pickle.loads(pickle.dumps((one, token_contest.set_up))) == (one, token_contest.set_up)
+
+
+def test_arms_are_listed_and_what_makes_no_sense_is_refused(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(out), "--arms", "list"]) == 0
+    assert capsys.readouterr().out.split() == [*course.LOSSES]
+    for more, said in (
+        (["--arms", "hinge"], "the arm must be one of maximum-likelihood"),
+        (["--students", "1"], "students must be"),
+        (["--grid", "-1"], "grid must be"),
+        (
+            ["--regime", "clean"],
+            "a comparison of translators must come without flags of another, got --regime",
+        ),
+    ):
+        assert main(["compare", str(out), *more]) == 2
+        assert said in capsys.readouterr().err
+    other = tmp_path / "seed-9"
+    other.mkdir()
+    for path in (out / "seed-0").glob("*.*"):
+        (other / path.name).write_bytes(path.read_bytes())
+    config = json.loads((other / "config.json").read_text())
+    config["course"]["steps"] = 9
+    (other / "config.json").write_text(json.dumps(config))
+    assert main(["compare", str(out), str(other)]) == 2
+    assert "must have the same students and sentence pairs, got another course" in capsys.readouterr().err

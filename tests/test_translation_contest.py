@@ -112,7 +112,7 @@ def test_tests_are_those_of_scipy_and_sacrebleu(out: Path, tmp_path: Path) -> No
     assert first["difference"] == pytest.approx(100 - scores.bleu(["red dog"] * len(wanted), wanted).value)
     assert first["p"] < 0.05
     lines = {line.split("  ")[0]: line for line in token_contest.table("toy", found)}
-    assert ("win" in lines["focal-1"]) == (3 * ps[0] < 0.01)
+    assert "win" in lines["focal-1"]  # 3 * ps[0] is below 0.01
     assert "win" not in lines["maximum-likelihood"]
     assert any("ahead in 3 and behind in 0 of 3" in line for line in lines.values())
 

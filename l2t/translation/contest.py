@@ -298,8 +298,8 @@ def table(title: str, found: Mapping[str, Any]) -> list[str]:
         bleu, rate = row["bleu"], row["tuning"]
         chrf, perplexity = statistics.fmean(row["chrf"]), statistics.fmean(row["perplexity"])
         return (
-            f"{statistics.fmean(bleu):6.2f} ± {statistics.stdev(bleu):4.2f}  {chrf:6.2f}  {perplexity:10.2f}  "
-            f"{rate['lr']:>8g}{'*' if rate['at_edge'] else ' '}"
+            f"{statistics.fmean(bleu):6.2f} ± {statistics.stdev(bleu):4.2f}  {chrf:6.2f}  "
+            f"{perplexity:10.2f}  {rate['lr']:>8g}{'*' if rate['at_edge'] else ' '}"
         )
 
     def against(test: Mapping[str, Any]) -> str:

@@ -99,6 +99,12 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_bits(
     assert main([*same, "--resume"]) == 0
     name = "teacher.safetensors"
     assert (tmp_path / name).read_bytes() == (taught / "seed-0" / name).read_bytes()
+    again, once = (
+        json.loads((folder / "history.json").read_text())["updates"]
+        for folder in (tmp_path, taught / "seed-0")
+    )
+    assert [row["norms"] for row in again] == [row["norms"] for row in once]
+    assert [row["after"] for row in again] == [row["after"] for row in once]
 
 
 def test_a_taught_loss_trains_a_translator(

@@ -293,6 +293,7 @@ def table(title: str, found: Mapping[str, Any]) -> list[str]:
     """The lines that `l2t compare` prints: arms by rows, each teacher's difference, p, verdict."""
     arms, tests = found["arms"], found["tests"]
     width = max(len(name) for name in arms) + 2
+    column = max(24, *(len(f"{name} less this") for name in tests))
 
     def cells(row: Mapping[str, Any]) -> str:
         bleu, rate = row["bleu"], row["tuning"]
@@ -313,7 +314,7 @@ def table(title: str, found: Mapping[str, Any]) -> list[str]:
         f"{title}: test BLEU, mean ± sd of {found['students']} fresh students an arm",
         "",
         f"{'':{width}}{'BLEU':>13}  {'chrF':>6}  {'perplexity':>10}  {'rate':>8} "
-        + "".join(f"  {name + ' less this':>24}" for name in tests),
+        + "".join(f"  {name + ' less this':>{column}}" for name in tests),
     ]
     lines += [f"{name:{width}}{cells(arms[name])}" for name in tests]
     others = sorted(
@@ -322,7 +323,7 @@ def table(title: str, found: Mapping[str, Any]) -> list[str]:
     for name in others:
         lines.append(
             f"{name:{width}}{cells(arms[name])}"
-            + "".join(f"  {against(own[name]):>24}" for own in tests.values())
+            + "".join(f"  {against(own[name]):>{column}}" for own in tests.values())
         )
     lines.append("")
     for name, rows in found["bootstrap"].items():

@@ -147,6 +147,15 @@ def test_kinds_are_compared_by_their_means_over_teachers(results):
     assert second[1:3] == ["22.00 / 42.00", "26.00"]
     assert second[3].startswith("+6.00 [")
     assert first[4:] == second[4:] == ["0.032", "even"]
+    same = json.loads(
+        (results / "b-mixed.json").read_text()
+    )  # teachers that differ from the static one in nothing
+    for teacher in same["teachers"].values():
+        teacher["test_error"] = same["arms"]["static taught loss"]["test_error"]
+    (results / "b-mixed.json").write_text(json.dumps(same))
+    page = draw_results.page(results)
+    assert lines_of(page, "| b-mixed |")[0][3:] == ["+0.00 [+0.00, +0.00]", "–", "even"]
+    assert lines_of(page, "| a-won |")[0][4:] == ["0.04", "even"]
     for name in ("a-won", "b-mixed"):  # without static teachers there is no such table
         left = json.loads((results / f"{name}.json").read_text())
         left["also"] = []

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -113,7 +112,7 @@ def extra_of(arguments: argparse.Namespace, kind: str, contender: str, order: st
     work = make_work(arguments.rows, arguments.width, arguments.classes)
     before = resident()
     results(work, kind, contender, order)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return resident("VmHWM") - before
 
 
 def times_of(

@@ -18,10 +18,10 @@ import argparse
 import hashlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -69,7 +69,7 @@ def one(arguments: argparse.Namespace, schedule: str) -> dict[str, object]:
     result = run(arguments.steps, **plan)
     result.backward()
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resident("VmHWM")
     return {
         "schedule": schedule,
         "extra_mb": peak - before,
@@ -79,10 +79,15 @@ def one(arguments: argparse.Namespace, schedule: str) -> dict[str, object]:
     }
 
 
-def resident() -> float:
-    """Resident memory of this process in MB."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+def resident(field: str = "VmRSS") -> float:
+    """Resident memory of this process in MB; with "VmHWM" at its peak.
+
+    The peak that getrusage tells begins at that of the process which started this one.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise KeyError(field)
 
 
 def main() -> None:

@@ -241,7 +241,10 @@ def test_teach_writes_a_run(here, capsys):
     assert config["recipe"]["updates"] == 2
     assert config["versions"]["torch"] == torch.__version__
     history = json.loads((run / "history.json").read_text())
-    assert len(history["updates"]) == 2
+    taught = any(row["chosen"] and row["taught"] for row in history["choice"])
+    assert len(history["updates"]) == (
+        2 if taught else 1
+    )  # of a known loss those of the run that it was ahead of
     assert config["teacher"] == {"class": "default"}
     starts = [row["teacher"] for row in history["starts"]]
     assert starts == [teacher.config() for teacher in l2t.default_starts(10).teachers]
@@ -420,7 +423,7 @@ def test_ctrl_c_leaves_a_run_that_resumes(seeds, here):
     ]
     child = started(arguments)
     runs = [here / "run" / ("" if len(seeds) == 1 else f"seed-{seed}") for seed in seeds]
-    marks = [run / "families" / "0" / "checkpoint.json" for run in runs]
+    marks = [run / "families" / "0" / "fold-0" / "checkpoint.json" for run in runs]
     patience = time.monotonic() + 60
     while not all(mark.exists() for mark in marks) and time.monotonic() < patience:
         time.sleep(0.05)
@@ -432,7 +435,7 @@ def test_ctrl_c_leaves_a_run_that_resumes(seeds, here):
     assert again.startswith("l2t teach: stopped. Go on with: l2t teach digits --seeds 0")
     assert again.endswith("--resume")
     for mark in marks:
-        assert 0 < len(json.loads(mark.read_text())["history"]["updates"]) < 3000
+        assert 0 < len(json.loads(mark.read_text())["history"]["updates"]) < 1500
     for run in runs:
         assert not (run / "teacher.safetensors").exists()
     assert cli.main(["report", "run"]) == 2  # not finished, and said so

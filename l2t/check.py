@@ -385,6 +385,15 @@ def best_teachers(classes: Sequence[int], taught: int) -> None:
         )
 
 
+def best_rows(name: str, rows: int, least: int) -> None:
+    """The rows that teach_best cuts, to teach by one part and choose by the other."""
+    if rows < least:
+        raise ValueError(
+            f"l2t.teach_best: {name} must have {least} or more rows, some to teach by and some to choose by, got {rows}. "
+            "Give more rows, or teach one teacher with l2t.teach."
+        )
+
+
 def teacher_smoothing(value: float, limit: float) -> None:
     """The label smoothing that Teacher starts as."""
     if not 0.0 <= value < limit:
@@ -1824,6 +1833,15 @@ def windows_chose_neutral(measure: str, levels: Mapping[str, float]) -> str:
         f"{', '.join(f'{name} {level:.4f}' for name, level in levels.items())}); the result is the neutral teacher: the loss "
         "that teaching started with."
     )
+
+
+def report_is_of_images(directory: Path, of_translators: bool) -> None:
+    """A folder that the page has nothing to draw of."""
+    if of_translators:
+        raise ValueError(
+            f"l2t.report: {str(directory)!r} must hold runs of students that classify, got runs of translators. "
+            f"`l2t compare {directory}` prints their table."
+        )
 
 
 def run_may_start(directory: Path, resume: bool) -> None:

@@ -1131,6 +1131,7 @@ def _report(options: argparse.Namespace) -> int:
     from l2t import report
 
     with _asking():
+        check.report_is_of_images(options.directory, _of_translators([options.directory]))
         runs = report.find_runs(options.directory)
         _say_what_is_left_out([options.directory])
     print(report.write(options.directory, runs))

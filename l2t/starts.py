@@ -162,6 +162,9 @@ def teach_best(
         recipe.probe_lrs[::2] if recipe.lr is None else [recipe.lr * factor for factor in recipe.trial_rates]
     )
     seen, held = split_dev(dev, recipe, seed)
+    check.best_rows("train", len(train[1]), 3)
+    if seen is not None:
+        check.best_rows("dev", len(seen[1]), 4)
     place = None if directory is None else Path(directory)
     trials = _Trials(place, resume, [one.config() for one in [*teachers, *known]], recipe, seed)
 

@@ -497,11 +497,8 @@ def grade(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
     A student whose logits are not finite is wrong everywhere and has an infinite cross-entropy.
     """
-    broken = ~logits.isfinite().flatten(1).all(1)
-    return (
-        wrong(logits, targets).mean(-1),
-        torch.where(broken, math.inf, cross_entropy(logits, targets)),
-    )
+    losses = torch.where(_broken(logits), math.inf, cross_entropy(logits, targets))
+    return wrong(logits, targets).mean(-1), losses
 
 
 def wrong(logits: Tensor, targets: Tensor) -> Tensor:
@@ -509,5 +506,9 @@ def wrong(logits: Tensor, targets: Tensor) -> Tensor:
 
     A student whose logits are not finite is wrong everywhere.
     """
-    broken = ~logits.isfinite().flatten(1).all(1)
-    return ((logits.argmax(-1) != targets) | broken[:, None]).to(logits.dtype)
+    return ((logits.argmax(-1) != targets) | _broken(logits)[:, None]).to(logits.dtype)
+
+
+def _broken(logits: Tensor) -> Tensor:
+    """Which students have logits (S, D, C) that are not finite, (S,)."""
+    return ~logits.isfinite().flatten(1).all(1)

@@ -185,6 +185,18 @@ def test_what_does_not_fit_is_refused_before_any_student(monkeypatch):
         teach_best(default_starts(4), student, data(), recipe=flipped, progress=False)
 
 
+@pytest.mark.parametrize(("train", "dev", "sentence"), [
+    (2, None, "train must have 3 or more rows, some to teach by and some to choose by, got 2"),
+    (20, 3, "dev must have 4 or more rows, some to teach by and some to choose by, got 3"),
+])  # fmt: skip
+def test_too_few_rows_to_cut_are_refused_before_any_student(monkeypatch, train, dev, sentence):
+    monkeypatch.setattr(sys.modules["l2t.starts"], "trial", None)
+    x, y = data()
+    given = None if dev is None else (x[:dev], y[:dev])
+    with pytest.raises(ValueError, match=f"l2t.teach_best: {sentence}"):
+        teach_best(default_starts(4), student, (x[:train], y[:train]), given, recipe=RECIPE, progress=False)
+
+
 def test_a_known_loss_that_is_ahead_is_the_result():
     bad = l2t.Teacher(4, "full", link="identity", class_weights=[1e-3, 1e-3, 1e-3, 1.0], emphasis=0.0)
     known = l2t.Teacher(4, "full", link="identity", smoothing=0.1)

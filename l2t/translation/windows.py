@@ -449,7 +449,7 @@ class _Windows(Outer):
         check.window_data(dev, tuple(self.student.head.shape), teacher.num_classes)
         self.pool: list[Stage] = []
         self.pool_update = -1  # before which update it was made
-        self.history |= {"lr": recipe.lr, "pools": []}
+        self.history["pools"] = []
         self.history["seconds"]["pools"] = 0.0
 
     @property
@@ -457,17 +457,13 @@ class _Windows(Outer):
         assert isinstance(self.teacher, TokenTeacher)
         return self.teacher
 
-    def _now(self) -> WindowRecipe:
-        """The recipe with the students' learning rate of now, which a guard may have lowered."""
-        return dataclasses.replace(self.recipe, lr=self.history["lr"])
-
     def _student(self, seed: int) -> Any:
         with seeded(seed):
             return self.make()
 
     def _gather(self) -> tuple[Episode, dict[str, Any]]:
         self._refill()
-        recipe, seed = self._now(), seed_of(self.seed, 1, self.update)
+        recipe, seed = self.recipe, seed_of(self.seed, 1, self.update)
         found, steps = [], []
         for index, stage in enumerate(self._stages(seed_of(seed, 1))):
             own = seed_of(seed, 2, index)
@@ -520,7 +516,7 @@ class _Windows(Outer):
         seed = seed_of(self.seed, 2, update)
         student, batches = self._student(seed_of(seed, 1)), self.batches(seed_of(seed, 2))
         self.pool, end = make_pool(
-            student, self.taught, batches, self._now(), seed_of(seed, 3), self.progress
+            student, self.taught, batches, self.recipe, seed_of(seed, 3), self.progress
         )
         measures = []
         for stage in (*self.pool, end):
@@ -544,7 +540,7 @@ class _Windows(Outer):
             seed = seed_of(self.seed, 3, index)
             batches, dev = self._draw(seed)
             for name, teacher in teachers.items():
-                end = advance(self.student, stage, teacher, batches, self._now(), seed_of(seed, 3))
+                end = advance(self.student, stage, teacher, batches, self.recipe, seed_of(seed, 3))
                 self.student.load_state_dict(end.weights)
                 with torch.no_grad(), seeded(seed_of(seed, 4)):
                     now = float(measured(self.student, dev, self.recipe.measure, self.recipe.samples))

@@ -211,6 +211,19 @@ def flat(data: Data) -> list[torch.Tensor]:
     return [tensor for part in (data.train, data.test, data.dev or ()) for tensor in part]
 
 
+def test_the_threads_of_torch_do_not_move_the_data():
+    task = tasks.get("mnist1d")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = task.load("clean")
+        torch.set_num_threads(2)  # a mean over two threads has other bits
+        assert torch.equal(task.load("clean").train[0], one.train[0])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_loading_leaves_the_global_generators_alone(name):
     random.seed(1)

@@ -9,8 +9,9 @@
 
 The choice is not made on rows that were taught on, since these flatter a teacher, and the more, the more it
 sets. A dev set that is given is cut into halves, and each teaches once and judges once; otherwise three
-tenths of the training rows judge. A taught teacher has to be ahead of the best known loss by a standard
-error; else the result is that loss. Starts are tried on the rows of ``Recipe.hold_back``.
+tenths of the training rows judge, and where these are few, up to three times, by other rows each time. The
+least error wins. No margin is asked for: what is judged was taught on fewer rows and with fewer updates than
+the result will be. Starts are tried on the rows of ``Recipe.hold_back``.
 """
 
 from __future__ import annotations
@@ -18,26 +19,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from l2t import check
 from l2t.files import write_json
 from l2t.students import Make, seed_of
-from l2t.teach import Data, Recipe, Taught, check_arguments, split_dev, standard_error, teach, threads, trial
+from l2t.teach import Data, Recipe, Taught, check_arguments, split_dev, teach, threads, trial
 from l2t.teacher import AnyTeacher, Teacher
 
-JUDGE = 0.3
-"""Share of the training rows that judge, where no dev set is given."""
+JUDGE, JUDGES = 0.3, 1000
+"""Where no dev set is given, the share of the training rows that judge, and how many are to judge in all."""
 
 START = ("diagonal_start", "bias_start", "smoothing", "class_weights")
 """Settings of a teacher that say where it starts; teachers that differ in nothing else are one family."""
+
+Errors = list[list[float]]
+"""Mean dev error of fresh students, by candidate and rate."""
 
 
 class Starts(NamedTuple):
@@ -117,10 +119,10 @@ def teach_best(
     """Teach the best start of each family of teachers and return what fresh students do best under.
 
     A family is teachers that differ only in where they start: ``diagonal_start``, ``bias_start``,
-    ``smoothing``, ``class_weights``. Each family costs half a run of :func:`l2t.teach`, or one where a dev
-    set is given, and the best one a run more; a start costs ``recipe.trial_students`` plain students a
-    learning rate. Tried are the rates of ``recipe.probe_lrs``, every second one, or ``recipe.lr`` times
-    ``recipe.trial_rates`` where it is given.
+    ``smoothing``, ``class_weights``. Each family costs half a run of :func:`l2t.teach` a fold, of which there
+    are two where a dev set is given and else one to three, and the best one a run more; a start costs
+    ``recipe.trial_students`` plain students a learning rate. Tried are the rates of ``recipe.probe_lrs``,
+    every second one, or ``recipe.lr`` times ``recipe.trial_rates`` where it is given.
 
     Args:
         starts: teachers, and known losses that compete at the end; :func:`default_starts` gives some that
@@ -168,10 +170,10 @@ def teach_best(
     place = None if directory is None else Path(directory)
     trials = _Trials(place, resume, [one.config() for one in [*teachers, *known]], recipe, seed)
 
-    def judged(candidates: Sequence[AnyTeacher], train: Data, rows: Data | None, *parts: int) -> Judged:
+    def judged(candidates: Sequence[AnyTeacher], train: Data, rows: Data | None, *parts: int) -> Errors:
         with threads(recipe.threads):
             seen = trial(candidates, student, train, rows, recipe, rates, seed_of(seed, *parts))
-        return _judged(seen, same_rows=rows is not None)
+        return seen.double().mean((-2, -1)).tolist()
 
     def taught(number: int, train: Data, dev: Data | None, recipe: Recipe, *fold: str) -> Taught:
         """The family of this number, taught on these rows."""
@@ -192,7 +194,7 @@ def teach_best(
     for index, teacher in enumerate(teachers):
         own = {name: value for name, value in teacher.config().items() if name not in START}
         families.setdefault(json.dumps(own, sort_keys=True), []).append(index)
-    found = trials.once("starts", judged, [teacher.neutral() for teacher in teachers], train, held, 5).errors
+    found = trials.once("starts", judged, [teacher.neutral() for teacher in teachers], train, held, 5)
     chosen = [min(family, key=lambda index: min(found[index])) for family in families.values()]
 
     # Runs need no margin over their start, which is among the known losses.
@@ -207,8 +209,10 @@ def teach_best(
         folds.append([taught(number, learn, seen_rows, short, name) for number in range(len(chosen))])
         candidates = [*(one.teacher for one in folds[-1]), *neutrals]
         verdicts.append(trials.once(name, judged, candidates, learn, unseen, 6, fold))
-    final = torch.tensor([one.errors for one in verdicts], dtype=torch.float64).mean(0)
-    best, won = _won(verdicts, len(chosen))
+    final = torch.tensor(verdicts, dtype=torch.float64).mean(0)
+    least = final.amin(1).tolist()
+    best = min(range(len(chosen)), key=least.__getitem__)
+    won = min([*range(len(chosen), len(least)), best], key=least.__getitem__)  # known, where as good
     if won < len(chosen):
         result = taught(best, train, dev, whole)
     else:  # the history is that of a run that was made
@@ -240,44 +244,6 @@ def teach_best(
     return result
 
 
-class Judged(NamedTuple):
-    """What fresh students under some candidates came to, as JSON holds it.
-
-    Attributes:
-        errors: mean dev error by candidate and rate.
-        less: of each two candidates, each at its best rate, the first one's error less the second one's.
-        deviation: standard error of that.
-    """
-
-    errors: list[list[float]]
-    less: list[list[float]]
-    deviation: list[list[float]]
-
-
-def _judged(seen: Tensor, same_rows: bool) -> Judged:
-    """Of what students got wrong, (candidates, rates, students, rows)."""
-    errors = seen.mean((-2, -1))
-    own = seen[torch.arange(len(seen)), errors.argmin(-1)]  # [candidates, students, rows]
-    pairs = [[one - other for other in own] for one in own]
-    return Judged(
-        errors.tolist(),
-        [[float(less.mean()) for less in row] for row in pairs],
-        [[standard_error(less, same_rows) for less in row] for row in pairs],
-    )
-
-
-def _won(verdicts: Sequence[Judged], taught: int) -> tuple[int, int]:
-    """Of the candidates, of which the first so many are taught, the best taught one, and the one to take."""
-    least = torch.tensor([[min(row) for row in one.errors] for one in verdicts], dtype=torch.float64).mean(0)
-    best = int(least[:taught].argmin())
-    if taught == len(least):
-        return best, best
-    known = taught + int(least[taught:].argmin())
-    ahead = statistics.fmean(one.less[known][best] for one in verdicts)
-    error = math.sqrt(sum(one.deviation[known][best] ** 2 for one in verdicts)) / len(verdicts)
-    return best, best if ahead > error else known
-
-
 def _folds(train: Data, dev: Data | None, seed: int) -> list[tuple[Data, Data | None, Data]]:
     """Of each fold the training rows, the dev rows for teaching, or None, and rows to judge by."""
     generator = torch.Generator().manual_seed(seed)
@@ -291,8 +257,13 @@ def _folds(train: Data, dev: Data | None, seed: int) -> list[tuple[Data, Data | 
         first, second = drawn(dev, len(dev[1]) - half, half)
         return [(train, first, second), (train, second, first)]
     judge = round(JUDGE * len(train[1]))
-    rest, rows = drawn(train, len(train[1]) - judge, judge)
-    return [(rest, None, rows)]
+    count = min(3, math.ceil(JUDGES / judge))
+    rest, *parts = drawn(train, len(train[1]) - count * judge, *[judge] * count)
+    folds: list[tuple[Data, Data | None, Data]] = []
+    for fold, rows in enumerate(parts):
+        x, y = zip(rest, *(part for other, part in enumerate(parts) if other != fold), strict=True)
+        folds.append(((torch.cat(x), torch.cat(y)), None, rows))
+    return folds
 
 
 class _Trials:
@@ -317,13 +288,14 @@ class _Trials:
             )
             self.content = saved
 
-    def once(self, name: str, judged: Callable[..., Judged], *arguments: Any) -> Judged:
+    def once(self, name: str, judged: Callable[..., Errors], *arguments: Any) -> Errors:
         """What was found under this name: as it is kept, or what ``judged`` of the arguments finds now."""
         if name not in self.content["judged"]:
             began = time.perf_counter()
-            self.content["judged"][name] = judged(*arguments)._asdict()
+            self.content["judged"][name] = judged(*arguments)
             self.content["seconds"][name] = time.perf_counter() - began
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(self.path, self.content)
-        return Judged(**self.content["judged"][name])
+        found: Errors = self.content["judged"][name]
+        return found

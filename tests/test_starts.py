@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import l2t
-from l2t.starts import Starts, _judged, _won, default_starts, teach_best
+from l2t.starts import Starts, default_starts, teach_best
 
 RECIPE = l2t.Recipe(
     steps=12, batch_size=16, updates=2, lr=0.2, students=2, trial_students=3, trial_rates=(0.5, 1.0), warmup=0
@@ -119,22 +119,29 @@ def test_a_given_dev_set_chooses_by_rows_that_were_not_taught_on(faked):
 
 
 def test_without_a_dev_set_rows_are_set_aside_to_choose_by(faked):
+    """Three tenths, and other ones again until a thousand have judged, three times at most."""
     lessons, judged, _ = faked
     train = numbered(20)
     taught = teach_best(Starts(FAMILIES, []), student, train, recipe=RECIPE, progress=False)
     every = train[0][:, 0].tolist()
-    rest, rows = judged[1]
     assert judged[0] == (every, None)
-    assert sorted(rest + rows) == every
-    assert len(rows) == 6
-    assert lessons == [("full", rest, None, 1), ("shared", rest, None, 1), ("shared", every, None, 2)]
+    assert len(judged) == 4
+    assert all(sorted(rest + rows) == every and len(rows) == 6 for rest, rows in judged[1:])
+    assert len({row for _, rows in judged[1:] for row in rows}) == 18
+    assert lessons == [
+        *((kind, rest, None, 1) for rest, _ in judged[1:] for kind in ("full", "shared")),
+        ("shared", every, None, 2),
+    ]
     assert taught.teacher.kind == "shared"
+    for rows, folds in ((3334, 1), (3330, 2), (1666, 2), (1664, 3)):
+        judged.clear()
+        teach_best(Starts(FAMILIES[1:], []), student, numbered(rows), recipe=RECIPE, progress=False)
+        assert [len(part) for _, part in judged[1:]] == [round(0.3 * rows)] * folds
 
 
-def test_a_taught_teacher_has_to_be_ahead_by_a_standard_error(faked):
-    """Of 100 rows alike for all students; 2 points are 1.4 standard errors of a difference."""
+def test_the_least_error_wins_and_a_known_loss_where_none_is_less(faked):
     lessons, _, errors = faked
-    errors["shared"] = 0.38
+    errors["shared"] = 0.39
     taught = teach_best(Starts(FAMILIES[1:], []), student, numbered(20), recipe=RECIPE, progress=False)
     assert [row["chosen"] for row in taught.history["choice"]] == [True, False]
     errors["shared"], errors["known"] = 0.4, 0.4
@@ -146,35 +153,32 @@ def test_a_taught_teacher_has_to_be_ahead_by_a_standard_error(faked):
     settings = {"recipe": RECIPE, "progress": False, "guard": False}
     taught = teach_best(Starts(FAMILIES[1:], []), student, numbered(20), **settings)
     assert [row["chosen"] for row in taught.history["choice"]] == [True]  # without a guard no start competes
-    assert len(lessons) == 2
+    assert len(lessons) == 4
 
 
-def test_what_the_choice_goes_by():
-    """The differences of three candidates, the first of which is taught, by hand."""
-    seen = torch.zeros(3, 2, 2, 4)
-    seen[:, 0] = 1.0  # the first rate is the worse
-    seen[1, 1] = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
-    seen[2, 1, 0, 3] = 1.0
-    judged = _judged(seen, same_rows=True)
-    assert judged.errors == [[1.0, 0.0], [1.0, 0.375], [1.0, 0.125]]
-    assert judged.less[1][0] == pytest.approx(0.375)
-    assert judged.less[1][2] == pytest.approx(0.25)
-    rows, students = torch.tensor([1.0, 0.5, 0.0, 0.0]), torch.tensor([0.25, 0.5])
-    assert judged.deviation[1][0] == pytest.approx(float(rows.var() / 4 + students.var() / 2) ** 0.5)
-    assert _won([judged], 1) == (0, 2)  # an eighth ahead, with a standard error of 0.18
-    assert _won([judged], 3) == (0, 0)
-    certain = judged._replace(deviation=[[0.1] * 3] * 3)
-    assert _won([certain], 1) == (0, 0)
-    assert _won([certain, certain], 1) == (0, 0)
-    doubtful = judged._replace(deviation=[[0.17] * 3] * 3)
-    assert _won([doubtful], 1) == (0, 2)
-    assert _won([doubtful, doubtful], 1) == (0, 0)  # two folds: 0.17 / sqrt(2)
+def test_folds_count_alike_at_the_rate_that_is_best_over_all(monkeypatch, faked):
+    """By hand: at the first rate taught and known have 0.3 and 0.4, at the second 0.35 and 0.2."""
+    module = sys.modules["l2t.starts"]
+    folds = iter(
+        [[[0.5], [0.5]], [[0.1, 0.6], [0.5, 0.0]], [[0.5, 0.1], [0.3, 0.4]], [[0.3, 0.35], [0.4, 0.2]]]
+    )
+
+    def trial(candidates, *_):
+        errors = torch.tensor(next(folds))
+        return (torch.arange(100) < (100 * errors[..., None, None]).round()).float()[: len(candidates)]
+
+    monkeypatch.setattr(module, "trial", trial)
+    taught = teach_best(Starts(FAMILIES[1:], []), student, numbered(20), recipe=RECIPE, progress=False)
+    found = [row["dev_error"] for row in taught.history["choice"]]
+    torch.testing.assert_close(torch.tensor(found), torch.tensor([[0.3, 0.35], [0.4, 0.2]]))
+    assert [row["chosen"] for row in taught.history["choice"]] == [False, True]
 
 
 def test_the_clock_counts_every_family_and_trial():
     seconds = run(Starts(FAMILIES, [])).history["seconds"]
-    assert set(seconds) == {"starts", "probe", "updates", "trial", "fold-0"}
-    assert all(seconds[part] > 0 for part in ("starts", "updates", "trial", "fold-0"))
+    folds = [f"fold-{fold}" for fold in range(3)]
+    assert set(seconds) == {"starts", "probe", "updates", "trial", *folds}
+    assert all(seconds[part] > 0 for part in ("starts", "updates", "trial", *folds))
     assert seconds["probe"] == 0  # the rate is given
 
 

@@ -362,11 +362,13 @@ def said_of_the_teaching(history: Mapping[str, Any]) -> list[str]:
     choice = history.get("choice")
     if choice is not None:
         errors = ", ".join(
-            f"{percent(min(row['dev_error']), 1)} ({_family(row['teacher'])}"
+            f"{percent(min(row['expected_error']), 1)} ({_family(row['teacher'])}"
             f"{'' if row['taught'] else ', as it starts'}{', chosen' * row['chosen']})"
             for row in choice
         )
-        said.append(f"On rows that were not taught on, fresh students made these errors: {errors}.")
+        said.append(
+            f"On rows that were not taught on, fresh students had these calibrated expected errors: {errors}."
+        )
     return said
 
 

@@ -9,9 +9,10 @@
 
 The choice is not made on rows that were taught on, since these flatter a teacher, and the more, the more it
 sets. A dev set that is given is cut into halves, and each teaches once and judges once; otherwise three
-tenths of the training rows judge, and where these are few, up to three times, by other rows each time. The
-least error wins. No margin is asked for: what is judged was taught on fewer rows and with fewer updates than
-the result will be. Starts are tried on the rows of ``Recipe.hold_back``.
+tenths of the training rows judge, and where these are few, up to three times, by other rows each time. Judged
+is by the calibrated expected error (students.py): 0 or 1 for each of 200 rows says too little. The least one
+wins. No margin is asked for: what is judged was taught on fewer rows and with fewer updates than the result
+will be. Starts are tried by plain errors, on the rows of ``Recipe.hold_back``.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ import torch
 
 from l2t import check
 from l2t.files import write_json
-from l2t.students import Make, seed_of
-from l2t.teach import Data, Recipe, Taught, check_arguments, split_dev, teach, threads, trial
+from l2t.students import Make, calibrated_error, seed_of, wrong
+from l2t.teach import Data, Recipe, Score, Taught, check_arguments, split_dev, teach, threads, trial
 from l2t.teacher import AnyTeacher, Teacher
 
 JUDGE, JUDGES = 0.3, 1000
@@ -39,7 +40,7 @@ START = ("diagonal_start", "bias_start", "smoothing", "class_weights")
 """Settings of a teacher that say where it starts; teachers that differ in nothing else are one family."""
 
 Errors = list[list[float]]
-"""Mean dev error of fresh students, by candidate and rate."""
+"""Mean dev error of fresh students, by candidate and rate; calibrated or plain."""
 
 
 class Starts(NamedTuple):
@@ -138,10 +139,10 @@ def teach_best(
         progress: show a bar.
 
     Returns:
-        the ``Taught`` that was chosen; its history has ``starts`` and ``choice`` besides: settings and dev
-        errors (by rate) of all, and which were taught and chosen; ``seconds`` are of all families. Where a
-        known loss is chosen, the teacher says it in every state, and the history is that of the best taught
-        one.
+        the ``Taught`` that was chosen; its history has ``starts`` and ``choice`` besides: settings of all,
+        ``dev_error`` of the ones and ``expected_error``, calibrated, of the others (by rate), and which were
+        taught and chosen; ``seconds`` are of all families. Where a known loss is chosen, the teacher says it
+        in every state, and the history is that of the best taught one.
 
     Raises:
         ValueError: as :func:`l2t.teach`, and for no teachers or teachers of several numbers of classes.
@@ -170,9 +171,11 @@ def teach_best(
     place = None if directory is None else Path(directory)
     trials = _Trials(place, resume, [one.config() for one in [*teachers, *known]], recipe, seed)
 
-    def judged(candidates: Sequence[AnyTeacher], train: Data, rows: Data | None, *parts: int) -> Errors:
+    def judged(
+        score: Score, candidates: Sequence[AnyTeacher], train: Data, rows: Data | None, *parts: int
+    ) -> Errors:
         with threads(recipe.threads):
-            seen = trial(candidates, student, train, rows, recipe, rates, seed_of(seed, *parts))
+            seen = trial(candidates, student, train, rows, recipe, rates, seed_of(seed, *parts), score)
         return seen.double().mean((-2, -1)).tolist()
 
     def taught(number: int, train: Data, dev: Data | None, recipe: Recipe, *fold: str) -> Taught:
@@ -194,7 +197,7 @@ def teach_best(
     for index, teacher in enumerate(teachers):
         own = {name: value for name, value in teacher.config().items() if name not in START}
         families.setdefault(json.dumps(own, sort_keys=True), []).append(index)
-    found = trials.once("starts", judged, [teacher.neutral() for teacher in teachers], train, held, 5)
+    found = trials.once("starts", judged, wrong, [teacher.neutral() for teacher in teachers], train, held, 5)
     chosen = [min(family, key=lambda index: min(found[index])) for family in families.values()]
 
     # Runs need no margin over their start, which is among the known losses.
@@ -208,7 +211,7 @@ def teach_best(
         name = f"fold-{fold}"
         folds.append([taught(number, learn, seen_rows, short, name) for number in range(len(chosen))])
         candidates = [*(one.teacher for one in folds[-1]), *neutrals]
-        verdicts.append(trials.once(name, judged, candidates, learn, unseen, 6, fold))
+        verdicts.append(trials.once(name, judged, calibrated_error, candidates, learn, unseen, 6, fold))
     final = torch.tensor(verdicts, dtype=torch.float64).mean(0)
     least = final.amin(1).tolist()
     best = min(range(len(chosen)), key=least.__getitem__)
@@ -225,7 +228,7 @@ def teach_best(
         {
             "teacher": one.config(),
             "taught": index < len(chosen),
-            "dev_error": row.tolist(),
+            "expected_error": row.tolist(),
             "chosen": index == won,
         }
         for index, (one, row) in enumerate(

@@ -64,6 +64,9 @@ from l2t.weight_net import TRANSPOSING, WeightNet
 Data = tuple[Tensor, Tensor]
 """Inputs (N, ...) and targets (N,)."""
 
+Score = Callable[[Tensor, Tensor], Tensor]
+"""How wrong students are, (S, D): of logits (S, D, C) at targets (S, D)."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
@@ -439,9 +442,10 @@ def trial(
     recipe: Recipe,
     rates: Sequence[float],
     seed: int,
+    score: Score = wrong,
 ) -> Tensor:
-    """What the same fresh students get wrong on dev under each teacher and learning rate: 0 or 1, (teachers,
-    rates, students, rows).
+    """How wrong the same fresh students are on dev under each teacher and learning rate: 0 or 1, or what else
+    ``score`` says, (teachers, rates, students, rows).
     """
     size, count = recipe.trial_students, len(rates)
     seeds, batches, held = _course(train, dev, recipe, seed, size)
@@ -463,8 +467,10 @@ def trial(
                 weight_decay=recipe.weight_decay,
                 decay=recipe.decay,
             )
-        found.append(wrong(evaluate(stack, held[0]), held[1]).reshape(count, size, -1).cpu())
-    return torch.stack(found)
+        with torch.no_grad():
+            logits = evaluate(stack, held[0]).split(size)
+        found.append(torch.stack([score(*rate) for rate in zip(logits, held[1].split(size), strict=True)]))
+    return torch.stack(found).cpu()
 
 
 def standard_error(values: Tensor, same_rows: bool) -> float:

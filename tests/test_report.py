@@ -401,12 +401,17 @@ def test_the_words_about_the_teaching_are_its_first_and_last_updates():
     ]
     teacher = l2t.Teacher(4).config()
     history["choice"] = [
-        {"teacher": teacher, "taught": True, "dev_error": [0.5, 0.41], "chosen": False},
-        {"teacher": {**teacher, "weight": "full"}, "taught": True, "dev_error": [0.4, 0.43], "chosen": True},
-        {"teacher": {"class": "WeightNet"}, "taught": False, "dev_error": [0.5], "chosen": False},
+        {"teacher": teacher, "taught": True, "expected_error": [0.5, 0.41], "chosen": False},
+        {
+            "teacher": {**teacher, "weight": "full"},
+            "taught": True,
+            "expected_error": [0.4, 0.43],
+            "chosen": True,
+        },
+        {"teacher": {"class": "WeightNet"}, "taught": False, "expected_error": [0.5], "chosen": False},
     ]
     assert report.said_of_the_teaching(history)[-1].replace("\u202f", " ") == (
-        "On rows that were not taught on, fresh students made these errors: "
+        "On rows that were not taught on, fresh students had these calibrated expected errors: "
         "41.0 % (shared weights, sigmoid link), 40.0 % (full weights, sigmoid link, chosen), "
         "50.0 % (WeightNet, as it starts)."
     )

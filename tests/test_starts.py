@@ -12,6 +12,7 @@ from torch import nn
 
 import l2t
 from l2t.starts import Starts, default_starts, teach_best
+from l2t.students import calibrated_error, wrong
 
 RECIPE = l2t.Recipe(
     steps=12, batch_size=16, updates=2, lr=0.2, students=2, trial_students=3, trial_rates=(0.5, 1.0), warmup=0
@@ -77,14 +78,16 @@ def faked(monkeypatch):
         taught.name = teacher.kind
         return l2t.Taught(taught, {"seconds": {"updates": 1.0}, "trial": None}, recipe)
 
-    def trial(candidates, make, train, dev, recipe, rates, seed):
+    def trial(candidates, make, train, dev, recipe, rates, seed, score):
+        trial.scores.append(score)
         rows = None if dev is None else sorted(dev[0][:, 0].tolist())
         judged.append((sorted(train[0][:, 0].tolist()), rows))
-        wrong = torch.zeros(len(candidates), len(rates), 3, 100)
+        found = torch.zeros(len(candidates), len(rates), 3, 100)
         for index, one in enumerate(candidates):
-            wrong[index, ..., : round(100 * errors[getattr(one, "name", "known")])] = 1.0
-        return wrong
+            found[index, ..., : round(100 * errors[getattr(one, "name", "known")])] = 1.0
+        return found
 
+    trial.scores = []
     monkeypatch.setattr(module, "teach", teach)
     monkeypatch.setattr(module, "trial", trial)
     monkeypatch.setattr(module, "check_arguments", lambda *_: None)
@@ -108,6 +111,7 @@ def test_a_given_dev_set_chooses_by_rows_that_were_not_taught_on(faked):
     second, first = judged[1][1], judged[2][1]
     assert judged == [(every, everything), (every, second), (every, first)]
     assert sorted(first + second) == everything
+    assert sys.modules["l2t.starts"].trial.scores == [wrong, calibrated_error, calibrated_error]
     assert len(first) == 5
     assert lessons == [
         *((kind, every, half, 3) for half in (first, second) for kind in ("full", "shared")),
@@ -169,7 +173,7 @@ def test_folds_count_alike_at_the_rate_that_is_best_over_all(monkeypatch, faked)
 
     monkeypatch.setattr(module, "trial", trial)
     taught = teach_best(Starts(FAMILIES[1:], []), student, numbered(20), recipe=RECIPE, progress=False)
-    found = [row["dev_error"] for row in taught.history["choice"]]
+    found = [row["expected_error"] for row in taught.history["choice"]]
     torch.testing.assert_close(torch.tensor(found), torch.tensor([[0.3, 0.35], [0.4, 0.2]]))
     assert [row["chosen"] for row in taught.history["choice"]] == [False, True]
 

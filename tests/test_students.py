@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,6 +18,7 @@ from l2t.students import (
     Stack,
     TaughtLoss,
     Tracker,
+    calibrated_error,
     cross_entropy,
     draw_batches,
     error,
@@ -439,3 +443,38 @@ def test_the_unrolled_run_and_the_course_are_the_same():
     train(stack, lesson, lr=0.2, momentum=0.9, weight_decay=0.01, decay="linear")
     for name, weight in stack.named_parameters():
         torch.testing.assert_close(unrolled.weights[name], weight.detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0, 30.0])
+def test_the_calibrated_error_is_that_at_the_best_temperature(scale):
+    torch.manual_seed(0)
+    targets = torch.randint(4, (3, 50))
+    logits = F.one_hot(targets, 4).double() + torch.randn(3, 50, 4, dtype=torch.float64)
+
+    def cross_entropy_at(place):
+        return float(F.cross_entropy(math.exp(place) * scale * logits.flatten(0, 1), targets.flatten()))
+
+    best = optimize.minimize_scalar(cross_entropy_at, bounds=(-4.0, 4.0), method="bounded").x
+    p = torch.softmax(math.exp(best) * scale * logits, -1)
+    wanted = 1.0 - p.gather(-1, targets[..., None])[..., 0]
+    found = calibrated_error(scale * logits, targets)
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-4)
+
+
+def test_the_calibrated_error_of_what_no_temperature_helps():
+    targets = torch.tensor([[0, 1], [1, 0]])
+    right = 5.0 * F.one_hot(targets, 2).float()
+    assert calibrated_error(right, targets).max() < 1e-6  # as sure as it may be
+    torch.testing.assert_close(
+        calibrated_error(-right, targets), torch.full((2, 2), 0.5), atol=0.05, rtol=0.0
+    )
+
+
+def test_a_broken_student_is_wrong_and_moves_no_temperature():
+    torch.manual_seed(0)
+    targets, logits = torch.randint(4, (3, 50)), torch.randn(3, 50, 4)
+    logits[1, 7, 2] = math.nan
+    found = calibrated_error(logits, targets)
+    assert found[1].eq(1.0).all()
+    assert torch.equal(found[[0, 2]], calibrated_error(logits[[0, 2]], targets[[0, 2]]))
+    assert calibrated_error(logits[1:2], targets[1:2]).eq(1.0).all()

@@ -1844,20 +1844,20 @@ def report_is_of_images(directory: Path, of_translators: bool) -> None:
         )
 
 
-def run_may_start(directory: Path, resume: bool) -> None:
-    """A directory with a run in it."""
+def may_start(op: str, directory: Path, resume: bool) -> None:
+    """A directory with a run or a course in it."""
     if not resume:
         raise ValueError(
-            f"l2t.teach: directory must hold no run, got {str(directory)!r} with a checkpoint.json. "
+            f"l2t.{op}: directory must hold no run, got {str(directory)!r} with one. "
             "Go on with resume=True (--resume), or choose another directory."
         )
 
 
-def run_is_the_same(directory: Path, differing: list[str]) -> None:
+def is_the_same(op: str, directory: Path, differing: Sequence[str]) -> None:
     """The run in a directory is another one than that which was asked for."""
     if differing:
         raise ValueError(
-            f"l2t.teach: the run in {str(directory)!r} must have been started with the same arguments, got different "
+            f"l2t.{op}: the run in {str(directory)!r} must have been started with the same arguments, got different "
             f"{', '.join(differing)}. Resume with the arguments of the start, or choose another directory."
         )
 
@@ -2103,21 +2103,15 @@ def translator_fits(directory: Path, vocab: int, rows: int) -> None:
         )
 
 
-def course_may_start(directory: Path, resume: bool) -> None:
-    """A folder with a course in it."""
-    if not resume:
-        raise ValueError(
-            f"l2t.translation: directory must hold no course, got {str(directory)!r} with one. "
-            "Go on with resume=True (--resume), or choose another folder."
-        )
+class DivergedError(ValueError):
+    """The loss of a course is not finite any more."""
 
 
-def course_is_the_same(directory: Path, differing: Sequence[str]) -> None:
-    """The course in a folder is another one than that which was asked for."""
-    if differing:
-        raise ValueError(
-            f"l2t.translation: the course in {str(directory)!r} must have been started with the same arguments, got "
-            f"different {', '.join(differing)}. Resume with those of the start, or choose another folder."
+def course_finite(name: str, value: float, step: int) -> None:
+    """A loss of a course that has not diverged."""
+    if not math.isfinite(value):
+        raise DivergedError(
+            f"l2t.translation: the {name} must be finite, got {value} at step {step}. Take a smaller lr."
         )
 
 
@@ -2128,7 +2122,4 @@ def course_loss(value: object, step: int) -> None:
             f"l2t.translation: loss must return a 0-dim tensor, got {_described(value)} at step {step}. Return the mean "
             "over tokens."
         )
-    if not value.isfinite():
-        raise ValueError(
-            f"l2t.translation: the loss must be finite, got {float(value)} at step {step}. Take a smaller lr."
-        )
+    course_finite("loss", float(value.detach()), step)

@@ -683,7 +683,7 @@ def _run_folder(options: argparse.Namespace, where: str, name: str) -> Path:
     else:
         directory = options.out / name if len(options.seeds) > 1 else options.out
     if _is_begun(directory):
-        check.run_may_start(directory, options.resume)
+        check.may_start("teach", directory, options.resume)
     return directory
 
 
@@ -930,7 +930,7 @@ def _train(options: argparse.Namespace) -> int:
         pairs = corpus.read_folder(corpus.find() if options.data is None else options.data)
         out = RUNS / f"{TRANSLATION}-{options.student}" if options.out is None else options.out
         if course.is_begun(out):
-            check.course_may_start(out, options.resume)
+            check.may_start("translation", out, options.resume)
     trained = course.train(
         pairs,
         Vocabulary.train(pairs, options.pieces or 3000) if taught is None else taught.vocabulary,

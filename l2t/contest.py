@@ -237,7 +237,8 @@ def _work(
     of: Callable[[Any], Any],
 ) -> None:
     """A process of its own: takes one arm after the other until none is left."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this process:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # that raises, so that courses keep their steps
     at, comparison = -1, None
     try:
         while True:
@@ -252,6 +253,8 @@ def _work(
             comparison.run(name)
             with done.get_lock():
                 done.value += 1
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         if "L2T_TRACEBACK" in os.environ:
             raise

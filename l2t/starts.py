@@ -284,10 +284,12 @@ class _Trials:
             "seconds": {},
         }
         if place is not None and self.path is not None and self.path.exists():
-            check.run_may_start(place, resume)
+            check.may_start("teach", place, resume)
             saved = json.loads(self.path.read_text())
-            check.run_is_the_same(
-                place, [name for name in ("starts", "recipe", "seed") if saved[name] != self.content[name]]
+            check.is_the_same(
+                "teach",
+                place,
+                [name for name in ("starts", "recipe", "seed") if saved[name] != self.content[name]],
             )
             self.content = saved
 

@@ -867,10 +867,10 @@ class Outer:
         if not marker.exists():
             directory.mkdir(parents=True, exist_ok=True)
             return
-        check.run_may_start(directory, resume)
+        check.may_start("teach", directory, resume)
         saved = json.loads(marker.read_text())
         differing = [name for name, value in self.identity.items() if saved["identity"].get(name) != value]
-        check.run_is_the_same(directory, differing)
+        check.is_the_same("teach", directory, differing)
         tensors, _ = read_tensors(directory / saved["tensors"])
         groups: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():

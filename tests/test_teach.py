@@ -618,7 +618,7 @@ def test_resume_starts_where_there_is_none(tmp_path):
 
 def test_a_run_is_not_overwritten(tmp_path):
     run(directory=tmp_path)
-    with pytest.raises(ValueError, match=r"directory must hold no run, got .* with a checkpoint\.json"):
+    with pytest.raises(ValueError, match=r"l2t\.teach: directory must hold no run, got .* with one"):
         run(directory=tmp_path)
 
 

@@ -6,9 +6,11 @@ import itertools
 import json
 import math
 import random
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,9 @@ from torch.nn import functional as F
 from toy_translator import WORDS, toy_corpus
 
 import l2t
+from l2t import check
 from l2t.cli import main
+from l2t.files import read_tensors
 from l2t.translation import course, scores
 from l2t.translation.batches import BEGIN, END, Batch, Batches, Encoded, batch_of, batches_of
 from l2t.translation.corpus import Corpus, write_folder
@@ -479,7 +483,7 @@ def test_a_course_that_was_broken_off_goes_on_to_the_same_bits(
 
     with pytest.raises(KeyboardInterrupt):
         course.train(corpus, vocabulary, how, stops, directory=tmp_path, progress=False)
-    with pytest.raises(ValueError, match="directory must hold no course"):
+    with pytest.raises(ValueError, match=r"l2t\.translation: directory must hold no run, got .* with one"):
         course.train(corpus, vocabulary, how, directory=tmp_path, progress=False)
     other = Course(**{**how.to_json(), "lr": 0.02})
     with pytest.raises(ValueError, match="started with the same arguments, got different course"):
@@ -488,7 +492,7 @@ def test_a_course_that_was_broken_off_goes_on_to_the_same_bits(
     again = course.train(
         corpus, vocabulary, how, watched(rest), directory=tmp_path, resume=True, progress=False
     )
-    assert rest == states[4:]
+    assert rest == states[7:]  # the step in which it came is taken again
     assert same(whole, again)
     assert [{**row, "cpu_seconds": 0} for row in again.history] == [
         {**row, "cpu_seconds": 0} for row in whole.history
@@ -498,6 +502,56 @@ def test_a_course_that_was_broken_off_goes_on_to_the_same_bits(
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "config.json", "translator.safetensors", "vocabulary.model",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("where", "steps"), [("begin", None), ("loss", 2), ("update", 6), ("look", 4), ("last look", 12)]
+)
+def test_ctrl_c_keeps_every_whole_step_wherever_it_comes(
+    where: str, steps: int | None, corpus: Corpus, vocabulary: Vocabulary, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """SMALL looks at the dev set after 4, 8 and 12 steps."""
+    update, fit, calls = torch.optim.Adam.step, course.fit, {"update": 0, "look": 0}
+
+    def loss(hidden, head, bias, target, state):  # type: ignore[no-untyped-def]
+        if (where, state.progress) in (("begin", 0.0), ("loss", 2 / 12)):
+            signal.raise_signal(signal.SIGINT)
+        return course.likelihood(hidden, head, bias, target, state)
+
+    def updated(optimizer: torch.optim.Adam) -> None:
+        calls["update"] += 1
+        if (where, calls["update"]) == ("update", 6):
+            signal.raise_signal(signal.SIGINT)  # in the midst of what changes the student
+        update(optimizer)
+
+    def looked(*given: Any) -> scores.Fit:
+        calls["look"] += 1
+        if (where, calls["look"]) in (("look", 1), ("last look", 3)):
+            signal.raise_signal(signal.SIGINT)
+        return fit(*given)
+
+    whole = course.train(corpus, vocabulary, SMALL, progress=False)
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", updated)
+        patch.setattr(course, "fit", looked)
+        with pytest.raises(KeyboardInterrupt):
+            course.train(corpus, vocabulary, SMALL, loss, directory=tmp_path, progress=False)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert course.is_begun(tmp_path) == (steps is not None)
+    if steps is not None:
+        assert read_tensors(tmp_path / "checkpoint.safetensors")[1]["step"] == steps
+    rest: list[l2t.StudentState] = []
+    again = course.train(
+        corpus, vocabulary, SMALL, watched(rest), directory=tmp_path, resume=True, progress=False
+    )
+    assert len(rest) == 12 - (steps or 0)
+    assert same(whole, again)
+    assert [{**row, "cpu_seconds": 0} for row in again.history] == [
+        {**row, "cpu_seconds": 0} for row in whole.history
+    ]
+    assert all(one["cpu_seconds"] <= two["cpu_seconds"] for one, two in itertools.pairwise(again.history))
 
 
 def watched(states: list[l2t.StudentState]) -> course.TokenLoss:
@@ -546,6 +600,15 @@ def test_a_loss_that_is_no_number_is_refused(corpus: Corpus, vocabulary: Vocabul
         course.train(corpus, vocabulary, SMALL, lambda hidden, *_: hidden, progress=False)
     with pytest.raises(ValueError, match="the loss must be finite, got nan at step 0"):
         course.train(corpus, vocabulary, SMALL, lambda hidden, *_: hidden.sum() * math.nan, progress=False)
+    seen: list[float] = []
+
+    def last(hidden, head, bias, target, state):  # type: ignore[no-untyped-def]
+        """A loss whose gradient is no number, before the dev set is looked at."""
+        seen.append(state.progress)
+        return hidden.mean() if len(seen) < 4 else (hidden * 0).sqrt().sum()
+
+    with pytest.raises(check.DivergedError, match="the dev loss must be finite, got nan at step 4"):
+        course.train(corpus, vocabulary, SMALL, last, progress=False)
 
 
 # ---- the command line
@@ -565,7 +628,7 @@ def test_the_commands_train_score_and_translate(
     assert main(["translate", str(tmp_path / "out"), "rot hund", "nie"]) == 0
     assert capsys.readouterr().out.count("\n") == 2
     assert main(train) == 2
-    assert "directory must hold no course" in capsys.readouterr().err
+    assert "directory must hold no run" in capsys.readouterr().err
     assert main([*train, "--resume"]) == 0
     assert main(["translate", str(tmp_path), "nie"]) == 2
     assert "must hold a trained translator" in capsys.readouterr().err

@@ -4,19 +4,22 @@
 
 The state is that of token_teacher.py's tracker, so a taught loss sees here what it saw while it was taught.
 Everything random follows from (seed, step), so a course that was broken off goes on with the same bits from
-its last checkpoint: one safetensors file with weights, moments, state and history. A trained translator is a
-folder: weights, vocabulary and config.json.
+its last checkpoint: one safetensors file with weights, moments, state and history. Ctrl-C leaves one of the
+last whole step. A trained translator is a folder: weights, vocabulary and config.json.
 
 Not here: how losses are taught (windows.py) and compared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -255,12 +258,13 @@ def train(
             (B, T, D), head (V, D), its bias (V,), target (B, T) with -100 where there is no token, and the
             :class:`l2t.StudentState` before the step.
         name: what the loss is called in ``config``.
-        directory: where checkpoints and the trained translator go; None keeps neither.
+        directory: where checkpoints and the trained translator go, Ctrl-C's too; None keeps neither.
         resume: go on from the checkpoint there, or return the translator that is finished there.
         progress: show a bar.
 
     Raises:
         ValueError: the directory holds a course and ``resume`` is not set, or one of other settings.
+        check.DivergedError: which is a ValueError: the loss, or that of the dev set, is not finite.
 
     Example:
         >>> from l2t.translation.corpus import Corpus
@@ -284,11 +288,11 @@ def train(
     folder = None if directory is None else Path(directory)
     kept: tuple[dict[str, Tensor], dict[str, Any]] | None = None
     if folder is not None and is_begun(folder):
-        check.course_may_start(folder, resume)
+        check.may_start("translation", folder, resume)
         finished = (folder / _WEIGHTS).is_file()
         kept = read_tensors(folder / (_WEIGHTS if finished else _CHECKPOINT))
         was = kept[1]["config"]
-        check.course_is_the_same(folder, [key for key in config if was.get(key) != config[key]])
+        check.is_the_same("translation", folder, [key for key in config if was.get(key) != config[key]])
         if finished:
             return load(folder)
     pairs, dev = vocabulary.encode_pairs(corpus.train), vocabulary.encode_pairs(corpus.dev)
@@ -297,16 +301,23 @@ def train(
         if kept is not None:
             running.go_on(*kept)
         bar = tqdm(total=course.steps, initial=running.step, disable=not progress, unit="step")
-        with bar:
-            while running.step < course.steps:
-                running.take()
-                bar.update()
-                if running.step % course.save_every == 0 or running.step == course.steps:
-                    running.look()
-                    row = running.history[-1]
-                    bar.set_postfix(train=f"{row['train_loss']:.3f}", dev=f"{row['dev_loss']:.3f}")
-                    if folder is not None:
-                        running.keep(folder / _CHECKPOINT, config)
+        try:
+            with bar:
+                while True:
+                    if running.look_is_due():
+                        running.look()
+                        row = running.history[-1]
+                        bar.set_postfix(train=f"{row['train_loss']:.3f}", dev=f"{row['dev_loss']:.3f}")
+                        if folder is not None:
+                            running.keep(folder / _CHECKPOINT, config)
+                    if running.step == course.steps:
+                        break
+                    running.take()
+                    bar.update()
+        except KeyboardInterrupt:
+            if folder is not None and running.step:
+                running.keep(folder / _CHECKPOINT, config)
+            raise
     trained = Trained(running.student.eval(), vocabulary, running.history, config)
     if folder is not None:
         trained.save(folder)
@@ -335,7 +346,7 @@ class _Running:
         self._before, self._began = 0.0, time.process_time()
 
     def take(self) -> None:
-        """One step."""
+        """One step, whole or not at all."""
         student, step = self.student, self.step
         source, target_in, target = self.batches[step]
         with seeded(seed_of(self.course.seed, 3, step)):
@@ -345,24 +356,35 @@ class _Running:
         self.optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), self.course.clip)
-        self.tracker.update(step, hidden, student.head, student.head_bias, target)
         for group in self.optimizer.param_groups:
             group["lr"] = self.course.rate(step)
-        self.optimizer.step()
-        self.step += 1
+        with _uninterrupted():
+            self.tracker.update(step, hidden, student.head, student.head_bias, target)
+            self.optimizer.step()
+            self.step += 1
+
+    def look_is_due(self) -> bool:
+        """Whether the dev set is to be looked at before the next step, or after the last one."""
+        looked = self.history[-1]["step"] if self.history else 0
+        at_stop = self.step % self.course.save_every == 0 or self.step == self.course.steps
+        return at_stop and looked < self.step
 
     def look(self) -> None:
         """Record what the dev set says."""
         found = fit(self.student, self.dev)
+        check.course_finite("dev loss", found.loss, self.step)
         self.history.append(
             {
                 "step": self.step,
                 "train_loss": float(self.tracker.state(self.step).train_loss),
                 "dev_loss": found.loss,
                 "dev_accuracy": found.accuracy,
-                "cpu_seconds": self._before + time.process_time() - self._began,
+                "cpu_seconds": self._cpu_seconds(),
             }
         )
+
+    def _cpu_seconds(self) -> float:
+        return self._before + time.process_time() - self._began
 
     def keep(self, path: Path, config: dict[str, Any]) -> None:
         """Write a checkpoint."""
@@ -372,14 +394,31 @@ class _Running:
             tensors |= {f"{kind}.{name}": value for kind, value in moments[i].items()}
         state = self.tracker.state(self.step)._asdict()
         about = {"config": config, "step": self.step, "history": self.history, "state": state}
-        write_tensors(path, tensors, about)
+        write_tensors(path, tensors, {**about, "cpu_seconds": self._cpu_seconds()})
 
     def go_on(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Stand where a checkpoint stood."""
         self.step, self.history = about["step"], about["history"]
-        self._before = self.history[-1]["cpu_seconds"]
+        self._before = about["cpu_seconds"]
         self.tracker = TokenTracker(self._vocab, self.course.steps, self.step, StudentState(**about["state"]))
         self.student.load_state_dict({name: tensors[f"student.{name}"] for name in self.names})
         kinds = ("step", "exp_avg", "exp_avg_sq")
         moments = {i: {k: tensors[f"{k}.{name}"] for k in kinds} for i, name in enumerate(self.names)}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C in the block raises after it; so does SIGTERM in a process that takes it for Ctrl-C."""
+    came: list[int] = []
+    kinds = [kind for kind in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(kind))]
+    if threading.current_thread() is not threading.main_thread():
+        kinds = []  # signals are the main thread's
+    before = {kind: signal.signal(kind, lambda number, _: came.append(number)) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+        if came:
+            signal.raise_signal(came[0])

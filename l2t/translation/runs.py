@@ -106,8 +106,8 @@ def check_same(directory: Path, config: Mapping[str, Any]) -> None:
     path = directory / "config.json"
     was = json.loads(path.read_text()) if path.is_file() else {}
     wanted = json.loads(json.dumps(config))
-    check.run_is_the_same(
-        directory, [name for name in wanted if name != "versions" and was.get(name) != wanted[name]]
+    check.is_the_same(
+        "teach", directory, [name for name in wanted if name != "versions" and was.get(name) != wanted[name]]
     )
 
 

@@ -2004,6 +2004,15 @@ def compare_dev_is_there(there: bool, dev_is_clean: bool) -> None:
         )
 
 
+def a_rate_trains(arm: str, rates: Sequence[float], trains: Sequence[bool]) -> None:
+    """A learning rate under which no student of an arm diverges."""
+    if not any(trains):
+        raise ValueError(
+            f"l2t.compare: the grid must have a learning rate at which no student of {arm!r} diverges, got "
+            f"{', '.join(f'{rate:g}' for rate in rates)}. Give smaller ones (--grid)."
+        )
+
+
 # ---- translation: students, batches ----------------------------------------------------------------------------------
 
 

@@ -977,8 +977,10 @@ def _compare(options: argparse.Namespace) -> int:
         else:
             folders = [Path(where) for where in options.where]
             check.task_or_folder(options.where[0], folders[0].is_dir(), tasks.names())
-        if _of_translators(folders):
-            return _compare_translators(folders, options)
+        of_translators = _of_translators(folders)
+    if of_translators:
+        return _compare_translators(folders, options)
+    with _asking():
         contests = contest.of_runs(folders, _budget(options))
         _say_what_is_left_out(folders)
     return _hold(contests, options)
@@ -1080,51 +1082,31 @@ def _say_what_is_left_out(folders: Sequence[Path]) -> None:
 
 def comparison_table(title: str, comparisons: Mapping[str, dict[str, Any]]) -> list[str]:
     """The lines of the table that `l2t compare` prints: arms by rows, for each teacher difference and p."""
-    from l2t.compare import ALPHA
+    from l2t.compare import Against, rate_cell, table
     from l2t.report import verdict
 
     first = next(iter(comparisons.values()))
-    width = max(
-        24,
-        *(len(arm) + 2 for arm in first["test_error"]),
-        *(len(f"taught, {name}") + 2 for name in comparisons),
-    )
-    students = len(first["test_error"]["taught"])
 
     def cells(comparison: dict[str, Any], arm: str) -> str:
         errors = [100 * error for error in comparison["test_error"][arm]]
         sd = statistics.stdev(errors) if len(errors) > 1 else math.nan
-        tuning = comparison["tuning"][arm]
-        rate = f"{tuning['lr']:g}{'*' if tuning['at_edge'] else ' '}"
-        return f"{statistics.fmean(errors):7.2f} ± {sd:4.2f}  {rate:>7}"
+        return f"{statistics.fmean(errors):7.2f} ± {sd:4.2f}  {rate_cell(comparison['tuning'][arm]):>7}"
 
-    def against(comparison: dict[str, Any], arm: str) -> str:
+    def against(comparison: dict[str, Any], arm: str) -> Against:
         difference = 100 * comparison["summary"][arm]["difference"]
-        p = comparison["p_corrected"][arm]
-        return f"{difference:+8.2f}  {'-' if p is None else f'{p:.1e}':>7}  {verdict(comparison, arm):<4}"
+        return Against(difference, comparison["p_corrected"][arm], verdict(comparison, arm))
 
-    lines = [
-        "",
-        f"{title}: test error in percent, mean ± sd of {students} fresh students an arm",
-        "",
-        f"{'':{width}}{'test error':>15}  {'rate':>5}"
-        + "".join(f"  {'taught, ' + name + ' less this':>24}" for name in comparisons),
-    ]
-    for name, comparison in comparisons.items():
-        lines.append(f"{'taught, ' + name:{width}}{cells(comparison, 'taught')}")
     others = [arm for arm in first["test_error"] if arm != "taught"]
-    for arm in sorted(others, key=lambda arm: first["summary"][arm]["mean"]):
-        lines.append(
-            f"{arm:{width}}{cells(first, arm)}  " + "  ".join(against(c, arm) for c in comparisons.values())
-        )
-    lines += [
-        "",
-        f"win, loss: paired t-test over students, p < {ALPHA} after Holm's correction for "
-        f"{first['comparisons']} comparisons; rate: each arm's, tuned on dev",
-    ]
-    if any("*" in line for line in lines):
-        lines[-1] += " (*: at the edge of the grid)"
-    return [line.rstrip() for line in lines]
+    others.sort(key=lambda arm: first["summary"][arm]["mean"])
+    students = len(first["test_error"]["taught"])
+    return table(
+        f"{title}: test error in percent, mean ± sd of {students} fresh students an arm",
+        f"{'test error':>14}  {'rate':>6} ",
+        {f"taught, {name}": cells(one, "taught") for name, one in comparisons.items()}
+        | {arm: cells(first, arm) for arm in others},
+        {f"taught, {name}": {arm: against(one, arm) for arm in others} for name, one in comparisons.items()},
+        first["comparisons"],
+    )
 
 
 def _report(options: argparse.Namespace) -> int:

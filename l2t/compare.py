@@ -50,6 +50,10 @@ from l2t.teacher import AnyTeacher, StudentState
 
 GRID = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0)
 EXTENSIONS = 2  # rates by which a grid may grow where its best rate is at an end
+GROWS = (
+    "Where the best is at an end of the grid, the grid goes on there by the ratio of its last two rates, at "
+    f"most {EXTENSIONS} times, by the same rule for every arm."
+)
 ALPHA = 0.01  # where a difference is called one
 CURVE_ROWS = 1000  # dev rows that a point of a learning curve looks at; the last one looks at all
 
@@ -392,9 +396,7 @@ class Comparison:
             f"A student takes {recipe.steps} steps of {recipe.batch_size} rows by SGD with momentum "
             f"{recipe.momentum:g}{decayed} and a {rate}.{augmented}",
             f"Each arm's learning rate is the one of {', '.join(f'{lr:g}' for lr in self.grid)} with the "
-            f"least mean dev error of {self.tuning_students} other students, the same for every arm. Where "
-            "the best is at an end of the grid, the grid goes on there by the ratio of its last two rates, "
-            f"at most {EXTENSIONS} times, by the same rule for every arm.",
+            f"least mean dev error of {self.tuning_students} other students, the same for every arm. {GROWS}",
         ]
         if rows.train == total:
             said.append(
@@ -572,28 +574,62 @@ def _tune(
         by_rate = torch.stack(curve).reshape(len(points), len(rates), students).mean(-1).T  # [rates, points]
         return dict(zip(rates, by_rate.tolist(), strict=True))
 
-    errors = errors_of(grid)
+    errors: dict[float, list[float]] = {}
+
+    def levels_of(rates: Sequence[float]) -> dict[float, float]:
+        made = errors_of(rates)
+        errors.update(made)
+        return {rate: along[-1] for rate, along in made.items()}
+
+    tuning = tuned(grown(grid, levels_of), grid)
+    tuning["dev_error"] = [errors[rate][-1] for rate in tuning["grid"]]
+    return tuning, {"step": points, "dev_error": errors[tuning["lr"]]}
+
+
+def grown(
+    grid: Sequence[float], levels_of: Callable[[Sequence[float]], Mapping[float, float]]
+) -> dict[float, float]:
+    """The levels of learning rates, the lower the better: of a grid, and beyond where its best is at an end.
+
+    Args:
+        grid: the rates.
+        levels_of: the level of each of some rates; infinity where students diverge.
+
+    Example:
+        >>> from l2t.compare import grown
+        >>> grown([0.1, 0.2], lambda rates: {rate: abs(10 * rate - 5) for rate in rates})
+        {0.1: 4.0, 0.2: 3.0, 0.4: 1.0, 0.8: 3.0}
+    """
+    levels = dict(levels_of(grid))
     for _ in range(EXTENSIONS):
-        beyond = _beyond(errors)
-        if beyond is None:
+        further = _beyond(levels)
+        if further is None:
             break
-        errors |= errors_of([beyond])
-    rates = sorted(errors)
-    best = min(rates, key=lambda rate: errors[rate][-1])
-    chosen = {
-        "lr": best,
+        levels |= levels_of([further])
+    return levels
+
+
+def tuned(levels: Mapping[float, float], grid: Sequence[float]) -> dict[str, Any]:
+    """What is chosen among :func:`grown` levels: ``lr``, and ``grid`` (all rates), ``added`` and ``at_edge``.
+
+    Example:
+        >>> from l2t.compare import tuned
+        >>> tuned({0.1: 4.0, 0.2: 3.0, 0.4: 1.0, 0.8: 3.0}, [0.1, 0.2])
+        {'lr': 0.4, 'grid': [0.1, 0.2, 0.4, 0.8], 'added': [0.4, 0.8], 'at_edge': False}
+    """
+    rates = sorted(levels)
+    return {
+        "lr": min(rates, key=levels.__getitem__),
         "grid": rates,
         "added": [rate for rate in rates if rate not in grid],
-        "dev_error": [errors[rate][-1] for rate in rates],
-        "at_edge": _beyond(errors) is not None,
+        "at_edge": _beyond(levels) is not None,
     }
-    return chosen, {"step": points, "dev_error": errors[best]}
 
 
-def _beyond(errors: Mapping[float, list[float]]) -> float | None:
+def _beyond(levels: Mapping[float, float]) -> float | None:
     """The next learning rate beyond the best one, where that is at an end of the grid, in two figures."""
-    rates = sorted(errors)
-    best = min(rates, key=lambda rate: errors[rate][-1])
+    rates = sorted(levels)
+    best = min(rates, key=levels.__getitem__)
     if len(rates) < 2 or best not in (rates[0], rates[-1]):
         return None
     neighbour = rates[1] if best == rates[0] else rates[-2]
@@ -652,3 +688,63 @@ def _summary(taught: Sequence[float], errors: Sequence[float]) -> dict[str, Any]
         "ahead": int((difference < 0).sum()),
         "behind": int((difference > 0).sum()),
     }
+
+
+def called(gain: float, p: float | None) -> str:
+    """What a mean difference at a corrected p is called: "win", "loss" or "even".
+
+    Example:
+        >>> called(0.3, 0.001), called(-0.3, 0.001), called(0.3, 0.02), called(0.3, None)
+        ('win', 'loss', 'even', 'even')
+    """
+    if p is None or p >= ALPHA or gain == 0:
+        return "even"
+    return "win" if gain > 0 else "loss"
+
+
+class Against(NamedTuple):
+    """A teacher against an arm: its mean less that of the arm, the corrected p, and what that is called."""
+
+    difference: float
+    p: float | None
+    verdict: str
+
+
+def rate_cell(tuning: Mapping[str, Any]) -> str:
+    """A tuned learning rate, with a star where it is at the edge of its grid."""
+    return f"{tuning['lr']:g}{'*' if tuning['at_edge'] else ' '}"
+
+
+def table(
+    title: str,
+    head: str,
+    rows: Mapping[str, str],
+    teachers: Mapping[str, Mapping[str, Against]],
+    comparisons: int,
+    notes: Sequence[str] = (),
+) -> list[str]:
+    """The lines of a table that `l2t compare` prints: arms by rows, how each teacher did against them beside.
+
+    Args:
+        title: above it.
+        head: of the cells.
+        rows: the cells by arm.
+        teachers: by the name of each teacher's row, how it did against other arms.
+        comparisons: that p is corrected for.
+        notes: lines below it.
+    """
+    width = max(24, *(len(arm) + 2 for arm in rows))
+    column = max(24, *(len(f"{name} less this") for name in teachers))
+    lines = ["", title, "", f"{'':{width}}{head}"]
+    lines[-1] += "".join(f"  {name + ' less this':>{column}}" for name in teachers)
+    for arm, cells in rows.items():
+        lines.append(f"{arm:{width}}{cells}")
+        for difference, p, verdict in (own[arm] for own in teachers.values() if arm in own):
+            against = f"{difference:+8.2f}  {'-' if p is None else f'{p:.1e}':>7}  {verdict:<4}"
+            lines[-1] += f"  {against:>{column}}"
+    edge = " (*: at the edge of the grid)" if any("*" in cells for cells in rows.values()) else ""
+    last = (
+        f"win, loss: paired t-test over students, p < {ALPHA} after Holm's correction for {comparisons} "
+        f"comparisons; rate: each arm's, tuned on dev{edge}"
+    )
+    return [line.rstrip() for line in (*lines, "", *notes, last)]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from l2t import check, figures, weight_net
-from l2t.compare import ALPHA
+from l2t.compare import ALPHA, called
 from l2t.files import write_whole
 from l2t.record import Report
 from l2t.teacher import AnyTeacher, AttentiveTeacher, StudentState, Teacher
@@ -198,12 +198,9 @@ def best_baseline(comparison: Mapping[str, Any]) -> str:
 
 def verdict(comparison: Mapping[str, Any], arm: str) -> str:
     """The taught loss against an arm at a corrected p < 0.01: "win", "loss" or "even"."""
-    p = comparison["p_corrected"].get(arm)
     errors = comparison["test_error"]
-    difference = statistics.fmean(errors["taught"]) - statistics.fmean(errors[arm])
-    if p is None or p >= ALPHA or difference == 0:
-        return "even"
-    return "win" if difference < 0 else "loss"
+    gain = statistics.fmean(errors[arm]) - statistics.fmean(errors["taught"])
+    return called(gain, comparison["p_corrected"].get(arm))
 
 
 def headline(runs: Sequence[Run]) -> str:

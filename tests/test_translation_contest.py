@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import shutil
+import statistics
 from multiprocessing import Value
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from scipy import stats
+from torch import Tensor
 from toy_translator import toy_corpus
 
-from l2t import contest
+from l2t import check, contest
 from l2t.cli import main
 from l2t.translation import contest as token_contest
 from l2t.translation import course, runs, scores
@@ -41,7 +46,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where / "runs"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def found(out: Path) -> dict:
     return json.loads((out / "comparison.json").read_text())
 
@@ -52,7 +57,11 @@ def test_the_arms_are_the_baselines_and_the_taught_losses(out: Path, found: dict
     assert all(len(arm[key]) == 3 for arm in found["arms"].values() for key in ("bleu", "chrf", "perplexity"))
     assert "tok:13a" in found["signatures"]["BLEU"]
     assert any("paired t-test of test BLEU" in sentence for sentence in found["protocol"])
-    assert found["teaching"]["taught by seed-0"]["student_runs"] > 0
+    history = json.loads((out / "seed-0" / "history.json").read_text())
+    cost = found["teaching"]["taught by seed-0"]
+    assert cost["seconds"] == history["seconds"]["updates"] + history["seconds"]["trial"]
+    runs_of_it = cost["seconds"] / statistics.fmean(found["arms"]["taught by seed-0"]["cpu_seconds"])
+    assert cost["student_runs"] == pytest.approx(runs_of_it)
 
 
 def test_a_student_of_an_arm_is_what_a_course_trains(out: Path, found: dict) -> None:
@@ -69,12 +78,84 @@ def test_a_student_of_an_arm_is_what_a_course_trains(out: Path, found: dict) -> 
     assert arm["perplexity"][1] == scores.fit(made.student, vocabulary.encode_pairs(corpus.test)).perplexity
 
 
-def test_rates_are_tuned_on_dev_from_one_grid(found: dict) -> None:
+def test_rates_are_tuned_on_dev_from_one_grid_that_goes_on_at_its_ends(found: dict) -> None:
     for arm in found["arms"].values():
         tuning = arm["tuning"]
-        assert tuning["grid"] == [0.01, 0.03]
-        assert tuning["lr"] == max(zip(tuning["dev_bleu"], [-0.01, -0.03], strict=True))[1] * -1
-        assert tuning["at_edge"]
+        assert sorted([0.01, 0.03, *tuning["added"]]) == tuning["grid"]
+        assert 1 <= len(tuning["added"]) <= 2  # of two rates, one is at an end
+        best = tuning["dev_bleu"].index(max(tuning["dev_bleu"]))
+        assert tuning["lr"] == tuning["grid"][best]
+        assert tuning["at_edge"] == (best in (0, len(tuning["grid"]) - 1))
+        assert len(tuning["added"]) == 2 or not tuning["at_edge"]
+
+
+class Made:
+    """A student that translates nothing."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def translate(self, sentences: list[str]) -> list[str]:
+        return [f"{self.rate:g}"] * len(sentences)
+
+
+@pytest.mark.parametrize(
+    ("diverge", "finally_diverge", "grid", "bleu", "lr", "edge"),
+    [
+        ([0.2], [], [0.05, 0.1, 0.2], [3, 5, None], 0.1, False),
+        ([0.1, 0.2], [], [0.025, 0.05, 0.1, 0.2], [2, 3, None, None], 0.05, False),
+        ([0.05, 0.1, 0.2], [], [0.013, 0.025, 0.05, 0.1, 0.2], [1, 2, None, None, None], 0.025, False),
+        ([], [], [0.05, 0.1, 0.2, 0.4, 0.8], [3, 5, 6, 7, 8], 0.8, True),
+        ([0.8], [0.4], [0.05, 0.1, 0.2, 0.4, 0.8], [3, 5, 6, None, None], 0.2, False),
+    ],
+)
+def test_a_rate_that_diverges_is_out_of_the_running_and_stops_nothing(
+    diverge: list[float], finally_diverge: list[float], grid: list[float], bleu: list[float | None],
+    lr: float, edge: bool, out: Path, found: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    levels = {0.013: 1.0, 0.025: 2.0, 0.05: 3.0, 0.1: 5.0, 0.2: 6.0, 0.4: 7.0, 0.8: 8.0}
+    budget = contest.Budget(3, 1, (0.1, 0.05, 0.2), 0, ("maximum-likelihood",))
+    one = token_contest.of_runs([out], budget)
+    comparison = token_contest.set_up(one._replace(folder=tmp_path))
+
+    def trained(corpus: object, vocabulary: object, how: course.Course, *_: object, **more: Any) -> Made:
+        more["directory"].mkdir(parents=True, exist_ok=True)
+        final = how.seed != token_contest.seed_of(0, 1, 0)
+        if how.lr in (finally_diverge if final else diverge):
+            raise check.DivergedError
+        return Made(how.lr or 0.0)
+
+    monkeypatch.setattr(token_contest, "train", trained)
+    monkeypatch.setattr(
+        token_contest.scores, "bleu", lambda said, _: SimpleNamespace(value=levels[float(said[0])])
+    )
+    monkeypatch.setattr(comparison, "_read_test", lambda made: {"bleu": [student.rate for student in made]})
+    made = comparison.run("maximum-likelihood")
+    tuning = made["tuning"]
+    assert (tuning["grid"], tuning["dev_bleu"]) == (grid, bleu)
+    assert (tuning["lr"], tuning["at_edge"]) == (lr, edge)
+    assert tuning["added"] == [rate for rate in grid if rate not in (0.05, 0.1, 0.2)]
+    assert made["bleu"] == [lr] * 3
+    found["arms"]["maximum-likelihood"]["tuning"] = tuning
+    said = "\n".join(token_contest.table("toy", found))
+    out_of_it = [rate for rate, value in zip(grid, bleu, strict=True) if value is None]
+    assert ("diverged, and out of the running: " in said) == bool(out_of_it)
+    assert all(f"maximum-likelihood at {rate:g}" in said for rate in out_of_it)
+    (line,) = (line for line in said.splitlines() if line.startswith("maximum-likelihood "))
+    assert f" {lr:g}{'*' if edge else ' '} " in line
+
+
+def test_an_arm_all_of_whose_rates_diverge_says_so(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def diverges(hidden: Tensor, *_: object) -> Tensor:
+        return hidden.sum() * math.inf
+
+    monkeypatch.setitem(course.LOSSES, "focal-2", diverges)
+    assert main(["compare", str(out), "--grid", "0.1", "0.2", "--arms", "focal-2", "--quiet"]) == 1
+    said = capsys.readouterr().err
+    assert "the grid must have a learning rate at which no student of 'focal-2' diverges, got" in said
+    assert "got 0.025, 0.05, 0.1, 0.2. Give smaller ones (--grid)." in said
 
 
 def test_tests_are_those_of_scipy_and_sacrebleu(out: Path, tmp_path: Path) -> None:
@@ -121,11 +202,11 @@ def test_the_same_command_again_makes_nothing_and_what_was_broken_off_alone(
     out: Path, found: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[str] = []
-    whole = token_contest.train
+    whole, rates = token_contest.train, len(found["arms"]["focal-1"]["tuning"]["grid"])
 
     def counted(*given: object, **more: object) -> course.Trained:
         calls.append(str(more["name"]))
-        if len(calls) == 4:
+        if len(calls) == rates + 2:
             raise KeyboardInterrupt
         return whole(*given, **more)  # type: ignore[arg-type]
 
@@ -139,7 +220,7 @@ def test_the_same_command_again_makes_nothing_and_what_was_broken_off_alone(
     (out / "arms" / "focal-1.json").unlink()
     assert main(["compare", str(out), *COMPARE]) == 130
     assert main(["compare", str(out), *COMPARE]) == 0
-    assert calls == ["focal-1"] * 4 + ["focal-1"] * 3  # tuned before; the courses that are there are read
+    assert calls == ["focal-1"] * (rates + 2 + 3)  # tuned before; the courses that are there are read
     again = json.loads((out / "comparison.json").read_text())
     for one in (found, again):
         for arm in one["arms"].values():

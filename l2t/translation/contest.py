@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from l2t import check
-from l2t.compare import ALPHA, holm, paired, slug
+from l2t.compare import ALPHA, EXTENSIONS, GROWS, Against, called, grown, holm, paired, rate_cell, slug, tuned
+from l2t.compare import table as table_of
 from l2t.contest import Budget, as_arms, parted
 from l2t.files import to_json, write_json
 from l2t.report import find_runs
@@ -91,7 +93,8 @@ class TokenComparison:
         self.corpus = runs.corpus_of(first.config)
         self.vocabulary = runs.load(first.directory).vocabulary
         self.course = Course(**first.config["course"])
-        self.grid = contest.budget.grid or tuple(self.course.top * factor for factor in (0.5, 1.0, 2.0))
+        rates = contest.budget.grid or [self.course.top * factor for factor in (0.5, 1.0, 2.0)]
+        self.grid = tuple(sorted(rates))
         self._teachers: dict[str, TokenTeacher] = {}
         taught = {f"taught by {name}": run.teacher for name, run in dynamic.items()}
         for name, teacher in {**as_arms(static), **taught}.items():
@@ -125,9 +128,7 @@ class TokenComparison:
             row["tuning"] = self._tune(name, say)
             self._keep(name, row)
         if "bleu" not in row:
-            rate, count = row["tuning"]["lr"], self.budget.students
-            say(f"final {name}")
-            made = [self._train(name, rate, seed_of(self.budget.seed, 2, index)) for index in range(count)]
+            made = self._finals(name, row, say)
             with threads(self.course.threads):
                 row |= self._read_test(made)
             self._keep(name, row)
@@ -136,20 +137,46 @@ class TokenComparison:
 
     def _tune(self, name: str, say: Callable[[str], None]) -> dict[str, Any]:
         """The learning rate with the highest BLEU on dev."""
-        wanted = [target for _, target in self.corpus.dev]
-        found = []
-        for rate in self.grid:
-            say(f"tuning {name}, {rate:g}")
-            values = []
+
+        def levels_of(rates: Sequence[float]) -> dict[float, float]:
+            return {rate: -self._dev_bleu(name, rate, say) for rate in rates}
+
+        return self._tuning(name, grown(self.grid, levels_of))
+
+    def _tuning(self, name: str, levels: Mapping[float, float]) -> dict[str, Any]:
+        """What is chosen at these levels, which are BLEU on dev less than 0, or infinity."""
+        check.a_rate_trains(name, sorted(levels), [level < math.inf for level in levels.values()])
+        tuning = tuned(levels, self.grid)
+        found = [levels[rate] for rate in tuning["grid"]]
+        return {**tuning, "dev_bleu": [-level if level < math.inf else None for level in found]}
+
+    def _dev_bleu(self, name: str, rate: float, say: Callable[[str], None]) -> float:
+        """Mean BLEU on dev of the tuning students of a rate, minus infinity where one diverges."""
+        say(f"tuning {name}, {rate:g}")
+        values = []
+        try:
             for index in range(self.budget.tuning_students):
                 made = self._train(name, rate, seed_of(self.budget.seed, 1, index))
                 with threads(self.course.threads):
                     said = made.translate([source for source, _ in self.corpus.dev])
-                values.append(scores.bleu(said, wanted).value)
-            found.append(statistics.fmean(values))
-        best = found.index(max(found))
-        at_edge = len(found) > 1 and self.grid[best] in (min(self.grid), max(self.grid))
-        return {"lr": self.grid[best], "grid": list(self.grid), "dev_bleu": found, "at_edge": at_edge}
+                values.append(scores.bleu(said, [target for _, target in self.corpus.dev]).value)
+        except check.DivergedError:
+            return -math.inf
+        return statistics.fmean(values)
+
+    def _finals(self, name: str, row: dict[str, Any], say: Callable[[str], None]) -> list[Trained]:
+        """The students that the test set is read with; where one diverges, its rate is out of the running."""
+        while True:
+            tuning = row["tuning"]
+            say(f"final {name}")
+            seeds = [seed_of(self.budget.seed, 2, index) for index in range(self.budget.students)]
+            try:
+                return [self._train(name, tuning["lr"], seed) for seed in seeds]
+            except check.DivergedError:
+                known = zip(tuning["grid"], tuning["dev_bleu"], strict=True)
+                levels = {rate: math.inf if bleu is None else -bleu for rate, bleu in known}
+                row["tuning"] = self._tuning(name, {**levels, tuning["lr"]: math.inf})
+                self._keep(name, row)
 
     def _train(self, name: str, rate: float, seed: int) -> Trained:
         course = Course(**{**self.course.to_json(), "lr": rate, "seed": seed})
@@ -184,6 +211,7 @@ class TokenComparison:
             "files": self.config["data"]["files"],
             "course": {**self.course.to_json(), "lr": None, "seed": None},
             "grid": self.grid,
+            "extensions": EXTENSIONS,
             "students": self.budget.students,
             "tuning_students": self.budget.tuning_students,
             "seed": self.budget.seed,
@@ -212,9 +240,10 @@ class TokenComparison:
         """The comparison of arms that are done: JSON-able, as ``comparison.json`` has it.
 
         ``arms`` has for each its ``bleu``, ``chrf`` and ``perplexity`` on test, one a student, and
-        ``tuning``; ``tests`` has for each taught loss and other arm the paired t-test of BLEU over students:
-        ``difference``, ``interval``, ``p`` and ``p_corrected``; ``bootstrap`` for each taught loss one test
-        against ``best_baseline`` a student; ``teaching`` what a teacher has cost.
+        ``tuning`` (lr, grid, added, at_edge, and dev_bleu by rate, None where a student diverged); ``tests``
+        has for each taught loss and other arm the paired t-test of BLEU over students: ``difference``,
+        ``interval``, ``p`` and ``p_corrected``; ``bootstrap`` for each taught loss one test against
+        ``best_baseline`` a student; ``teaching`` what a teacher has cost.
         """
         made = {name: self._kept(name) for name in self.arms}
         mean = {name: statistics.fmean(row["bleu"]) for name, row in made.items()}
@@ -235,7 +264,7 @@ class TokenComparison:
                 bootstrap[name].append({"difference": found.difference, "p": found.p})
         teaching = {}
         for name, run in zip(self.taught, self.dynamic.values(), strict=True):
-            seconds = sum(run.history["seconds"].values())
+            seconds = runs.seconds_of(run.history)
             student = statistics.fmean(made[name]["cpu_seconds"])
             teaching[name] = {"seconds": seconds, "student_runs": seconds / student}
         columns = ("bleu", "chrf", "perplexity", "cpu_seconds", "tuning")
@@ -269,7 +298,8 @@ class TokenComparison:
             f"with {course.warmup} steps of warm-up and a learning rate that falls to 0.",
             f"Each arm's learning rate is the one of {grid} with the highest BLEU on the "
             f"{len(self.corpus.dev):,} dev pairs (greedy), of {self.budget.tuning_students} other students a "
-            "rate; the grid is the same for every arm.",
+            f"rate; the grid is the same for every arm. {GROWS} A rate at which a student diverges is out "
+            "of the running.",
             f"The test set, {len(self.corpus.test):,} pairs, is read once an arm, when its students are "
             "done; translations are greedy. Perplexity is that of pieces.",
             "p is that of a two-sided paired t-test of test BLEU over the students, corrected by Holm's "
@@ -292,52 +322,56 @@ def write(contest: TokenContest, comparison: TokenComparison) -> dict[str, Any]:
 def table(title: str, found: Mapping[str, Any]) -> list[str]:
     """The lines that `l2t compare` prints: arms by rows, each teacher's difference, p, verdict."""
     arms, tests = found["arms"], found["tests"]
-    width = max(len(name) for name in arms) + 2
-    column = max(24, *(len(f"{name} less this") for name in tests))
 
     def cells(row: Mapping[str, Any]) -> str:
-        bleu, rate = row["bleu"], row["tuning"]
+        bleu = row["bleu"]
         chrf, perplexity = statistics.fmean(row["chrf"]), statistics.fmean(row["perplexity"])
         return (
             f"{statistics.fmean(bleu):6.2f} ± {statistics.stdev(bleu):4.2f}  {chrf:6.2f}  "
-            f"{perplexity:10.2f}  {rate['lr']:>8g}{'*' if rate['at_edge'] else ' '}"
+            f"{perplexity:10.2f}  {rate_cell(row['tuning']):>9}"
         )
 
-    def against(test: Mapping[str, Any]) -> str:
-        p = test["p_corrected"]
-        told = p is not None and p < ALPHA
-        word = ("win" if test["difference"] > 0 else "loss") if told else ""
-        return f"{test['difference']:+8.2f}  {'-' if p is None else f'{p:.1e}':>7}  {word:<4}"
+    def against(test: Mapping[str, Any]) -> Against:
+        difference, p = test["difference"], test["p_corrected"]
+        return Against(difference, p, called(difference, p))
 
-    lines = [
-        "",
-        f"{title}: test BLEU, mean ± sd of {found['students']} fresh students an arm",
-        "",
-        f"{'':{width}}{'BLEU':>13}  {'chrF':>6}  {'perplexity':>10}  {'rate':>8} "
-        + "".join(f"  {name + ' less this':>{column}}" for name in tests),
-    ]
-    lines += [f"{name:{width}}{cells(arms[name])}" for name in tests]
-    others = sorted(
-        (name for name in arms if name not in tests), key=lambda n: -statistics.fmean(arms[n]["bleu"])
-    )
-    for name in others:
-        lines.append(
-            f"{name:{width}}{cells(arms[name])}"
-            + "".join(f"  {against(own[name]):>{column}}" for own in tests.values())
-        )
-    lines.append("")
+    notes = []
     for name, rows in found["bootstrap"].items():
-        ahead = sum(row["difference"] > 0 and row["p"] < 0.05 for row in rows)
-        behind = sum(row["difference"] < 0 and row["p"] < 0.05 for row in rows)
-        lines.append(
+        ahead, behind = told_apart(rows)
+        notes.append(
             f"{name} against {found['best_baseline']}, paired bootstrap over test sentences, p < 0.05: ahead "
             f"in {ahead} and behind in {behind} of {len(rows)}; taught for the price of "
             f"{found['teaching'][name]['student_runs']:.1f} student runs"
         )
-    comparisons = sum(len(own) for own in tests.values())
-    lines += [
-        f"win, loss: paired t-test over students, p < {ALPHA} after Holm's correction for {comparisons} "
-        "comparisons; rate: each arm's, tuned on dev (*: at the edge of the grid)",
-        *(f"{name}: {signature}" for name, signature in found["signatures"].items()),
+    out = [f"{name} at {rate:g}" for name, row in arms.items() for rate in diverged(row["tuning"])]
+    if out:
+        notes.append(f"diverged, and out of the running: {', '.join(out)}")
+    notes += [f"{name}: {signature}" for name, signature in found["signatures"].items()]
+    return table_of(
+        f"{title}: test BLEU, mean ± sd of {found['students']} fresh students an arm",
+        f"{'BLEU':>13}  {'chrF':>6}  {'perplexity':>10}  {'rate':>8} ",
+        {name: cells(arms[name]) for name in in_order(found)},
+        {name: {arm: against(test) for arm, test in own.items()} for name, own in tests.items()},
+        sum(len(own) for own in tests.values()),
+        notes,
+    )
+
+
+def in_order(found: Mapping[str, Any]) -> list[str]:
+    """The arms of a comparison, the teachers first, then the others from the highest BLEU on."""
+    mean = {name: statistics.fmean(arm["bleu"]) for name, arm in found["arms"].items()}
+    return [
+        *found["tests"],
+        *sorted(mean.keys() - found["tests"].keys(), key=lambda name: (-mean[name], name)),
     ]
-    return [line.rstrip() for line in lines]
+
+
+def told_apart(rows: Sequence[Mapping[str, float]]) -> tuple[int, int]:
+    """In how many of these bootstraps a loss is ahead and behind, at p < 0.05."""
+    sure = [row["difference"] for row in rows if row["p"] < 0.05]
+    return sum(difference > 0 for difference in sure), sum(difference < 0 for difference in sure)
+
+
+def diverged(tuning: Mapping[str, Any]) -> list[float]:
+    """The learning rates that are out of the running."""
+    return [rate for rate, bleu in zip(tuning["grid"], tuning["dev_bleu"], strict=True) if bleu is None]

@@ -154,6 +154,18 @@ def teach(directory: Path, config: Mapping[str, Any], resume: bool, progress: bo
     )
 
 
+def seconds_of(history: Mapping[str, Any]) -> float:
+    """What a teaching has taken by the clock; the seconds of its pools are a part of those of its updates.
+
+    Example:
+        >>> from l2t.translation.runs import seconds_of
+        >>> seconds_of({"seconds": {"updates": 90.0, "trial": 5.0, "pools": 60.0}})
+        95.0
+    """
+    seconds: dict[str, float] = history["seconds"]
+    return seconds["updates"] + seconds["trial"]
+
+
 class TaughtLoss(NamedTuple):
     """The loss of a taught run.
 

@@ -1835,12 +1835,12 @@ def windows_chose_neutral(measure: str, levels: Mapping[str, float]) -> str:
     )
 
 
-def report_is_of_images(directory: Path, of_translators: bool) -> None:
-    """A folder that the page has nothing to draw of."""
-    if of_translators:
+def report_of_one_kind(mixed: bool) -> None:
+    """A page about runs that have nothing in common."""
+    if mixed:
         raise ValueError(
-            f"l2t.report: {str(directory)!r} must hold runs of students that classify, got runs of translators. "
-            f"`l2t compare {directory}` prints their table."
+            "l2t.report: the runs of a page must be of one kind, got some of translators and some of students that classify. "
+            "Report on each folder by itself."
         )
 
 

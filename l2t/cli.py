@@ -967,6 +967,7 @@ def _translate(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from l2t import contest, tasks
+    from l2t.translation import runs
 
     with _asking():
         if options.where[0] in tasks.names() and not Path(options.where[0]).is_dir():
@@ -977,19 +978,13 @@ def _compare(options: argparse.Namespace) -> int:
         else:
             folders = [Path(where) for where in options.where]
             check.task_or_folder(options.where[0], folders[0].is_dir(), tasks.names())
-        of_translators = _of_translators(folders)
+        of_translators = runs.among(folders)
     if of_translators:
         return _compare_translators(folders, options)
     with _asking():
         contests = contest.of_runs(folders, _budget(options))
         _say_what_is_left_out(folders)
     return _hold(contests, options)
-
-
-def _of_translators(folders: Sequence[Path]) -> bool:
-    from l2t.translation import runs
-
-    return runs.among(folders)
 
 
 def _compare_translators(folders: Sequence[Path], options: argparse.Namespace) -> int:
@@ -1113,8 +1108,8 @@ def _report(options: argparse.Namespace) -> int:
     from l2t import report
 
     with _asking():
-        check.report_is_of_images(options.directory, _of_translators([options.directory]))
         runs = report.find_runs(options.directory)
+        report.kind_of(runs)
         _say_what_is_left_out([options.directory])
     print(report.write(options.directory, runs))
     return 0

@@ -186,14 +186,18 @@ def _label_ends(
 
 @_styled
 def comparison(
-    arms: Mapping[str, Sequence[float]], taught: Sequence[str], oracles: Sequence[str] = ()
+    arms: Mapping[str, Sequence[float]],
+    taught: Sequence[str],
+    oracles: Sequence[str] = (),
+    xlabel: str = "test error, %",
 ) -> str:
-    """One row an arm: its test errors in percent as dots, their mean, and one standard deviation around it.
+    """One row an arm: what its students came to as dots, their mean, and one standard deviation around it.
 
     Args:
-        arms: errors by arm, in the order of the rows from the top.
+        arms: test errors in percent, or another score, by arm, in the order of the rows from the top.
         taught: the arms to set off, by colour and by a line through their common mean.
         oracles: arms that know what nobody else does, drawn hollow.
+        xlabel: what is drawn.
     """
     figure, ax = _figure(680, 52 + 27 * len(arms))
     jitter = np.random.default_rng(0)
@@ -219,15 +223,15 @@ def comparison(
     ax.grid(False, axis="y")
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    ax.set_xlabel("test error, %")
-    return _svg(figure, "Test error of every student by arm, with mean and standard deviation")
+    ax.set_xlabel(xlabel)
+    return _svg(figure, f"{xlabel}: every student by arm, with mean and standard deviation")
 
 
 @_styled
 def curves(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]], taught: Sequence[str], ylabel: str
 ) -> str:
-    """Errors in percent of the students over their training steps, one line an arm."""
+    """What students come to over their training steps, one line an arm."""
     figure, ax = _figure(680, 300)
     others = [arm for arm in series if arm not in taught]
     tints = []
@@ -531,6 +535,8 @@ def over_progress(
     ylabel: str,
     names: Sequence[str],
     reference: float | None = None,
+    *,
+    log: bool = False,
 ) -> str:
     """Numbers of the teacher along a student's run: values (T, n), one line a column."""
     figure, ax = _figure(430, 250)
@@ -546,6 +552,8 @@ def over_progress(
     if spread < 1e-3 * max(1e-9, float(values.abs().max())):
         middle = float(values.mean())
         ax.set_ylim(middle - 0.05 * max(1.0, abs(middle)), middle + 0.05 * max(1.0, abs(middle)))
+    elif log:
+        _log_axis(ax, float(values.min()), float(values.max()))
     ax.set_xlim(0, 1)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     ax.set_xlabel("share of the student's run")

@@ -4,6 +4,9 @@
 ``report.html`` beside it: result, learned loss, course of the teaching, settings. The page asks for nothing
 over the network. `write_run` makes such a page about a single run of `l2t.unroll`: its cost and its plan.
 
+What differs between pages about students that classify and about translators is a `Kind`: that of the former
+is here, that of the latter in translation/report.py.
+
 Not here: how a figure is drawn (figures.py); what is in the files (teach.py, compare.py).
 """
 
@@ -26,8 +29,10 @@ from l2t.compare import ALPHA, called
 from l2t.files import write_whole
 from l2t.record import Report
 from l2t.teacher import AnyTeacher, AttentiveTeacher, StudentState, Teacher
+from l2t.translation.token_teacher import TokenTeacher
 
 STAGES = 5
+MANY = 50  # values of a setting that are not written out
 
 
 class Run(NamedTuple):
@@ -55,6 +60,45 @@ class Run(NamedTuple):
         ]
 
 
+Picture = tuple[str, str]
+"""An SVG element, and the caption below it."""
+
+
+class Kind(NamedTuple):
+    """What is said and drawn of runs of one kind of students.
+
+    Attributes:
+        headline: of some runs, the result in a sentence or two, as HTML.
+        results: of some runs, the sections that come first.
+        loss: of a run, sentences and pictures of the learned loss; None where there is nothing to show.
+        said: of a history, sentences about the teaching.
+        drawn: of a run, more pictures of its teaching.
+        error: what the dev error is.
+    """
+
+    headline: Callable[[Sequence[Run]], str]
+    results: Callable[[Sequence[Run]], list[str]]
+    loss: Callable[[Run], tuple[list[str], list[Picture]] | None]
+    said: Callable[[Mapping[str, Any]], list[str]]
+    drawn: Callable[[Run], list[Picture]]
+    error: str
+
+
+def kind_of(runs: Sequence[Run]) -> Kind:
+    """The kind that all runs are of.
+
+    Raises:
+        ValueError: some are of translators and some are not.
+    """
+    translators = [isinstance(run.teacher, TokenTeacher) for run in runs]
+    check.report_of_one_kind(any(translators) and not all(translators))
+    if not translators[0]:
+        return _OF_CLASSES
+    from l2t.translation.report import OF_TRANSLATORS  # which makes its pages of what is here
+
+    return OF_TRANSLATORS
+
+
 def find_runs(*directories: Path) -> list[Run]:
     """The finished runs in the folders, or one level below them, in the order of their names.
 
@@ -67,7 +111,7 @@ def find_runs(*directories: Path) -> list[Run]:
         runs = [path for path in inside if (path / "teacher.safetensors").is_file()]
         if not runs:
             raise check.no_run(directory)
-        found += [_read(path) for path in runs]
+        found += [_read(path, directory) for path in runs]
     return found
 
 
@@ -76,12 +120,13 @@ def _by_number(path: Path) -> tuple[str, int]:
     return (stem, int(number)) if number.isdigit() else (path.name, 0)
 
 
-def _read(directory: Path) -> Run:
-    def content(name: str) -> Any:
-        path = directory / name
+def _read(directory: Path, above: Path) -> Run:
+    """The run in a folder; a comparison of several is in the one above."""
+
+    def content(path: Path) -> Any:
         return json.loads(path.read_text()) if path.is_file() else None
 
-    history = content("history.json") or {}
+    history = content(directory / "history.json") or {}
     return Run(
         name=directory.resolve().name,
         directory=directory,
@@ -95,8 +140,8 @@ def _read(directory: Path) -> Run:
             "seconds": {},
             **history,
         },
-        config=content("config.json") or {},
-        comparison=content("comparison.json"),
+        config=content(directory / "config.json") or {},
+        comparison=content(directory / "comparison.json") or content(above / "comparison.json"),
     )
 
 
@@ -108,11 +153,13 @@ def write(directory: Path, runs: Sequence[Run]) -> Path:
 
 
 def page(runs: Sequence[Run]) -> str:
-    """The HTML page about the runs."""
-    parts = [_header(runs)]
-    parts += [_results(group) for group in compared_together(runs)]
-    parts.append(_learned(runs))
-    parts.append(_teaching(runs))
+    """The HTML page about the runs.
+
+    Raises:
+        ValueError: some are of translators and some are not.
+    """
+    kind = kind_of(runs)
+    parts = [_header(runs, kind), *kind.results(runs), _learned(runs, kind), _teaching(runs, kind)]
     parts.append(_settings(runs))
     title = f"l2t: {_subject(runs[0])}"
     return _PAGE.format(title=html.escape(title), style=_STYLE, body="\n".join(parts))
@@ -147,24 +194,25 @@ def write_run(path: str | os.PathLike[str], report: Report) -> None:
         "curvature": f"{report.curvature}, error {report.curvature_error}",
         **{f"seconds for {name}": f"{value:.3g}" for name, value in seconds.items() if value is not None},
     }
-    table = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items())
+    cells = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items())
     drawn = [(figures.schedule(report.schedule, walked), "The plan of the steps that were walked back over.")]
     if report.adjoint_norms:
         norms = figures.adjoint({"": report.adjoint_norms})
         drawn.append(
             (norms, "Norm of the derivative of the measure to the weights before each of these steps.")
         )
-    body = f'<table class="settings">{table}</table>' + _figures(drawn)
-    write_whole(Path(path), _PAGE.format(title="l2t: a run", style=_STYLE, body=_section("A run", body)))
+    body = f'<table class="settings">{cells}</table>' + gallery(drawn)
+    write_whole(Path(path), _PAGE.format(title="l2t: a run", style=_STYLE, body=section("A run", body)))
 
 
 # ---- words ----
 
 
 def _subject(run: Run) -> str:
-    if "task" in run.config:
-        return f"{run.config['task']}, {run.config['regime']}"
-    return run.name
+    config = run.config
+    if "task" not in config:
+        return run.name
+    return f"{config['task']}, " + (config.get("regime") or "{source} to {target}".format(**config["data"]))
 
 
 def percent(value: float, digits: int = 2) -> str:
@@ -228,27 +276,46 @@ def headline(runs: Sequence[Run]) -> str:
 
 
 def _outcome(comparisons: Sequence[Mapping[str, Any]], arm: str) -> str:
-    """How the taught loss did against an arm: "fewer for each of 3 teachers (paired t-test ...)"."""
-    verdicts = [verdict(comparison, arm) for comparison in comparisons]
-    found = [comparison["p_corrected"][arm] for comparison in comparisons]
-    known = [p for p in found if p is not None]
-    words = {"win": "fewer", "even": "no clear difference", "loss": "more"}
+    """How the taught loss did against an arm."""
+    return outcome(
+        [verdict(comparison, arm) for comparison in comparisons],
+        [comparison["p_corrected"][arm] for comparison in comparisons],
+        {"win": "fewer", "even": "no clear difference", "loss": "more"},
+        len(comparisons[0]["test_error"]["taught"]),
+        comparisons[0]["comparisons"],
+    )
+
+
+def outcome(
+    verdicts: Sequence[str],
+    ps: Sequence[float | None],
+    words: Mapping[str, str],
+    students: int,
+    comparisons: int,
+) -> str:
+    """How several teachers did against an arm: "fewer for each of 3 teachers (paired t-test ...)", as HTML.
+
+    Args:
+        verdicts: "win", "even" or "loss" of each teacher.
+        ps: its corrected p.
+        words: what a verdict is called.
+        students: that each has.
+        comparisons: that p is corrected for.
+    """
+    known = [p for p in ps if p is not None]
     if len(set(verdicts)) == 1:
-        outcome = words[verdicts[0]]
-        if len(comparisons) > 1:
-            outcome += f" for each of {len(comparisons)} teachers"
+        found = words[verdicts[0]] + (f" for each of {len(verdicts)} teachers" if len(verdicts) > 1 else "")
     else:
         counts = [f"{said} for {verdicts.count(word)}" for word, said in words.items() if word in verdicts]
-        outcome = f"{', '.join(counts)} of {len(comparisons)} teachers"
-    students = len(comparisons[0]["test_error"]["taught"])
+        found = f"{', '.join(counts)} of {len(verdicts)} teachers"
     if not known:
-        return outcome
+        return found
     if "even" in verdicts:
-        bound = f"= {p_value(known[0])}" if len(comparisons) == 1 else f"&lt; {ALPHA} counts"
+        bound = f"= {p_value(known[0])}" if len(verdicts) == 1 else f"&lt; {ALPHA} counts"
     else:
         bound = f"≤ {p_value(max(known))}"
-    corrected = f"corrected for {comparisons[0]['comparisons']} comparisons"
-    return f"{outcome} (paired <i>t</i>-test over {students} students, <i>p</i> {bound}, {corrected})"
+    corrected = f"corrected for {comparisons} comparisons"
+    return f"{found} (paired <i>t</i>-test over {students} students, <i>p</i> {bound}, {corrected})"
 
 
 def compared_together(runs: Sequence[Run]) -> list[dict[str, dict[str, Any]]]:
@@ -329,7 +396,7 @@ def _at_ends(values: Sequence[str]) -> str:
     return f"{values[0]} at the start of the run and {values[1]} at its end"
 
 
-def said_of_the_teaching(history: Mapping[str, Any]) -> list[str]:
+def said_of_updates(history: Mapping[str, Any], students: str = "students") -> list[str]:
     """What the figures of a teaching show, in sentences: means over its first and its last updates."""
     rows = history["updates"]
     few = max(1, len(rows) // 10)
@@ -340,21 +407,26 @@ def said_of_the_teaching(history: Mapping[str, Any]) -> list[str]:
 
     measure, error = ends("measure", "{:.3f}".format), ends("dev_error", lambda value: percent(value, 1))
     agreement, norm = ends("agreement", "{:.2f}".format), ends("norm", "{:.2g}".format)
-    said = [
+    return [
         f"Over {len(rows)} updates the dev {history['recipe']['measure']} went from {measure[0]} to "
         f"{measure[1]} and the dev error from {error[0]} to {error[1]}.",
-        f"Independent students agreed about the way with a cosine of {agreement[0]} at first and "
+        f"Independent {students} agreed about the way with a cosine of {agreement[0]} at first and "
         f"{agreement[1]} at the end, with gradients of norm {norm[0]} and {norm[1]}.",
     ]
+
+
+def said_of_the_teaching(history: Mapping[str, Any]) -> list[str]:
+    """The same with what came of it in the trial and among other starts."""
+    said = said_of_updates(history)
     trial = history.get("trial")
     if trial is not None:
         errors = ", ".join(
-            f"{percent(min(errors), 1)} under the {_CANDIDATES[name]}"
+            f"{percent(min(errors), 1)} under the {CANDIDATES[name]}"
             for name, errors in trial["dev_error"].items()
         )
         said.append(
             f"At the end fresh students made these dev errors, each teacher at its best rate: {errors}. "
-            f"Taken was the {_CANDIDATES[trial['chosen']]}."
+            f"Taken was the {CANDIDATES[trial['chosen']]}."
         )
     choice = history.get("choice")
     if choice is not None:
@@ -374,7 +446,7 @@ def _family(config: Mapping[str, Any]) -> str:
     return f"{config['weight']} weights, {config['link']} link" if "link" in config else config["class"]
 
 
-_CANDIDATES = {
+CANDIDATES = {
     "average": "average of the last teachers",
     "good": "teacher of the best episodes",
     "neutral": "loss that it started as",
@@ -384,7 +456,7 @@ _CANDIDATES = {
 # ---- sections ----
 
 
-def _header(runs: Sequence[Run]) -> str:
+def _header(runs: Sequence[Run], kind: Kind) -> str:
     config = runs[0].config
     about = [f"<b>{html.escape(_subject(runs[0]))}</b>"]
     if "student" in config:
@@ -392,13 +464,13 @@ def _header(runs: Sequence[Run]) -> str:
     about.append(f"teacher: {_kind_of(runs[0].teacher)}")
     about.append(f"{len(runs)} teacher{'s' if len(runs) > 1 else ''}")
     return (
-        f"<header><p class=brand>l2t · learning to teach</p><h1>{headline(runs)}</h1>"
+        f"<header><p class=brand>l2t · learning to teach</p><h1>{kind.headline(runs)}</h1>"
         f"<p class=about>{' · '.join(about)}</p></header>"
     )
 
 
 def _kind_of(teacher: AnyTeacher) -> str:
-    if isinstance(teacher, Teacher):
+    if isinstance(teacher, (Teacher, TokenTeacher)):
         return f"{teacher.kind} weights, {teacher.link} link, {teacher.slots} slots"
     return "weights of rows by their loss (Meta-Weight-Net)"
 
@@ -428,7 +500,7 @@ def _results(group: Mapping[str, dict[str, Any]]) -> str:
         cells = "".join(_against_cells(comparison, arm) for comparison in comparisons.values())
         rows.append(f"<tr><th>{html.escape(arm)}</th>{_mean_cells(first, arm)}{cells}</tr>")
     head = f"<tr><th>loss</th><th>test error</th><th>rate</th>{heads}</tr>"
-    table = _table(head, rows)
+    arms = table(head, rows)
     series = {}
     for label, comparison in comparisons.items():
         series[label] = comparison["curves"]["taught"]
@@ -456,12 +528,12 @@ def _results(group: Mapping[str, dict[str, Any]]) -> str:
     )
     if edges:
         note += f" At the edge of the grid: {html.escape(', '.join(edges))}."
-    return _section(
+    return section(
         "Result",
-        f"<figure class=wide>{chart}</figure>{table}<p class=note>{note}</p>"
+        f"<figure class=wide>{chart}</figure>{arms}<p class=note>{note}</p>"
         + f"<figure class=wide>{curves}<figcaption>Learning curves: dev error while tuning, at the chosen "
         "learning rate, mean over students.</figcaption></figure>"
-        + _details("How it was measured", _list(first["protocol"]), shown=True),
+        + details("How it was measured", bullets(first["protocol"]), shown=True),
     )
 
 
@@ -476,46 +548,50 @@ def _against_cells(comparison: Mapping[str, Any], arm: str) -> str:
     difference = 100 * (statistics.fmean(errors["taught"]) - statistics.fmean(errors[arm]))
     word = verdict(comparison, arm)
     mark = {"win": "▲ ", "loss": "▼ ", "even": ""}[word]
-    interval = " to ".join(_signed(100 * end) for end in comparison["interval"][arm])
+    interval = " to ".join(signed(100 * end) for end in comparison["interval"][arm])
     alone = comparison["p"][arm]
     title = "" if alone is None else f' title="{alone:.2g} before correction"'
     return (
-        f"<td class={word}>{mark}{_signed(difference)}</td><td class=p>{interval}</td>"
+        f"<td class={word}>{mark}{signed(difference)}</td><td class=p>{interval}</td>"
         f"<td class=p{title}>{p_value(comparison['p_corrected'][arm])}</td>"
     )
 
 
-def _signed(points: float) -> str:
+def signed(points: float) -> str:
+    """A difference with its sign."""
     return f"{'−' if points < 0 else '+'}{abs(points):.2f}"
 
 
-def _table(head: str, rows: Iterable[str]) -> str:
+def table(head: str, rows: Iterable[str]) -> str:
+    """A table that scrolls by itself."""
     return f"<div class=scroll><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 
-def _details(summary: str, body: str, *, shown: bool = False) -> str:
+def details(summary: str, body: str, *, shown: bool = False) -> str:
+    """What opens where it is asked for."""
     return f"<details{' open' if shown else ''}><summary>{html.escape(summary)}</summary>{body}</details>"
 
 
-def _learned(runs: Sequence[Run]) -> str:
-    taught = [
-        (run, run.teacher) for run in runs if isinstance(run.teacher, Teacher) and run.history["states"]
-    ]
-    shown = [run for run, _ in taught]
-    parts = [
-        _list(said_of_the_loss(teacher, run.states)) + _figures(_loss_figures(run)) for run, teacher in taught
-    ]
+def _learned(runs: Sequence[Run], kind: Kind) -> str:
+    taught = [(run, kind.loss(run)) for run in runs if run.history["states"]]
+    shown = {run.name: bullets(found[0]) + gallery(found[1]) for run, found in taught if found is not None}
+    parts = list(shown.values())
     if len(shown) > 1:
-        pairs = enumerate(zip(shown, parts, strict=True))
-        parts = [_details(run.name, part, shown=number == 0) for number, (run, part) in pairs]
+        parts = [details(name, part, shown=number == 0) for number, (name, part) in enumerate(shown.items())]
     text = (
-        "<p>What a student feels from the teacher at several points of its training. The student's state at "
-        "these points is that of the last episode.</p>"
+        "<p>What a student feels from the teacher at several points of its training. The states of a student "
+        "at these points are those that the teacher saw last.</p>"
     )
-    return _section("The learned loss", text + "".join(parts)) if parts else ""
+    return section("The learned loss", text + "".join(parts)) if parts else ""
 
 
-def _loss_figures(run: Run) -> list[tuple[str, str]]:
+def _loss(run: Run) -> tuple[list[str], list[Picture]] | None:
+    if not isinstance(run.teacher, Teacher):
+        return None
+    return said_of_the_loss(run.teacher, run.states), _loss_figures(run)
+
+
+def _loss_figures(run: Run) -> list[Picture]:
     teacher, states = run.teacher, run.states
     assert isinstance(teacher, Teacher)
     course = thinned(states, 60)
@@ -583,7 +659,7 @@ def thinned(items: Sequence[Any], count: int) -> list[Any]:
     )
 
 
-def _teaching(runs: Sequence[Run]) -> str:
+def _teaching(runs: Sequence[Run], kind: Kind) -> str:
     def series(name: str, factor: float = 1.0) -> dict[str, tuple[list[int], list[float | None]]]:
         return {
             run.name: (
@@ -607,7 +683,7 @@ def _teaching(runs: Sequence[Run]) -> str:
         ),
         (
             figures.history(series("dev_error", 100), "dev error, %", marks=marks),
-            "Dev error of the episode's students.",
+            kind.error,
         ),
         (
             figures.history(series("norm"), "gradient norm", log=True, marks=marks),
@@ -627,14 +703,15 @@ def _teaching(runs: Sequence[Run]) -> str:
             if len(runs) > 1:
                 caption = f"{html.escape(run.name)}: {caption[0].lower()}{caption[1:]}"
             found.append((figures.adjoint(run.history["adjoint_norms"]), caption))
-    said = [(run, said_of_the_teaching(run.history)) for run in runs if run.history["updates"]]
+        found += kind.drawn(run)
+    said = [(run, kind.said(run.history)) for run in runs if run.history["updates"]]
     name = "{}: " if len(runs) > 1 else ""
-    words = _list([name.format(run.name) + sentence for run, sentences in said for sentence in sentences])
+    words = bullets([name.format(run.name) + sentence for run, sentences in said for sentence in sentences])
     text = (
-        "<p>Thin lines are single episodes, thick ones running medians. Dashed upright lines: the guard went "
+        "<p>Thin lines are single updates, thick ones running medians. Dashed upright lines: the guard went "
         "back to the last good teacher.</p>"
     )
-    return _section("The teaching", words + text + _figures(found) + _events(runs) + _probes(runs))
+    return section("The teaching", words + text + gallery(found) + _events(runs) + _probes(runs))
 
 
 def _events(runs: Sequence[Run]) -> str:
@@ -643,10 +720,11 @@ def _events(runs: Sequence[Run]) -> str:
         for run in runs
         for event in run.history["events"]
     ]
-    return _details(f"What was said aloud ({len(said)})", _list(said)) if said else ""
+    return details(f"What was said aloud ({len(said)})", bullets(said)) if said else ""
 
 
-def _list(sentences: Iterable[str]) -> str:
+def bullets(sentences: Iterable[str]) -> str:
+    """Sentences as a list."""
     return f"<ul>{''.join(f'<li>{html.escape(sentence)}</li>' for sentence in sentences)}</ul>"
 
 
@@ -661,7 +739,7 @@ def _probes(runs: Sequence[Run]) -> str:
             )
             rows.append(f"<tr{chosen}><th>{html.escape(run.name)}</th>{numbers}</tr>")
     head = "<tr><th>run</th><th>rate</th><th>norm</th><th>agreement</th><th>dev error</th></tr>"
-    return _details("How the students' learning rate was probed", _table(head, rows)) if rows else ""
+    return details("How the students' learning rate was probed", table(head, rows)) if rows else ""
 
 
 def _number(value: float | None) -> str:
@@ -672,10 +750,13 @@ def _settings(runs: Sequence[Run]) -> str:
     tables = []
     first = runs[0]
     about = {name: value for name, value in first.config.items() if not isinstance(value, Mapping)}
-    about["learning rate while teaching"] = first.history.get("lr")
+    if "lr" in first.history:
+        about["learning rate while teaching"] = first.history["lr"]
     for title, values in (
         ("Run", about),
         ("Recipe", first.history.get("recipe", {})),
+        ("Course", first.config.get("course", {})),
+        ("Data", first.config.get("data", {})),
         ("Teacher", first.teacher.config()),
         ("Versions", first.config.get("versions", {})),
     ):
@@ -690,7 +771,7 @@ def _settings(runs: Sequence[Run]) -> str:
     if len(runs) > 1:
         differing = ", ".join(name.replace("_", " ") for name in _differing(runs))
         which = f" of {html.escape(first.name)}; the others differ in {html.escape(differing or 'nothing')}"
-    return _section("Settings", f"<p>Settings{which}.</p><div class=columns>{''.join(tables)}</div>")
+    return section("Settings", f"<p>Settings{which}.</p><div class=columns>{''.join(tables)}</div>")
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
@@ -709,8 +790,10 @@ def _differing(runs: Sequence[Run]) -> list[str]:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_value(one)}" for name, one in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_value, value))
+        return ", ".join(map(_value, value)) if len(value) <= MANY else f"{len(value):,} of them"
     if isinstance(value, float):
         return f"{value:g}"
     return (
@@ -720,11 +803,23 @@ def _value(value: Any) -> str:
     )
 
 
-def _section(title: str, body: str) -> str:
+_OF_CLASSES = Kind(
+    headline=headline,
+    results=lambda runs: [_results(group) for group in compared_together(runs)],
+    loss=_loss,
+    said=said_of_the_teaching,
+    drawn=lambda run: [],
+    error="Dev error of the update's students.",
+)
+
+
+def section(title: str, body: str) -> str:
+    """A section of the page."""
     return f"<section><h2>{title}</h2>{body}</section>"
 
 
-def _figures(found: Iterable[tuple[str, str]]) -> str:
+def gallery(found: Iterable[Picture]) -> str:
+    """Pictures side by side, with their captions."""
     return (
         "<div class=grid>"
         + "".join(f"<figure>{svg}<figcaption>{caption}</figcaption></figure>" for svg, caption in found)

@@ -61,14 +61,6 @@ def test_a_run_folder_says_all_that_made_it(data: Path, taught: Path) -> None:
     assert models[0] == models[1]
 
 
-def test_the_page_is_not_drawn_of_translators(taught: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(taught)]) == 2
-    said = capsys.readouterr().err
-    assert "must hold runs of students that classify, got runs of translators." in said
-    assert f"`l2t compare {taught}` prints their table." in said
-    assert not list(taught.glob("*.html"))
-
-
 def test_seeds_go_beside_one_another_and_their_teachers_differ(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,8 @@ def config_of(
             "source": corpus.source,
             "target": corpus.target,
             "files": corpus.info["files"],
+            "origin": corpus.info.get("origin"),
+            "counts": {name: len(getattr(corpus, name)) for name in ("train", "dev", "test")},
             "pieces": pieces,
         },
         "teacher": wanted,

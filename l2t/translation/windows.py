@@ -376,7 +376,9 @@ class TaughtTokens(NamedTuple):
         history: what happened, JSON-able, as :class:`l2t.Taught` has it: ``updates`` has besides, a list of
             one number a window, ``steps`` (where it began), ``before`` and ``after`` (the measure); ``pools``
             has a row a pool: the update before which it was made, its steps, and the dev measure of the
-            student that made it at each and at the end of its run.
+            student that made it at each and at the end of its run; ``states`` is what the teacher saw of the
+            last of these students, at the start of its run, at these steps and at the end. The seconds of
+            pools are a part of those of updates.
     """
 
     teacher: TokenTeacher
@@ -525,6 +527,10 @@ class _Windows(Outer):
                 measures.append(float(measured(student, self.dev, self.recipe.measure, self.recipe.samples)))
         row = {"update": update, "steps": [stage.step for stage in self.pool], "measure": measures}
         self.history["pools"].append(row)
+        start = TokenTracker(self.taught.num_classes, self.recipe.run_steps).state(0)
+        seen = [start, *(stage.state for stage in (*self.pool, end))]
+        names = ("progress", "train_loss", "train_accuracy")
+        self.history["states"] = {name: [getattr(state, name) for state in seen] for name in names}
 
     def _try(self, taught: dict[str, dict[str, Tensor]]) -> None:
         """What windows from every stage of the last pool end lowest under."""

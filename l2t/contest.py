@@ -224,6 +224,7 @@ def _in_processes(
         for worker in workers:
             if worker.is_alive():  # Ctrl-C came
                 worker.terminate()
+        for worker in workers:
             if worker.pid is not None:
                 worker.join()
     return all(worker.exitcode == 0 for worker in workers)

@@ -505,7 +505,8 @@ def test_a_course_that_was_broken_off_goes_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    ("where", "steps"), [("begin", None), ("loss", 2), ("update", 6), ("look", 4), ("last look", 12)]
+    ("where", "steps"),
+    [("begin", None), ("loss", 2), ("update", 6), ("end", 6), ("look", 4), ("last look", 12)],
 )
 def test_ctrl_c_keeps_every_whole_step_wherever_it_comes(
     where: str, steps: int | None, corpus: Corpus, vocabulary: Vocabulary, tmp_path: Path,
@@ -521,8 +522,8 @@ def test_ctrl_c_keeps_every_whole_step_wherever_it_comes(
 
     def updated(optimizer: torch.optim.Adam) -> None:
         calls["update"] += 1
-        if (where, calls["update"]) == ("update", 6):
-            signal.raise_signal(signal.SIGINT)  # in the midst of what changes the student
+        if calls["update"] == 6 and where in ("update", "end"):  # in the midst of what changes the student
+            signal.raise_signal(signal.SIGINT if where == "update" else signal.SIGTERM)
         update(optimizer)
 
     def looked(*given: Any) -> scores.Fit:
@@ -533,12 +534,17 @@ def test_ctrl_c_keeps_every_whole_step_wherever_it_comes(
 
     whole = course.train(corpus, vocabulary, SMALL, progress=False)
     handler = signal.getsignal(signal.SIGINT)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", updated)
-        patch.setattr(course, "fit", looked)
-        with pytest.raises(KeyboardInterrupt):
-            course.train(corpus, vocabulary, SMALL, loss, directory=tmp_path, progress=False)
-    assert signal.getsignal(signal.SIGINT) is handler
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as in a process of a comparison
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.optim.Adam, "step", updated)
+            patch.setattr(course, "fit", looked)
+            with pytest.raises(KeyboardInterrupt):
+                course.train(corpus, vocabulary, SMALL, loss, directory=tmp_path, progress=False)
+        assert signal.getsignal(signal.SIGINT) is handler
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert course.is_begun(tmp_path) == (steps is not None)
     if steps is not None:
         assert read_tensors(tmp_path / "checkpoint.safetensors")[1]["step"] == steps

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import shutil
+import signal
 import statistics
 from multiprocessing import Value
 from pathlib import Path
@@ -235,7 +236,8 @@ def test_the_same_command_again_makes_nothing_and_what_was_broken_off_alone(
 def test_a_process_of_its_own_makes_an_arm_from_the_contest_alone(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contest.signal, "signal", lambda *_: None)  # this process is not its own
+    taken: list[object] = []  # this process is not its own
+    monkeypatch.setattr(contest.signal, "signal", lambda *given: taken.append(given))
     budget = contest.Budget(2, 1, (0.01,), 5, ("maximum-likelihood",))
     one = token_contest.of_runs([out], budget)
     comparison = token_contest.set_up(one)
@@ -254,6 +256,15 @@ def test_a_process_of_its_own_makes_an_arm_from_the_contest_alone(
     assert comparison.others.keys() >= {"maximum-likelihood"}
     comparison.forget()
     assert len(comparison.missing()) == 3
+    # Ctrl-C is the parent's, whose signal to end interrupts a course as Ctrl-C does.
+    assert taken[:2] == [
+        (signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.default_int_handler),
+    ]  # fmt: skip
+    monkeypatch.setattr(comparison, "run", lambda _: signal.default_int_handler(signal.SIGTERM, None))
+    turns = Value("i", 0), Value("i", 0)
+    with pytest.raises(SystemExit, match="130"):
+        contest._work([one], [(0, "maximum-likelihood")], *turns, of)
+    assert turns[1].value == 0
     assert pickle.loads(pickle.dumps((one, token_contest.set_up))) == (one, token_contest.set_up)
 
 

@@ -256,7 +256,7 @@ def test_a_comparison_has_headline_table_tuning_bootstrap_and_protocol(tmp_path:
     assert "Every arm trains &lt;the same&gt; students." in text
     assert "BLEU: nrefs:1|tok:13a" in text
     assert "seed-0: Teaching took 100 s" in text
-    assert "and 20.0 times the training of a student under it." in text
+    assert "and 20.0 times the CPU time of training a student under it." in text
     assert text.count("How it was measured") == 1  # two runs, one comparison
     assert "Settings of seed-0; the others differ in seed." in text
 

@@ -289,7 +289,8 @@ class TokenComparison:
 
     def _protocol(self, comparisons: int) -> list[str]:
         """What is done, in sentences."""
-        course, students = self.course, self.budget.students
+        course, students, tuning = self.course, self.budget.students, self.budget.tuning_students
+        others = f"{tuning} other student{'' if tuning == 1 else 's'}"
         grid = ", ".join(f"{rate:g}" for rate in self.grid)
         return [
             f"Every arm trains the same {students} fresh students ({course.student}), paired over the arms "
@@ -297,7 +298,7 @@ class TokenComparison:
             f"A student takes {course.steps} steps of up to {course.tokens} padded target tokens by Adam, "
             f"with {course.warmup} steps of warm-up and a learning rate that falls to 0.",
             f"Each arm's learning rate is the one of {grid} with the highest BLEU on the "
-            f"{len(self.corpus.dev):,} dev pairs (greedy), of {self.budget.tuning_students} other students a "
+            f"{len(self.corpus.dev):,} dev pairs (greedy), of {others} a "
             f"rate; the grid is the same for every arm. {GROWS} A rate at which a student diverges is out "
             "of the running.",
             f"The test set, {len(self.corpus.test):,} pairs, is read once an arm, when its students are "

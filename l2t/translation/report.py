@@ -267,7 +267,9 @@ def said_of_the_cost(run: Run) -> list[str]:
     )
     found = (run.comparison or {}).get("teaching", {})
     own = [cost for name, cost in found.items() if name == f"taught by {run.name}"]
-    more = [f", and {cost['student_runs']:.1f} times the training of a student under it" for cost in own]
+    more = [
+        f", and {cost['student_runs']:.1f} times the CPU time of training a student under it" for cost in own
+    ]
     return [f"{said}{''.join(more)}."]
 
 

@@ -574,10 +574,10 @@ def details(summary: str, body: str, *, shown: bool = False) -> str:
 
 def _learned(runs: Sequence[Run], kind: Kind) -> str:
     taught = [(run, kind.loss(run)) for run in runs if run.history["states"]]
-    shown = {run.name: bullets(found[0]) + gallery(found[1]) for run, found in taught if found is not None}
-    parts = list(shown.values())
+    shown = [(run.name, bullets(found[0]) + gallery(found[1])) for run, found in taught if found is not None]
+    parts = [part for _, part in shown]
     if len(shown) > 1:
-        parts = [details(name, part, shown=number == 0) for number, (name, part) in enumerate(shown.items())]
+        parts = [details(name, part, shown=number == 0) for number, (name, part) in enumerate(shown)]
     text = (
         "<p>What a student feels from the teacher at several points of its training. The states of a student "
         "at these points are those that the teacher saw last.</p>"

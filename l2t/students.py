@@ -510,25 +510,44 @@ def wrong(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def calibrated_error(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 - p_y of each row, (S, D), at the temperature that suits the students best: of logits (S, D, C).
+def inverse_temperature(logits: Tensor, targets: Tensor) -> Tensor:
+    """What each student's logits (S, D, C) are to be multiplied by, (S,), for the least mean cross-entropy.
 
-    The same as a classifier's expected error where it draws its answers. It tells students apart by far fewer
-    rows than 0 or 1 for each does. The temperature, one for all, is that of the least mean cross-entropy on
-    these rows (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017), between exp(-4) and
-    exp(4): its derivative to the inverse temperature grows with it, so that bisection finds its zero. A
-    student whose logits are not finite is wrong everywhere, and has no part in the temperature.
+    Between exp(-4) and exp(4). The derivative to it, the mean of sum_j p_j z_j - z_y, grows with it, so that
+    bisection finds its zero. Where logits are not finite, so is nothing that is made of the result.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; docs/math.md, section 7.
     """
-    broken, own = _broken(logits), targets.unsqueeze(-1)
-    finite = logits[~broken].double()
-    right = finite.gather(-1, own[~broken]).mean()
-    low, high = -4.0, 4.0
+    z = logits.double()
+    right = z.gather(-1, targets.unsqueeze(-1)).mean((-2, -1))
+    low, high = torch.full_like(right, -4.0), torch.full_like(right, 4.0)
     for _ in range(30):
         middle = (low + high) / 2.0
-        p = torch.softmax(math.exp(middle) * finite, -1)
-        low, high = (middle, high) if float((p * finite).sum(-1).mean() - right) < 0.0 else (low, middle)
-    p = torch.softmax(math.exp(high) * logits, -1).gather(-1, own).squeeze(-1)
-    return torch.where(broken[:, None], torch.ones_like(p), 1.0 - p)
+        p = torch.softmax(middle.exp()[:, None, None] * z, -1)
+        low_is_less = (p * z).sum(-1).mean(-1) < right
+        low, high = torch.where(low_is_less, middle, low), torch.where(low_is_less, high, middle)
+    return high.exp().to(logits.dtype)
+
+
+def calibrated_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy (S,) of logits (S, D, C), each student's at its own best temperature.
+
+    The temperature moves with the logits, but where it is best the loss does not move with it: the gradient
+    is that at a fixed temperature, and exact.
+    """
+    return cross_entropy(inverse_temperature(logits, targets)[:, None, None] * logits, targets)
+
+
+@torch.no_grad()
+def calibrated_error(logits: Tensor, targets: Tensor) -> Tensor:
+    """1 - p_y of each row, (S, D), each student's at its own best temperature: of logits (S, D, C).
+
+    The expected error of a classifier that draws its answers. It tells students apart by far fewer rows than
+    0 or 1 for each does. A student whose logits are not finite is wrong everywhere.
+    """
+    scaled = inverse_temperature(logits, targets)[:, None, None] * logits
+    own = torch.softmax(scaled, -1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return torch.where(_broken(logits)[:, None], torch.ones_like(own), 1.0 - own)
 
 
 def _broken(logits: Tensor) -> Tensor:

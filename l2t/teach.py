@@ -42,6 +42,7 @@ from l2t.students import (
     Lesson,
     Make,
     Stack,
+    calibrated_cross_entropy,
     cross_entropy,
     draw_batches,
     error,
@@ -143,8 +144,10 @@ class Recipe(Rules):
         warmup: updates over which the teacher's learning rate rises.
         cooldown: share of the updates, at the end, over which it falls along a line.
         average: share of the updates, at the end, whose teachers are averaged into the result.
-        measure: what the teacher lowers on the dev set: ``"cross-entropy"``, ``"expected-error"`` (1 -
-            p_y) or ``"smooth-error"`` (2 sigmoid(k (max p - p_y)) - 1), docs/math.md section 7.
+        measure: what the teacher lowers on the dev set: ``"calibrated-cross-entropy"``, at each student's
+            best temperature, so that no teacher gains by making students more or less sure;
+            ``"cross-entropy"``; ``"expected-error"`` (1 - p_y); or ``"smooth-error"`` (2 sigmoid(k (max p -
+            p_y)) - 1), docs/math.md section 7.
         sharpness: k of the smooth error.
         dev_fraction: share of the training rows that each student of an episode is measured on, drawn anew
             every time, where no dev set is given.
@@ -202,7 +205,7 @@ class Recipe(Rules):
     weight_decay: float = 0.0
     decay: str = "linear"
     augment: str = "none"
-    measure: str = "cross-entropy"
+    measure: str = "calibrated-cross-entropy"
     sharpness: float = 50.0
     dev_fraction: float = 0.2
     dev_rows: int = 2000
@@ -278,6 +281,7 @@ def _expected_error(logits: Tensor, target: Tensor, _: float) -> Tensor:
 
 
 MEASURES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "calibrated-cross-entropy": lambda logits, target, _: calibrated_cross_entropy(logits, target),
     "cross-entropy": lambda logits, target, _: cross_entropy(logits, target),
     "expected-error": _expected_error,
     "smooth-error": _smooth_error,

@@ -18,6 +18,7 @@ from l2t.students import (
     Stack,
     TaughtLoss,
     Tracker,
+    calibrated_cross_entropy,
     calibrated_error,
     cross_entropy,
     draw_batches,
@@ -445,20 +446,42 @@ def test_the_unrolled_run_and_the_course_are_the_same():
         torch.testing.assert_close(unrolled.weights[name], weight.detach(), rtol=1e-4, atol=1e-6)
 
 
+def least(logits, targets):
+    """The inverse temperature of the least cross-entropy of one student's logits, and that."""
+
+    def at(place):
+        return float(F.cross_entropy(math.exp(place) * logits, targets))
+
+    found = optimize.minimize_scalar(at, bounds=(-4.0, 4.0), method="bounded", options={"xatol": 1e-9})
+    return math.exp(found.x), found.fun
+
+
 @pytest.mark.parametrize("scale", [0.05, 1.0, 30.0])
-def test_the_calibrated_error_is_that_at_the_best_temperature(scale):
+def test_calibrated_is_at_the_best_temperature(scale):
     torch.manual_seed(0)
     targets = torch.randint(4, (3, 50))
-    logits = F.one_hot(targets, 4).double() + torch.randn(3, 50, 4, dtype=torch.float64)
+    logits = scale * (F.one_hot(targets, 4).double() + torch.randn(3, 50, 4, dtype=torch.float64))
+    error, loss = calibrated_error(logits, targets), calibrated_cross_entropy(logits, targets)
+    for z, y, of_rows, mean in zip(logits, targets, error, loss, strict=True):
+        inverse, wanted = least(z, y)
+        p = torch.softmax(inverse * z, -1)[range(50), y]
+        torch.testing.assert_close(of_rows, 1.0 - p, rtol=0.0, atol=1e-5)
+        assert float(mean) == pytest.approx(wanted, abs=1e-9)
 
-    def cross_entropy_at(place):
-        return float(F.cross_entropy(math.exp(place) * scale * logits.flatten(0, 1), targets.flatten()))
 
-    best = optimize.minimize_scalar(cross_entropy_at, bounds=(-4.0, 4.0), method="bounded").x
-    p = torch.softmax(math.exp(best) * scale * logits, -1)
-    wanted = 1.0 - p.gather(-1, targets[..., None])[..., 0]
-    found = calibrated_error(scale * logits, targets)
-    torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-4)
+def test_the_calibrated_cross_entropy_has_the_gradient_of_the_least_one():
+    """By differences: the temperature moves with each logit."""
+    torch.manual_seed(1)
+    targets, logits = torch.randint(3, (1, 6)), torch.randn(1, 6, 3, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(calibrated_cross_entropy(logits, targets).sum(), logits)
+    for row in range(6):
+        for entry in range(3):
+            step = torch.zeros(6, 3, dtype=torch.float64)
+            step[row, entry] = 1e-4
+            above, below = (least(logits.detach()[0] + sign * step, targets[0])[1] for sign in (1, -1))
+            assert float(gradient[0, row, entry]) == pytest.approx((above - below) / 2e-4, abs=1e-6)
+    # So no student gains by the length of its logits.
+    assert float((gradient * logits.detach()).sum()) == pytest.approx(0.0, abs=1e-7)
 
 
 def test_the_calibrated_error_of_what_no_temperature_helps():

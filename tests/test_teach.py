@@ -665,7 +665,7 @@ def test_a_run_of_other_arguments_is_not_resumed(tmp_path, what, arguments):
         ({"damping": 0.0}, "damping must be a number in (0, 1], got 0.0"),
         ({"averaging": "mode"}, "averaging must be one of mean, median, got 'mode'"),
         ({"decay": "cosine"}, "decay must be one of linear, constant, got 'cosine'"),
-        ({"measure": "accuracy"}, "measure must be one of calibrated-cross-entropy, cross-entropy, expected-error, smooth-error, got"),
+        ({"measure": "accuracy"}, "measure must be one of calibrated-cross-entropy, cross-entropy"),
         ({"curvature": "exact"}, "forward, central, one-sided, got 'exact'"),
         ({"schedule": "binary"}, "schedule must be one of auto, all, every, binomial, disk, got 'binary'"),
         (

@@ -40,6 +40,7 @@ COMMAND = [
         "--set",
         "steps=15",
         "teacher_lr=0.5",
+        "measure=cross-entropy",  # breaks more easily
         "probe_margin=1.0",
         "guard_window=2",
         "guard_rise=0.01",

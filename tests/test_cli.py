@@ -123,7 +123,7 @@ def test_the_version(capsys):
         (["teach", "digits", "--lr", "-1"], "lr must be a number in"),
         (["teach", "digits", "--set", "stepz=3"], "the field of --set must be one of students, updates"),
         (["teach", "digits", "--set", "steps"], "--set must be FIELD=VALUE, got 'steps'"),
-        (["teach", "digits", "--set", "measure=luck"], "measure must be one of cross-entropy"),
+        (["teach", "digits", "--set", "measure=luck"], "measure must be one of calibrated-cross-entropy"),
         (["teach", "digits", "--device", "cuda:99"], "--device must be one of cpu"),
         (["compare", "nowhere"], "mnist1d) or an existing folder, got 'nowhere'"),
         (["compare", "digits"], "the folder must hold a taught run or seed-* folders with one"),

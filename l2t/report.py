@@ -407,8 +407,9 @@ def said_of_updates(history: Mapping[str, Any], students: str = "students") -> l
 
     measure, error = ends("measure", "{:.3f}".format), ends("dev_error", lambda value: percent(value, 1))
     agreement, norm = ends("agreement", "{:.2f}".format), ends("norm", "{:.2g}".format)
+    name = history["recipe"]["measure"].replace("calibrated-", "calibrated ")
     return [
-        f"Over {len(rows)} updates the dev {history['recipe']['measure']} went from {measure[0]} to "
+        f"Over {len(rows)} updates the dev {name} went from {measure[0]} to "
         f"{measure[1]} and the dev error from {error[0]} to {error[1]}.",
         f"Independent {students} agreed about the way with a cosine of {agreement[0]} at first and "
         f"{agreement[1]} at the end, with gradients of norm {norm[0]} and {norm[1]}.",

@@ -391,8 +391,8 @@ def test_the_words_about_the_teaching_are_its_first_and_last_updates():
     }
     said = [sentence.replace("\u202f", " ") for sentence in report.said_of_the_teaching(history)]
     assert said == [
-        "Over 30 updates the dev cross-entropy went from 1.900 to -0.800 and the dev error from 50.0 % to "
-        "50.0 %.",
+        "Over 30 updates the dev calibrated cross-entropy went from 1.900 to -0.800 and the dev error from "
+        "50.0 % to 50.0 %.",
         "Independent students agreed about the way with a cosine of 0.40 at first and 0.40 at the end, "
         "with gradients of norm 0.2 and 2.9.",
         "At the end fresh students made these dev errors, each teacher at its best rate: 41.0 % under the "

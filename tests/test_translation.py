@@ -533,18 +533,19 @@ def test_ctrl_c_keeps_every_whole_step_wherever_it_comes(
         return fit(*given)
 
     whole = course.train(corpus, vocabulary, SMALL, progress=False)
-    handler = signal.getsignal(signal.SIGINT)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as in a process of a comparison
+    # SIGTERM as in a process of a comparison; a job in the background begins with SIGINT ignored.
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, signal.default_int_handler) for kind in kinds]
     try:
         with monkeypatch.context() as patch:
             patch.setattr(torch.optim.Adam, "step", updated)
             patch.setattr(course, "fit", looked)
             with pytest.raises(KeyboardInterrupt):
                 course.train(corpus, vocabulary, SMALL, loss, directory=tmp_path, progress=False)
-        assert signal.getsignal(signal.SIGINT) is handler
-        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+        assert all(signal.getsignal(kind) is signal.default_int_handler for kind in kinds)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
     assert course.is_begun(tmp_path) == (steps is not None)
     if steps is not None:
         assert read_tensors(tmp_path / "checkpoint.safetensors")[1]["step"] == steps

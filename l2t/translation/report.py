@@ -52,8 +52,7 @@ _SETS = {
     "shared": "one strength of smoothing for all tokens",
     "diagonal": "how much tokens count, by their frequency",
     "low-rank": "how much tokens count, how much their targets are smoothed and towards which tokens, by "
-    "their "
-    "frequency",
+    "their frequency",
 }
 
 
@@ -135,10 +134,8 @@ def _result(comparison: Mapping[str, Any]) -> str:
     note = (
         f"BLEU and chrF are mean and standard deviation over {comparison['students']} fresh students an arm, "
         "perplexity is that of pieces, rate the learning rate that was tuned for an arm (*: at the edge "
-        "of its "
-        "grid). A difference is taught less baseline in BLEU, with the confidence interval of its mean "
-        "and the "
-        f"<i>p</i> of a paired <i>t</i>-test after Holm's correction for {_count(comparison)} comparisons; "
+        "of its grid). A difference is taught less baseline in BLEU, with the confidence interval of its "
+        f"mean and the <i>p</i> of a paired <i>t</i>-test after Holm's correction for {_count(comparison)} comparisons; "
         f"▲ and ▼ mark wins and losses, at such a <i>p</i> &lt; {ALPHA}."
     )
     signatures = [f"{name}: {signature}" for name, signature in comparison["signatures"].items()]
@@ -199,8 +196,7 @@ def said_of_the_bootstrap(comparison: Mapping[str, Any]) -> list[str]:
         each = ", ".join(f"{signed(row['difference'])} (p = {row['p']:.2g})" for row in rows)
         said.append(
             f"Paired bootstrap over the test sentences, {name} against {comparison['best_baseline']}: "
-            "ahead in "
-            f"{ahead} and behind in {behind} of {len(rows)} students at p < 0.05: {each}."
+            f"ahead in {ahead} and behind in {behind} of {len(rows)} students at p < 0.05: {each}."
         )
     return said
 
@@ -220,16 +216,14 @@ def said_of_the_run(run: Run) -> list[str]:
         counts = data["counts"]
         said = [
             f"The student is {_STUDENTS[course.student]} of size {student.head.shape[1]}, {numbers:,} "
-            "numbers, "
-            f"dropout {course.dropout:g}; it translates {data['source']} into {data['target']}.",
+            f"numbers, dropout {course.dropout:g}; it translates {data['source']} into {data['target']}.",
             f"Sentence pairs: {counts['train']:,} to learn from, {counts['dev']:,} dev, "
             f"{counts['test']:,} test"
             f"{'' if data['origin'] is None else ', from ' + data['origin']}.",
         ]
     said.append(
         f"Both languages are cut into pieces of one vocabulary of {teacher.num_classes:,}; the targets to "
-        "learn "
-        f"from have {sum(teacher.counts):,} of them, and {sum(map(bool, teacher.counts)):,} different ones."
+        f"learn from have {sum(teacher.counts):,} of them, and {sum(map(bool, teacher.counts)):,} different ones."
     )
     when = "at every stage alike" if run.is_static else "anew at each stage of a student"
     links = "" if teacher.link == "identity" else f", and what its {teacher.link} link bends"
@@ -245,8 +239,7 @@ def said_of_the_run(run: Run) -> list[str]:
             f"A whole run is {recipe['run_steps']:,} steps{tokens} by {optimizer}, whose "
             f"rate rises to {recipe['lr']:g} over {recipe['lr_warmup']:,} steps and falls to 0 along a line.",
             f"The teacher learned from {len(run.history['updates']):,} updates of {recipe['students']} "
-            "windows "
-            f"of {recipe['steps']} steps, which begin at {recipe['stages']} stages along whole runs under it "
+            f"windows of {recipe['steps']} steps, which begin at {recipe['stages']} stages along whole runs under it "
             f"(made anew every {recipe['refresh']} updates), and lowers dev {recipe['measure']}.",
         ]
     return said
@@ -261,8 +254,7 @@ def said_of_the_cost(run: Run) -> list[str]:
     windows = total - seconds["pools"] - seconds["trial"]
     said = (
         f"Teaching took {total:,.0f} s by the clock: {seconds['pools']:,.0f} s of {len(pools)} whole runs "
-        "that "
-        f"windows begin on, {windows:,.0f} s of windows, {seconds['trial']:,.0f} s of the trial. That is "
+        f"that windows begin on, {windows:,.0f} s of windows, {seconds['trial']:,.0f} s of the trial. That is "
         f"{total / seconds['pools'] * len(pools):.1f} times such a run"
     )
     found = (run.comparison or {}).get("teaching", {})
@@ -428,8 +420,7 @@ def said_of_the_teaching(history: Mapping[str, Any]) -> list[str]:
         )
         said.append(
             f"At the end windows from each of the {len(trial['measure']['neutral'])} stages of the last "
-            "whole "
-            f"run came to a dev {history['recipe']['measure']} of {levels}. Taken was the "
+            f"whole run came to a dev {history['recipe']['measure']} of {levels}. Taken was the "
             f"{CANDIDATES[trial['chosen']]}."
         )
     return said

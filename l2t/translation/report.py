@@ -135,8 +135,8 @@ def _result(comparison: Mapping[str, Any]) -> str:
         f"BLEU and chrF are mean and standard deviation over {comparison['students']} fresh students an arm, "
         "perplexity is that of pieces, rate the learning rate that was tuned for an arm (*: at the edge "
         "of its grid). A difference is taught less baseline in BLEU, with the confidence interval of its "
-        f"mean and the <i>p</i> of a paired <i>t</i>-test after Holm's correction for {_count(comparison)} comparisons; "
-        f"▲ and ▼ mark wins and losses, at such a <i>p</i> &lt; {ALPHA}."
+        f"mean and the <i>p</i> of a paired <i>t</i>-test after Holm's correction for {_count(comparison)} "
+        f"comparisons; ▲ and ▼ mark wins and losses, at such a <i>p</i> &lt; {ALPHA}."
     )
     signatures = [f"{name}: {signature}" for name, signature in comparison["signatures"].items()]
     return section(
@@ -223,7 +223,8 @@ def said_of_the_run(run: Run) -> list[str]:
         ]
     said.append(
         f"Both languages are cut into pieces of one vocabulary of {teacher.num_classes:,}; the targets to "
-        f"learn from have {sum(teacher.counts):,} of them, and {sum(map(bool, teacher.counts)):,} different ones."
+        f"learn from have {sum(teacher.counts):,} of them, and {sum(map(bool, teacher.counts)):,} different "
+        "ones."
     )
     when = "at every stage alike" if run.is_static else "anew at each stage of a student"
     links = "" if teacher.link == "identity" else f", and what its {teacher.link} link bends"
@@ -239,8 +240,8 @@ def said_of_the_run(run: Run) -> list[str]:
             f"A whole run is {recipe['run_steps']:,} steps{tokens} by {optimizer}, whose "
             f"rate rises to {recipe['lr']:g} over {recipe['lr_warmup']:,} steps and falls to 0 along a line.",
             f"The teacher learned from {len(run.history['updates']):,} updates of {recipe['students']} "
-            f"windows of {recipe['steps']} steps, which begin at {recipe['stages']} stages along whole runs under it "
-            f"(made anew every {recipe['refresh']} updates), and lowers dev {recipe['measure']}.",
+            f"windows of {recipe['steps']} steps, which begin at {recipe['stages']} stages along whole runs under "
+            f"it (made anew every {recipe['refresh']} updates), and lowers dev {recipe['measure']}.",
         ]
     return said
 
@@ -254,8 +255,8 @@ def said_of_the_cost(run: Run) -> list[str]:
     windows = total - seconds["pools"] - seconds["trial"]
     said = (
         f"Teaching took {total:,.0f} s by the clock: {seconds['pools']:,.0f} s of {len(pools)} whole runs "
-        f"that windows begin on, {windows:,.0f} s of windows, {seconds['trial']:,.0f} s of the trial. That is "
-        f"{total / seconds['pools'] * len(pools):.1f} times such a run"
+        f"that windows begin on, {windows:,.0f} s of windows, {seconds['trial']:,.0f} s of the trial. That "
+        f"is {total / seconds['pools'] * len(pools):.1f} times such a run"
     )
     found = (run.comparison or {}).get("teaching", {})
     own = [cost for name, cost in found.items() if name == f"taught by {run.name}"]

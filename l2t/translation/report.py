@@ -240,8 +240,9 @@ def said_of_the_run(run: Run) -> list[str]:
             f"A whole run is {recipe['run_steps']:,} steps{tokens} by {optimizer}, whose "
             f"rate rises to {recipe['lr']:g} over {recipe['lr_warmup']:,} steps and falls to 0 along a line.",
             f"The teacher learned from {len(run.history['updates']):,} updates of {recipe['students']} "
-            f"windows of {recipe['steps']} steps, which begin at {recipe['stages']} stages along whole runs under "
-            f"it (made anew every {recipe['refresh']} updates), and lowers dev {recipe['measure']}.",
+            f"windows of {recipe['steps']} steps, which begin at {recipe['stages']} stages along whole "
+            f"runs under it (made anew every {recipe['refresh']} updates), and lowers dev "
+            f"{recipe['measure']}.",
         ]
     return said
 

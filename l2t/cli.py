@@ -272,7 +272,11 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--pieces", metavar="V", type=_positive, help="of the vocabulary; default: 3000")
     pairs.add_argument("--steps", metavar="N", type=_positive, help="of a whole run; default: 3300")
     pairs.add_argument("--window", metavar="T", type=_positive, help="steps of a window; default: 50")
-    pairs.add_argument("--measure", metavar="NAME", help="cross-entropy, expected-error or expected-bleu")
+    pairs.add_argument(
+        "--measure",
+        metavar="NAME",
+        help="calibrated-cross-entropy (the default), cross-entropy, expected-error or expected-bleu",
+    )
     pairs.add_argument("--smoothing", metavar="EPS", type=float, help="strength to start with; default: 0.1")
     teach.add_argument("--quiet", action="store_true", help="no progress, no summary")
 

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from scipy import optimize
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -32,6 +33,7 @@ from l2t.translation.windows import (
     _Windows,
     advance,
     fresh,
+    inverse_temperature,
     make_pool,
     measured,
     read_stages,
@@ -52,6 +54,7 @@ SMALL = {
     "students": 2,
     "dev_batches": 2,
     "guard_window": 2,
+    "measure": "cross-entropy",
 }
 
 
@@ -143,7 +146,8 @@ def test_the_gradient_of_a_window_is_that_of_autograd_through_all_of_it(optimize
 def test_with_dropout_the_gradient_is_that_of_differences_whatever_is_remembered():
     teacher, student = teacher_of(**DOUBLE), student_of(dropout=0.3)
     batches = [batch_of(200 + index) for index in range(3)]
-    recipe = WindowRecipe(**SMALL)
+    calibrated = {**SMALL, "measure": "calibrated-cross-entropy"}
+    recipe = WindowRecipe(**calibrated)
     stage = stage_of(student, recipe, teacher)
     direction = torch.randn(
         sum(x.numel() for x in teacher.parameters()), generator=torch.Generator().manual_seed(5), **DOUBLE
@@ -161,7 +165,7 @@ def test_with_dropout_the_gradient_is_that_of_differences_whatever_is_remembered
     found = window(teacher, student, stage, batches, DEV, recipe, seed=7)
     assert float(found.gradient @ direction) == pytest.approx(slope, rel=1e-5)
     for plan in ({"schedule": "every", "memory": None}, {"curvature": "reverse"}):
-        again = window(teacher, student, stage, batches, DEV, WindowRecipe(**SMALL | plan), seed=7)
+        again = window(teacher, student, stage, batches, DEV, WindowRecipe(**calibrated | plan), seed=7)
         assert torch.equal(again.gradient, found.gradient)
     assert window(teacher, student, stage, batches, DEV, recipe, seed=8).after != found.after
 
@@ -240,6 +244,59 @@ def test_measures_are_means_over_all_tokens_without_dropout(measure, of):
     student.train()
     torch.testing.assert_close(measured(student, DEV, measure), torch.stack(values).mean())
     assert student.training
+
+
+def test_the_calibrated_measure_is_cross_entropy_at_the_best_temperature_and_so_is_its_gradient():
+    student = student_of(dropout=0.5)
+
+    def best() -> float:
+        """By scipy, of all logits at once."""
+        z = torch.cat([student.logits(batch).detach().flatten(0, 1) for batch in DEV])
+        target = torch.cat([batch.target_out.flatten() for batch in DEV])
+        found = optimize.minimize_scalar(
+            lambda s: float(F.cross_entropy(math.exp(s) * z, target)), bounds=(-4, 4), method="bounded",
+            options={"xatol": 1e-9},
+        )  # fmt: skip
+        return float(found.fun)
+
+    student.logits = lambda batch: F.linear(
+        student.eval()(batch.source, batch.target_in), student.head, student.head_bias
+    )
+    value = measured(student.train(), DEV, "calibrated-cross-entropy")
+    assert student.training
+    assert value.item() == pytest.approx(best(), rel=1e-9)
+    assert value.item() < measured(student, DEV, "cross-entropy").item() - 1e-3
+    for parameter, grad in zip(
+        student.parameters(), torch.autograd.grad(value, list(student.parameters())), strict=True
+    ):
+        direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1), **DOUBLE)
+        ends = []
+        for share in (1e-5, -2e-5):
+            parameter.data.add_(share * direction)
+            ends.append(best())
+        parameter.data.add_(1e-5 * direction)
+        slope = float((grad * direction).sum())
+        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize(("right", "beta"), [(1.0, 4.0), (-1.0, -4.0)])
+def test_a_temperature_stays_in_its_bounds(right, beta):
+    hidden, head = torch.full((600, 1), right), torch.tensor([[0.0], [1.0]])
+    found = inverse_temperature(hidden, head, None, torch.ones(600, dtype=torch.int64))
+    assert math.log(found) == pytest.approx(beta, abs=0.01)
+
+
+def test_a_temperature_does_not_depend_on_how_many_logits_are_held():
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = (torch.randn(n, 6, generator=generator, **DOUBLE) for n in (50, 9))
+    bias = torch.randn(9, generator=generator, **DOUBLE)
+    logits = F.linear(hidden, head, bias)
+    target = torch.multinomial((0.5 * logits).softmax(-1), 1, generator=generator)[:, 0]
+    found = inverse_temperature(hidden, head, bias, target, rows=7)
+    assert 0.2 < found < 1.0
+    assert found == pytest.approx(inverse_temperature(hidden, head, bias, target), rel=1e-9)
+    (other,) = l2t.students.inverse_temperature(logits[None], target[None]).tolist()
+    assert found == pytest.approx(other, rel=1e-6)
 
 
 # ---- expected BLEU
@@ -475,7 +532,7 @@ def test_another_run_in_the_directory_is_refused(tmp_path):
     ({"steps": 40, "run_steps": 30}, r"l2t.WindowRecipe: steps must be at most run_steps=30, got 40"),
     ({"samples": 1}, r"l2t.WindowRecipe: samples must be an integer of 2 or more, got 1"),
     ({"optimizer": "lion"}, r"l2t.WindowRecipe: optimizer must be one of adam, sgd, got 'lion'"),
-    ({"measure": "bleu"}, r"l2t.WindowRecipe: measure must be one of cross-entropy, expected-error, exp"),
+    ({"measure": "bleu"}, r"l2t.WindowRecipe: measure must be one of calibrated-cross-entropy, cross-en"),
     ({"clip_norm": 0.0}, r"l2t.WindowRecipe: clip_norm must be a number in \(0"),
     ({"lr": math.inf}, r"l2t.WindowRecipe: lr must be a number in"),
     ({"updates": 0}, r"l2t.WindowRecipe: updates must be an integer of 1 or more"),

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from l2t import check
 from l2t.files import read_tensors, write_tensors
+from l2t.linear import dynamic_linear_loss
 from l2t.optim import SGD, Adam, Hyper, Optimizer, Point, Slot, Tensors
 from l2t.students import Make, seed_of, seeded
 from l2t.tape import Student
@@ -66,8 +67,10 @@ class WindowRecipe(Rules):
         lr_betas: of Adam.
         momentum: of SGD.
         clip_norm: the students' gradients are clipped to this norm; None leaves them.
-        measure: what the teacher lowers on dev: ``"cross-entropy"`` (nats a token), ``"expected-error"`` (1 -
-            p_y, mean over tokens) or ``"expected-bleu"`` (1 - expected sentence BLEU).
+        measure: what the teacher lowers on dev: ``"calibrated-cross-entropy"`` (nats a token, each student's
+            at its own best temperature, so that no teacher gains by making students more or less sure),
+            ``"cross-entropy"``, ``"expected-error"`` (1 - p_y, mean over tokens) or ``"expected-bleu"`` (1 -
+            expected sentence BLEU).
         dev_batches: batches of dev that a window is measured on, drawn anew for each.
         samples: translations of each sentence, for expected BLEU.
         stages: states of a run that a pool holds; windows of an update are spread evenly over them.
@@ -90,7 +93,7 @@ class WindowRecipe(Rules):
     lr_betas: tuple[float, float] = (0.9, 0.98)
     momentum: float = 0.9
     clip_norm: float | None = 1.0
-    measure: str = "cross-entropy"
+    measure: str = "calibrated-cross-entropy"
     dev_batches: int = 4
     samples: int = 4
     stages: int = 8
@@ -134,28 +137,86 @@ class WindowRecipe(Rules):
         return Adam(lr, self.lr_betas, clip_norm=self.clip_norm)
 
 
-def _token_errors(student: Any, batch: Batch, _: int) -> tuple[Tensor, int]:
-    losses = token_losses(student, *batch)
-    return (1.0 - torch.exp(-losses)).sum(), _tokens(batch)  # exp(-0) of padding is 1
+def _token_error(student: Any, batches: Sequence[Batch], _: int) -> Tensor:
+    losses = [token_losses(student, *batch) for batch in batches]
+    return torch.stack([-torch.expm1(-x).sum() for x in losses]).sum() / _tokens(batches)  # 0 for padding
 
 
-def _cross_entropies(student: Any, batch: Batch, _: int) -> tuple[Tensor, int]:
-    return token_losses(student, *batch).sum(), _tokens(batch)
+def _cross_entropy(student: Any, batches: Sequence[Batch], _: int) -> Tensor:
+    return torch.stack([token_losses(student, *batch).sum() for batch in batches]).sum() / _tokens(batches)
 
 
-def _lost_bleu(student: Any, batch: Batch, samples: int) -> tuple[Tensor, int]:
-    longest = 2 * batch.target_out.shape[1]
-    found = expected_bleu(student, batch.source, batch.target_out, samples, longest)
-    return (1.0 - found).sum(), len(batch.source)
+def _calibrated_cross_entropy(student: Any, batches: Sequence[Batch], _: int) -> Tensor:
+    counted = [batch.target_out != IGNORE for batch in batches]
+    hidden = torch.cat(
+        [student(batch.source, batch.target_in)[rows] for batch, rows in zip(batches, counted, strict=True)]
+    )
+    target = torch.cat([batch.target_out[rows] for batch, rows in zip(batches, counted, strict=True)])
+    head, bias = student.head, student.head_bias
+    beta = inverse_temperature(hidden, head, bias, target)
+    bias = None if bias is None else beta * bias
+    return dynamic_linear_loss(beta * hidden, head, target, head_bias=bias, link="identity")
 
 
-def _tokens(batch: Batch) -> int:
-    return int((batch.target_out != IGNORE).sum())
+def _lost_bleu(student: Any, batches: Sequence[Batch], samples: int) -> Tensor:
+    found = [
+        expected_bleu(student, batch.source, batch.target_out, samples, 2 * batch.target_out.shape[1])
+        for batch in batches
+    ]
+    return 1.0 - torch.cat(found).mean()
 
 
-MEASURES: dict[str, Callable[[Any, Batch, int], tuple[Tensor, int]]] = {
-    "cross-entropy": _cross_entropies,
-    "expected-error": _token_errors,
+def _tokens(batches: Sequence[Batch]) -> int:
+    return sum(int((batch.target_out != IGNORE).sum()) for batch in batches)
+
+
+@torch.no_grad()
+def inverse_temperature(
+    hidden: Tensor, head: Tensor, head_bias: Tensor | None, target: Tensor, rows: int = 512
+) -> float:
+    """What the logits of tokens are to be multiplied by for the least mean cross-entropy.
+
+    Between exp(-4) and exp(4), to a ten-thousandth; of :func:`l2t.students.inverse_temperature` for logits
+    that are never held at once: the derivative to it, the sum of E_p[z] - z_y, grows with it by the sum of
+    Var_p[z], so Newton's method finds its zero, held to the bracket that is known.
+
+    Args:
+        hidden: (N, D), of which ``head`` makes logits.
+        head: (V, D).
+        head_bias: (V,) or None.
+        target: (N,) int64, every one a token.
+        rows: tokens whose logits are held at a time.
+
+    Example:
+        >>> import torch
+        >>> from l2t.translation.windows import inverse_temperature
+        >>> hidden, head = torch.ones(4, 1), torch.tensor([[0.0], [1.0]])
+        >>> round(inverse_temperature(hidden, head, None, torch.tensor([1, 1, 1, 0])), 3)  # log 3
+        1.099
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; docs/math.md, section 7.
+    """
+    low, high, beta = math.exp(-4.0), math.exp(4.0), 1.0
+    for _ in range(30):
+        slope = growth = 0.0
+        for part, wanted in zip(hidden.split(rows), target.split(rows), strict=True):
+            z = nn.functional.linear(part, head, head_bias)
+            p = torch.softmax(beta * z, -1)
+            mean = (p * z).sum(-1)
+            slope += float((mean - z.gather(-1, wanted[:, None])[:, 0]).sum())
+            growth += float(((p * z * z).sum(-1) - mean * mean).sum())
+        low, high = (low, beta) if slope > 0.0 else (beta, high)
+        newton = beta - slope / growth if growth > 0.0 else math.nan
+        before, beta = beta, newton if low < newton < high else math.sqrt(low * high)
+        if abs(beta - before) < 1e-4 * beta:
+            break
+    return beta
+
+
+MEASURES: dict[str, Callable[[Any, Sequence[Batch], int], Tensor]] = {
+    "calibrated-cross-entropy": _calibrated_cross_entropy,
+    "cross-entropy": _cross_entropy,
+    "expected-error": _token_error,
     "expected-bleu": _lost_bleu,
 }
 
@@ -165,10 +226,9 @@ def measured(student: nn.Module, batches: Sequence[Batch], measure: str, samples
     training = student.training
     student.eval()
     try:
-        parts = [MEASURES[measure](student, batch, samples) for batch in batches]
+        return MEASURES[measure](student, batches, samples)
     finally:
         student.train(training)
-    return torch.stack([total for total, _ in parts]).sum() / sum(count for _, count in parts)
 
 
 class Stage(NamedTuple):

@@ -4,7 +4,7 @@ Arguments, what is refused before any work is done, exit codes and what is print
 teach.py, compare.py, report.py and doctor.py, which are imported when they are needed, so that `l2t --help`
 is quick.
 
-Exit codes: 0 done, 1 failed, 2 asked for something that is not there, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 asked for something that is not there, 130 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -504,6 +504,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser.parse_args(arguments)
     except SystemExit as stop:  # argparse has said what is wrong
         return stop.code if isinstance(stop.code, int) else 2
+    if argv is None:  # the process is ours: what a scheduler sends counts as Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _COMMANDS[options.command](options)
     except KeyboardInterrupt:
@@ -892,8 +894,7 @@ def _teach_several(lessons: Sequence[_Lesson], jobs: int) -> int:
                     del running[line]
     except KeyboardInterrupt:
         for child in running.values():
-            if child.pid is not None:
-                os.kill(child.pid, signal.SIGINT)
+            child.terminate()
         for child in running.values():
             child.join()
         raise
@@ -903,7 +904,8 @@ def _teach_several(lessons: Sequence[_Lesson], jobs: int) -> int:
 
 
 def _child(lesson: _Lesson) -> None:
-    """A teaching in a process of its own."""
+    """A teaching in a process of its own, which SIGTERM stops: in the background Ctrl-C may be ignored."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.setpgid(0, 0)
     try:
         sys.exit(_teach_one(lesson))

@@ -406,8 +406,10 @@ def test_several_seeds_are_the_same_bits_and_one_that_fails_is_the_exit_code(her
     assert alone == among
 
 
-@pytest.mark.parametrize("seeds", [["0"], ["0", "1"]])
-def test_ctrl_c_leaves_a_run_that_resumes(seeds, here):
+@pytest.mark.parametrize(("seeds", "how"), [
+    (["0"], signal.SIGINT), (["0", "1"], signal.SIGINT), (["0", "1"], signal.SIGTERM),
+])  # fmt: skip
+def test_ctrl_c_leaves_a_run_that_resumes_and_so_does_the_end_of_the_job(seeds, how, here):
     arguments = [
         "teach",
         "digits",
@@ -427,8 +429,11 @@ def test_ctrl_c_leaves_a_run_that_resumes(seeds, here):
     patience = time.monotonic() + 60
     while not all(mark.exists() for mark in marks) and time.monotonic() < patience:
         time.sleep(0.05)
-    os.killpg(child.pid, signal.SIGINT)  # as a terminal does
-    said = child.communicate(timeout=60)[1]
+    if how == signal.SIGINT:
+        os.killpg(child.pid, how)  # as a terminal does
+    else:
+        child.terminate()
+    said = child.communicate(timeout=60)[1]  # its children hold the pipe, too
     assert child.returncode == 130
     assert "Traceback" not in said
     again = said.strip().splitlines()[-1]

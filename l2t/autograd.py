@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import Function, forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from l2t import check, ops
 
@@ -73,17 +74,18 @@ def _op(name: str, *arguments: Any) -> Any:
     # What a transform of torch.func has left behind only the dispatcher connects to the graph outside.
     if torch._C._are_functorch_transforms_active() or not ops.readable(*arguments):
         return getattr(torch.ops.l2t, name).default(*arguments)
-    return _FUNCTIONS[name].call(*arguments)
+    return _FUNCTIONS[name].apply(*arguments)
 
 
-class Op(Function):
-    """What the Functions share: an op, and an apply that binds no signature, which halves its cost."""
+class Op(_SingleLevelFunction):
+    """What the Functions share: an op, and an apply for one level of `torch.func`, which `Function` has not.
+
+    It binds no signature either, which halves its cost before torch 2.15.
+    """
 
     op: ClassVar[str]
-    call: ClassVar[Callable[..., Any]]
-
-    def __init_subclass__(cls) -> None:
-        cls.call = super(Function, cls).apply  # type: ignore[misc]
+    apply: ClassVar[Callable[..., Any]]
+    _compiled_autograd_key = Function._compiled_autograd_key
 
 
 def only(wanted: Sequence[bool], results: Sequence[Any]) -> list[Tensor | None]:
@@ -289,7 +291,7 @@ class Loss(Op):
             check.inplace_once(inplace)
             *saved, stats = ctx.saved_tensors
             wanted = (wants_logits, *tables)
-            grads = LossGrad.call((constants, wanted), *saved, stats, v_loss.contiguous())
+            grads = LossGrad.apply((constants, wanted), *saved, stats, v_loss.contiguous())
             return None, grads[0], None, *grads[1:]
         if with_grad:
             if d_logits is None:  # by the same pass, for the same bits
@@ -359,7 +361,7 @@ def _autograd_kernel(cls: type[Op]) -> Callable[..., Any]:
         # Here the dispatcher has already singled out one level of torch.func.
         functorch = torch._C._are_functorch_transforms_active()
         with enable_single_level_autograd_function() if functorch else contextlib.nullcontext():
-            return ops.results(cls.call(*arguments), arguments[0])
+            return ops.results(cls.apply(*arguments), arguments[0])
 
     return kernel
 

@@ -1413,6 +1413,15 @@ def unroll_reentrant() -> RuntimeError:
     )
 
 
+def unroll_precompiled() -> RuntimeError:
+    """Compiled code in a loss, with a torch that may leave its second derivative out in silence."""
+    return RuntimeError(
+        "l2t.unroll: every operation of loss must have a second derivative, got compiled code, whose torch before 2.13 may "
+        "lose in silence. Update torch, or compile neither model nor loss, or take curvature='central', which asks for "
+        "first derivatives only."
+    )
+
+
 def unroll_once_differentiable() -> RuntimeError:
     """A function whose second derivative would be left out in silence."""
     return RuntimeError(

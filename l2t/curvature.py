@@ -49,8 +49,12 @@ __all__ = [
     "measured_error",
     "norm",
     "power_of_two",
+    "precompiled",
     "products",
 ]
+
+LOSES_COMPILED = [int(x) for x in torch.__version__.split(".")[:2]] < [2, 13]
+"""Whether gradients out of compiled code may come back without their graph (pytorch#181581)."""
 
 # What torch.autograd.grad and torch.autograd.backward call in the end. They check shape and dtype of every
 # output in Python first, which takes a tenth of a small student's step. Here these fit by construction.
@@ -152,6 +156,11 @@ def leaves(roots: Sequence[Tensor | GradientEdge]) -> list[Tensor]:
     return list(found.values())
 
 
+def _name(node: Any) -> str:
+    """What a node of a graph is called; one of a Python function may not say it itself before torch 2.13."""
+    return type(node).__name__ if isinstance(node, torch._C._FunctionBase) else node.name()
+
+
 def differentiable(roots: Sequence[Tensor | GradientEdge]) -> None:
     """Raises where a graph holds what ``once_differentiable`` has cut.
 
@@ -159,7 +168,7 @@ def differentiable(roots: Sequence[Tensor | GradientEdge]) -> None:
     the second derivative out in silence.
     """
     for node in nodes_of(roots):
-        if node.name() == "torch::autograd::Error":
+        if _name(node) == "torch::autograd::Error":
             raise check.unroll_once_differentiable()
 
 
@@ -174,8 +183,14 @@ def checkpoints(value: Tensor) -> None:
 
     It names no weight of the modules in it: ``backward()`` fills their ``.grad``, a gradient passes them by.
     """
-    if any(node.name() == "CheckpointFunctionBackward" for node in nodes_of([value])):
+    if any(_name(node) == "CheckpointFunctionBackward" for node in nodes_of([value])):
         raise check.unroll_reentrant()
+
+
+def precompiled(value: Tensor) -> None:
+    """Raises where the second derivative of compiled code in the graph of a loss may be lost in silence."""
+    if LOSES_COMPILED and any(_name(node) == "CompiledFunctionBackward" for node in nodes_of([value])):
+        raise check.unroll_precompiled()
 
 
 class Wanted(NamedTuple):

@@ -156,7 +156,7 @@ def _quickly(
     try:
         with_grad = kind != ops.NONE and torch.is_grad_enabled() and logits.requires_grad
         settings = (False, with_grad, (number, ignore_index, 1, kind, 1))
-        loss: Tensor = autograd.Loss.call(settings, *tensors)
+        loss: Tensor = autograd.Loss.apply(settings, *tensors)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None  # the conversion, or the sentence, is the long way's
     return loss if loss.dtype is logits.dtype else loss.to(result_dtype(logits))
@@ -180,7 +180,7 @@ def _losses(
     if direct:
         with_grad = kind != ops.NONE and not inplace and torch.is_grad_enabled() and logits.requires_grad
         try:
-            loss: Tensor = autograd.Loss.call((inplace, with_grad, where[7:]), *where[:7])
+            loss: Tensor = autograd.Loss.apply((inplace, with_grad, where[7:]), *where[:7])
         except ValueError:
             if inplace:
                 raise
@@ -192,7 +192,13 @@ def _losses(
 
 def autocast(device: str) -> bool:
     """Whether operations on this type of device are under autocast."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _has_autocast(device) and torch.is_autocast_enabled(device)
+
+
+@torch.compiler.assume_constant_result
+def _has_autocast(device: str) -> bool:
+    """Whether there is autocast for this type of device, which torch 2.11 cannot trace."""
+    return torch.amp.is_autocast_available(device)
 
 
 def result_dtype(logits: Tensor) -> torch.dtype:

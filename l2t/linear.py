@@ -164,7 +164,7 @@ def _sum(where: tuple[Any, ...], factor: Tensor | None) -> Tensor:
     if ops.unwatched() and torch.is_grad_enabled() and (factor is None or not factor.requires_grad):
         tensors = (*where[:9], factor)
         if any(x is not None and x.requires_grad for x in tensors) and ops.readable(*tensors):
-            loss: Tensor = _Reduced.call(where[9:], *tensors)
+            loss: Tensor = _Reduced.apply(where[9:], *tensors)
             return loss
     losses = torch.ops.l2t.linear_value.default(*where)[0]
     loss = (losses if factor is None else losses * factor).sum()
@@ -491,7 +491,7 @@ class _Reduced(Op):
                 return (None, *_CHAIN.spread(ready)[: _CHAIN.tensors], None)
         v_loss = v_total.expand(stats.shape[0]) if factor is None else v_total * factor
         arguments = (*where, stats, v_loss, wanted)
-        results = _Ready.call(ready, *arguments) if direct else torch.ops.l2t.linear_grad.default(*arguments)
+        results = _Ready.apply(ready, *arguments) if direct else torch.ops.l2t.linear_grad.default(*arguments)
         return (None, *_CHAIN.spread(only(wanted, results))[: _CHAIN.tensors], None)
 
 

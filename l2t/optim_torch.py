@@ -134,9 +134,11 @@ class FromTorch(Rule):
             params = [_copy(w) for w in weights]
             optimizer: Any = self._kind(params, **self._with(numbers) | self._traced)  # type: ignore[call-arg]
             options = self._with(numbers | {k: whole.hide(x) for k, x in settings.items()}) | self._traced
+            if optimizer.state:  # made with the optimiser: Adagrad's before torch 2.13
+                with whole:
+                    optimizer = self._kind(params, **options)  # type: ignore[call-arg]
             optimizer.param_groups[0].update(options)
             optimizer.defaults.update(options)
-            optimizer.state.clear()
             for p, g, slot, state in zip(params, grads, point.slots, states, strict=True):
                 p.grad = _copy(g)
                 if slot:

@@ -18,7 +18,7 @@ from torch import Tensor
 from l2t import check
 from l2t.anchors import anchored, large, reads_weights
 from l2t.compiled import Compiled
-from l2t.curvature import Curvature, Replay, checkpoints, coarsest, dtypes
+from l2t.curvature import Curvature, Replay, checkpoints, coarsest, dtypes, precompiled
 from l2t.optim import Hyper, Optimizer, Point, Slot, Tensors
 from l2t.ranks import Ranks
 from l2t.record import Trace
@@ -147,6 +147,8 @@ class Steps:
         check.unroll_loss(value, t)
         if self.replay is None:
             checkpoints(value)
+            if self._curvature.exact:
+                precompiled(value)
             found = dtypes(value)
             unit = max(coarsest(student.parameters), *(torch.finfo(x).eps for x in found))
             self.replay = Replay(self.again, unit, torch.float16 in found)

@@ -322,6 +322,18 @@ def test_pytorch_91469_133230_183603_cuequivariance_268_torchmd_net_307_pina_621
     )
 
 
+@pytest.mark.parametrize("curvature", ["reverse", "recompute", "forward"])
+def test_pytorch_181581_compiled_code_that_may_lose_a_graph_is_refused(
+    monkeypatch: pytest.MonkeyPatch, curvature: str
+) -> None:
+    """create_graph=True gave gradients of compiled code without requires_grad, until torch 2.13."""
+    monkeypatch.setattr("l2t.curvature.LOSES_COMPILED", True)
+    student = torch.compile(mlp(), backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"whose torch before 2.13 may lose in silence. Update torch, or "):
+        teach(student, curvature=curvature)
+    same(teach(student, curvature="central")[0], plain(mlp()), 1e-7)
+
+
 class Dropped(torch.autograd.Function):
     """tanh, whose first gradient comes back without a graph."""
 

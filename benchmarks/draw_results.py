@@ -19,9 +19,11 @@ from typing import Any
 
 from scipy import stats
 
-from l2t.compare import ALPHA, holm
+from l2t.compare import ALPHA, called, holm
 from l2t.files import write_whole
 from l2t.report import static_arms
+from l2t.translation.contest import diverged, in_order, told_apart
+from l2t.translation.course import LOSSES
 
 ROOT = Path(__file__).resolve().parents[1]
 Row = Mapping[str, Any]
@@ -72,8 +74,9 @@ def main() -> None:
 def page(results: Path) -> str:
     """The page about all rows in the folder."""
     rows = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-    settings = [row for row in rows if "source" not in row]
+    translators = [row for row in rows if row["task"] == "translation"]
     transfers = [row for row in rows if "source" in row]
+    settings = [row for row in rows if row not in translators and row not in transfers]
     parts = [HEAD, "## Summary", outcome(settings), summary(settings), *kinds(settings)]
     for row in settings:
         parts += [f"## {row['name']}", *section(row)]
@@ -81,6 +84,10 @@ def page(results: Path) -> str:
         parts += ["## Transfer", TRANSFER, outcome(transfers), summary(transfers)]
         for row in transfers:
             parts += [f"### {row['name']}", f"Teachers of `{row['source']}`.", *section(row)]
+    if translators:
+        parts += ["## Translation", TRANSLATION, translators_summary(translators)]
+        for row in translators:
+            parts += [f"### {row['name']}", *translator(row)]
     for path in sorted((results / "studies").glob("*.json")):
         parts += study(path.stem, json.loads(path.read_text()))
     other = results / "other.md"
@@ -124,12 +131,12 @@ def p_value(p: float | None) -> str:
     return "–" if p is None else re.sub(r"e([+-])0", r"e\1", f"{p:.0e}") if p < 0.001 else f"{p:.2g}"
 
 
+MARKED = {"win": "*win*", "loss": "**loss**", "even": "even"}
+
+
 def result(against: Row) -> str:
-    """*win*, **loss** or even, of one teacher against one arm."""
-    p = against["p_corrected"]
-    if p is None or p >= ALPHA or against["difference"] == 0:
-        return "even"
-    return "*win*" if against["difference"] < 0 else "**loss**"
+    """*win*, **loss** or even, of the errors of one teacher against one arm."""
+    return MARKED[called(-against["difference"], against["p_corrected"])]
 
 
 def best(row: Row, arms: Iterable[str]) -> str | None:
@@ -269,6 +276,85 @@ def section(row: Row) -> list[str]:
     block = "\n".join(["```", *row["commands"], "```"])
     protocol = "\n".join(f"* {sentence}" for sentence in row["protocol"])
     return [about, block, table(head, lines), protocol]
+
+
+TRANSLATION = """\
+Translators under taught losses, by BLEU on test: mean ± standard deviation over fresh students, higher is
+better. A difference is taught less other, with the 95 % interval of its mean; *win* and **loss** as above."""
+
+
+def translators_summary(rows: list[Row]) -> str:
+    """A line a translator: the best tuned baseline and static teacher, each dynamic one against them."""
+    head = ["translator", "best tuned baseline", "its BLEU", "taught, by teacher", "less baseline", "result"]
+    lines = []
+    for row in rows:
+        order = in_order(row)
+        baseline = next(arm for arm in order if arm in LOSSES)
+        line = [f"[{row['name']}](#{row['name']})", baseline, bleu(row, baseline)]
+        line.append(" / ".join(f"{statistics.fmean(row['arms'][arm]['bleu']):.2f}" for arm in row["tests"]))
+        line += versus(row, baseline)
+        static = next((arm for arm in order if arm not in LOSSES and arm not in row["tests"]), None)
+        lines.append([*line, bleu(row, static), *versus(row, static)] if static else [*line, "", "", ""])
+    return table([*head, "best static", "less static", "result"], lines)
+
+
+def bleu(row: Row, arm: str, score: str = "bleu") -> str:
+    values = row["arms"][arm][score]
+    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def versus(row: Row, arm: str) -> list[str]:
+    """What each teacher has more of BLEU than an arm, and what that is called."""
+    tests = [own[arm] for own in row["tests"].values()]
+    words = [MARKED[called(test["difference"], test["p_corrected"])] for test in tests]
+    return [" / ".join(f"{test['difference']:+.2f}" for test in tests), counted(words)]
+
+
+def translator(row: Row) -> list[str]:
+    """Of one translator: its command, its table, the bootstrap over sentences and the protocol."""
+    arms, tests = row["arms"], row["tests"]
+    lines = []
+    for arm in in_order(row):
+        cells = []
+        for own in tests.values():
+            test = own.get(arm)
+            cells.append("" if test is None else (
+                f"{test['difference']:+.2f} [{test['interval'][0]:+.2f}, {test['interval'][1]:+.2f}], "
+                f"p {p_value(test['p_corrected'])}, {MARKED[called(test['difference'], test['p_corrected'])]}"
+            ))  # fmt: skip
+        name = f"**{arm}**" if arm in tests else arm
+        perplexity = f"{statistics.fmean(arms[arm]['perplexity']):.2f}"
+        lines.append(
+            [name, bleu(row, arm), bleu(row, arm, "chrf"), perplexity, rate(arms[arm]["tuning"]), *cells]
+        )
+    head = ["loss", "BLEU", "chrF", "perplexity", "rate", *(f"{name} less this" for name in tests)]
+    minutes, data = row["minutes"], row["data"]
+    about = (
+        f"`{row['command']}` ({data['source']} to {data['target']}, {data['origin']}: "
+        + " / ".join(f"{data['counts'][split]:,}" for split in ("train", "dev", "test"))
+        + f" pairs, {data['pieces']:,} pieces; student {row['student']}, {row['students']} an arm). Minutes "
+        f"of one core: {minutes['teaching']:.1f} for teaching, {minutes['student']:.1f} for each of the "
+        f"{row['courses']} students of the comparison; commit {row['commit']}, "
+        + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+        + ". The same as commands:"
+    )
+    said = list(row["protocol"])
+    for name, found in row["bootstrap"].items():
+        ahead, behind = told_apart(found)
+        said.append(
+            f"Paired bootstrap, {name} against {row['best_baseline']}: ahead in {ahead} and behind in "
+            f"{behind} of {len(found)} students at p < 0.05. Taught for the price of "
+            f"{row['teaching'][name]['student_runs']:.1f} student runs."
+        )
+    for name, teacher in row["teachers"].items():
+        if teacher["chosen"] == "neutral":
+            said.append(f"What was taught in {name} did not end lower on dev, so it says what it started as.")
+    out = [f"{arm} at {rate:g}" for arm in arms for rate in diverged(arms[arm]["tuning"])]
+    if out:
+        said.append(f"Diverged, and out of the running: {', '.join(out)}.")
+    said += [f"{name}: {signature}" for name, signature in row["signatures"].items()]
+    block = "\n".join(["```", *row["commands"], "```"])
+    return [about, block, table(head, lines), "\n".join(f"* {sentence}" for sentence in said)]
 
 
 def rate(of: Row) -> str:

@@ -1,8 +1,9 @@
 """The settings that benchmarks/teaching.py runs and docs/results.md reports: one line of commands each.
 
 A setting says what `l2t teach` and `l2t compare` are given beside task, regime and student; what it does not
-say is the default of the task. To add one, add it to SETTINGS, run `python benchmarks/teaching.py NAME`, and
-`make results`. A setting stays here when it is lost: the table is of what was tried.
+say is the default of the task. To add one, add it to SETTINGS, TRANSLATORS or TRANSFERS, run `python
+benchmarks/teaching.py NAME`, and `make results`. A setting stays here when it is lost: the table is of what
+was tried.
 
 Students are many where they are cheap: what dynamic and static losses differ in is half a point. Where a
 first comparison of twenty had been looked at, the students are others (``--seed 1``).
@@ -68,6 +69,26 @@ class Transfer(NamedTuple):
     students: int = 20
 
 
+class Translator(NamedTuple):
+    """A translator of the pairs that `l2t data translation` makes, with what is taught and compared.
+
+    Attributes:
+        student: of `l2t teach translation`.
+        teach: its further arguments.
+        compare: further arguments of `l2t compare`.
+        kinds: as in :class:`Setting`.
+        seeds: of the teachers.
+        students: fresh students an arm.
+    """
+
+    student: str
+    teach: str = ""
+    compare: str = ""
+    kinds: tuple[str, ...] = ("dynamic", "static")
+    seeds: tuple[int, ...] = (0,)
+    students: int = 5
+
+
 SETTINGS = {
     "mnist1d-mlp-clean": Setting("mnist1d", "clean", "mlp", compare="--seed 1", students=60),
     "mnist1d-mlp-few": Setting("mnist1d", "few", "mlp", compare="--seed 1", students=60),
@@ -90,6 +111,14 @@ SETTINGS = {
         "fashion-mnist", "clean", "cnn", "--set steps=200 batch_size=32", students=40
     ),
     "fashion-mnist-mlp-symmetric": Setting("fashion-mnist", "symmetric", "mlp", students=40),
+}
+
+# Shorter than the runs of `l2t train translation`: an arm is a dozen of them.
+TRANSLATORS = {
+    "translation-lstm": Translator("lstm", "--steps 1500 --window 20 --updates 60 --set refresh=30"),
+    "translation-transformer": Translator(
+        "transformer", "--steps 1000 --window 20 --updates 60 --set refresh=30"
+    ),
 }
 
 TRANSFERS = {

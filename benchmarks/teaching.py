@@ -1,7 +1,8 @@
 """A setting or transfer of settings.py from end to end: teachers are taught, compared, written down as a row.
 
 The row goes to benchmarks/results/<setting>.json: commit and commands, versions, seeds, minutes, and of every
-arm the tuned learning rate and the test error of each fresh student, with the statistics of `l2t compare`.
+arm the tuned learning rate and the test error of each fresh student, or its BLEU, chrF and perplexity, with
+the statistics of `l2t compare`.
 benchmarks/draw_results.py draws docs/results.md of the rows. What is done already, teachers and arms, is
 taken from the folder of runs, so that the same command goes on after Ctrl-C.
 
@@ -9,6 +10,7 @@ Examples:
   python benchmarks/teaching.py --list
   python benchmarks/teaching.py mnist1d-mlp-clean --jobs 2
   python benchmarks/teaching.py digits-mlp-clean digits-mlp-few
+  python benchmarks/teaching.py translation-lstm      of the pairs that `l2t data translation` makes
 """
 
 from __future__ import annotations
@@ -24,15 +26,17 @@ from typing import Any
 
 import numpy
 import torch
-from settings import KINDS, SETTINGS, TRANSFERS
+from settings import KINDS, SETTINGS, TRANSFERS, TRANSLATORS
 
 import l2t
 from l2t import _native, cli
 from l2t.files import write_json
 from l2t.report import Run, find_runs
+from l2t.translation.runs import seconds_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+NAMES = [*SETTINGS, *TRANSLATORS, *TRANSFERS]
 
 
 def commands(name: str, runs: Path) -> list[list[str]]:
@@ -42,10 +46,14 @@ def commands(name: str, runs: Path) -> list[list[str]]:
         where = ["--to", to.task, "--regime", to.regime, "--student", to.student, *shlex.split(to.transfer)]
         budget = ["--students", str(to.students), "--out", str(runs / name)]
         return [*commands(to.source, runs)[:-1], ["transfer", str(runs / to.source), *where, *budget]]
-    setting, folder = SETTINGS[name], runs / name
-    found = []
+    folder, found = runs / name, []
+    if name in TRANSLATORS:
+        setting, where = TRANSLATORS[name], ["translation"]
+    else:
+        setting = SETTINGS[name]
+        where = [setting.task, "--regime", setting.regime]
     for kind in setting.kinds:
-        names = ["teach", setting.task, "--regime", setting.regime, "--student", setting.student]
+        names = ["teach", *where, "--student", setting.student]
         flags, stem = KINDS[kind]
         words = shlex.split(f"{setting.teach} {flags}")
         seeds = list(map(str, setting.seeds))
@@ -67,7 +75,7 @@ def run(name: str, runs: Path, jobs: int) -> dict[str, Any]:
         **({"source": TRANSFERS[name].source} if name in TRANSFERS else {}),
         "command": f"python benchmarks/teaching.py {name}",
         "commands": [f"l2t {shlex.join(step)}" for step in commands(name, Path("runs"))],
-        **row_of(find_runs(runs / name)),
+        **(row_of_translators if name in TRANSLATORS else row_of)(find_runs(runs / name)),
     }
 
 
@@ -98,6 +106,47 @@ def row_of(runs: list[Run]) -> dict[str, Any]:
         "arms": {arm: arm_of(comparison, arm) for arm in arms},
         "teachers": {run.name: teacher_of(run, arms) for run in compared},
     }
+
+
+def row_of_translators(runs: list[Run]) -> dict[str, Any]:
+    """What the teachers of one comparison of translators came to."""
+    compared = next(run for run in runs if run.comparison is not None)
+    comparison, config = compared.comparison, compared.config
+    assert comparison is not None
+    arms = comparison["arms"]
+    taken = [seconds for arm in arms.values() for seconds in arm["cpu_seconds"]]
+    return {
+        "task": "translation",
+        "student": config["student"],
+        "commit": commit(),
+        "versions": versions(),
+        "minutes": {
+            "teaching": round(sum(seconds_of(run.history) for run in runs) / 60, 2),
+            "student": round(sum(taken) / len(taken) / 60, 2),
+        },
+        "courses": len(taken)
+        + comparison["tuning_students"] * sum(len(arm["tuning"]["grid"]) for arm in arms.values()),
+        "recipe": config["recipe"],
+        "course": comparison["course"],
+        "data": {name: value for name, value in comparison["data"].items() if name != "folder"},
+        "teachers": {
+            run.name: {
+                "seed": run.config["seed"],
+                "settings": {k: x for k, x in run.teacher.config().items() if k != "counts"},
+                "chosen": "taught" if is_taught(run.history) else "neutral",
+                "updates": len(run.history["updates"]),
+            }
+            for run in runs
+        },
+        **{name: comparison[name] for name in COMPARED},
+    }
+
+
+COMPARED = (
+    "seed", "students", "arms", "taught", "best_baseline", "tests", "bootstrap", "teaching", "signatures",
+    "protocol",
+)  # fmt: skip
+"""What a row has as the comparison of translators has it."""
 
 
 def arm_of(comparison: dict[str, Any], arm: str) -> dict[str, Any]:
@@ -166,7 +215,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("settings", nargs="*", metavar="SETTING", help="names of settings.py, transfers too")
+    parser.add_argument(
+        "settings", nargs="*", metavar="SETTING", help="names of settings.py, translators and transfers too"
+    )
     parser.add_argument("--list", action="store_true", help="the settings and their commands")
     parser.add_argument("--jobs", type=int, default=1, help="teachers, then arms, at a time (default 1)")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs (default runs)")
@@ -174,11 +225,11 @@ def main() -> None:
         "--out", type=Path, default=RESULTS, help="folder of the rows (default benchmarks/results)"
     )
     options = parser.parse_args()
-    unknown = [name for name in options.settings if name not in SETTINGS | TRANSFERS]
+    unknown = [name for name in options.settings if name not in NAMES]
     if unknown:
-        parser.error(f"{unknown[0]} must be one of {', '.join(SETTINGS | TRANSFERS)}")
+        parser.error(f"{unknown[0]} must be one of {', '.join(NAMES)}")
     if options.list:
-        for name in SETTINGS | TRANSFERS:
+        for name in NAMES:
             print(name, *(f"  l2t {shlex.join(step)}" for step in commands(name, Path("runs"))), sep="\n")
         return
     for name in options.settings:

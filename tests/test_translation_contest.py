@@ -13,13 +13,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import draw_results
 import pytest
+import teaching
 from scipy import stats
 from torch import Tensor
 from toy_translator import toy_corpus
 
 from l2t import check, contest
 from l2t.cli import main
+from l2t.report import find_runs
 from l2t.translation import contest as token_contest
 from l2t.translation import course, runs, scores
 from l2t.translation.corpus import Corpus, write_folder
@@ -63,6 +66,55 @@ def test_the_arms_are_the_baselines_and_the_taught_losses(out: Path, found: dict
     assert cost["seconds"] == history["seconds"]["updates"] + history["seconds"]["trial"]
     runs_of_it = cost["seconds"] / statistics.fmean(found["arms"]["taught by seed-0"]["cpu_seconds"])
     assert cost["student_runs"] == pytest.approx(runs_of_it)
+
+
+def test_the_page_of_results_says_what_a_comparison_found(out: Path, found: dict, tmp_path: Path) -> None:
+    about = {"name": "translation-toy", "command": "python this", "commands": ["l2t teach translation"]}
+    row = about | json.loads(json.dumps(teaching.row_of_translators(find_runs(out))))
+    assert row["courses"] == 4 * 3 + sum(len(arm["tuning"]["grid"]) for arm in found["arms"].values())
+    assert {name: len(teacher["settings"]["features"]) for name, teacher in row["teachers"].items()} == {
+        "seed-0": 3, "static-0": 3,
+    }  # fmt: skip
+    assert str(out) not in json.dumps(row)
+    assert str(out.parent) not in json.dumps(row)
+    win = {"difference": 1.25, "interval": [0.5, 2.0], "p": 1e-4, "p_corrected": 2e-4}
+    loss = {"difference": -1.0, "interval": [-1.5, -0.5], "p": 1e-4, "p_corrected": 2e-3}
+    even = {"difference": 0.5, "interval": [-0.5, 1.5], "p": 0.3, "p_corrected": None}
+    row["tests"]["taught by seed-0"] = {
+        "maximum-likelihood": win, "focal-1": even, "static taught loss": loss,
+    }  # fmt: skip
+    for arm, bleu in {"maximum-likelihood": 20.0, "focal-1": 19.0, "static taught loss": 22.0}.items():
+        row["arms"][arm]["bleu"] = [bleu - 1, bleu, bleu + 1]
+    row["arms"]["taught by seed-0"]["bleu"] = [20.25, 21.25, 22.25]
+    row["bootstrap"] = {"taught by seed-0": [{"difference": 1.0, "p": 0.01}, {"difference": 1.0, "p": 0.1}]}
+    row["best_baseline"] = "static taught loss"
+    row["arms"]["focal-1"]["tuning"] |= {"grid": [0.03, 9.0], "dev_bleu": [1.0, None]}
+    row["teachers"]["seed-0"]["chosen"] = "neutral"
+    (tmp_path / "translation-toy.json").write_text(json.dumps(row))
+    page = draw_results.page(tmp_path)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if "|" in line]
+    (short,) = [line for line in lines if line[0] == "[translation-toy](#translation-toy)"]
+    assert short[1:] == [
+        "maximum-likelihood", "20.00 ± 1.00", "21.25", "+1.25", "*win*", "22.00 ± 1.00", "-1.00", "**loss**",
+    ]  # fmt: skip
+    of = {line[0]: line for line in lines if len(line) == 6}
+    assert list(of)[1:] == [
+        "---",
+        "**taught by seed-0**",
+        "static taught loss",
+        "maximum-likelihood",
+        "focal-1",
+    ]
+    assert of["maximum-likelihood"][5] == "+1.25 [+0.50, +2.00], p 2e-4, *win*"
+    assert of["static taught loss"][5] == "-1.00 [-1.50, -0.50], p 0.002, **loss**"
+    assert of["focal-1"][5] == "+0.50 [-0.50, +1.50], p –, even"
+    chrf = row["arms"]["focal-1"]["chrf"]
+    assert of["focal-1"][2] == f"{statistics.fmean(chrf):.2f} ± {statistics.stdev(chrf):.2f}"
+    assert "against static taught loss: ahead in 1 and behind in 0 of 2 students at p < 0.05." in page
+    assert "* What was taught in seed-0 did not end lower on dev, so it says what it started as.\n" in page
+    assert "* Diverged, and out of the running: focal-1 at 9.\n" in page
+    assert "150 / 15 / 15 pairs, 60 pieces; student lstm, 3 an arm)" in page
+    assert "There are no rows yet." in page  # of images
 
 
 def test_a_student_of_an_arm_is_what_a_course_trains(out: Path, found: dict) -> None:

@@ -284,6 +284,7 @@ class TokenComparison:
             "course": self.course.to_json(),
             "data": self.config["data"],
             "students": self.budget.students,
+            "tuning_students": self.budget.tuning_students,
             "seed": self.budget.seed,
         }
 

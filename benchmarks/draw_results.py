@@ -22,7 +22,7 @@ from scipy import stats
 from l2t.compare import ALPHA, called, holm
 from l2t.files import write_whole
 from l2t.report import static_arms
-from l2t.translation.contest import diverged, in_order, told_apart
+from l2t.translation.contest import in_order, notes
 from l2t.translation.course import LOSSES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -339,20 +339,10 @@ def translator(row: Row) -> list[str]:
         + ". The same as commands:"
     )
     said = list(row["protocol"])
-    for name, found in row["bootstrap"].items():
-        ahead, behind = told_apart(found)
-        said.append(
-            f"Paired bootstrap, {name} against {row['best_baseline']}: ahead in {ahead} and behind in "
-            f"{behind} of {len(found)} students at p < 0.05. Taught for the price of "
-            f"{row['teaching'][name]['student_runs']:.1f} student runs."
-        )
     for name, teacher in row["teachers"].items():
         if teacher["chosen"] == "neutral":
             said.append(f"What was taught in {name} did not end lower on dev, so it says what it started as.")
-    out = [f"{arm} at {rate:g}" for arm in arms for rate in diverged(arms[arm]["tuning"])]
-    if out:
-        said.append(f"Diverged, and out of the running: {', '.join(out)}.")
-    said += [f"{name}: {signature}" for name, signature in row["signatures"].items()]
+    said += notes(row)
     block = "\n".join(["```", *row["commands"], "```"])
     return [about, block, table(head, lines), "\n".join(f"* {sentence}" for sentence in said)]
 

@@ -337,26 +337,32 @@ def table(title: str, found: Mapping[str, Any]) -> list[str]:
         difference, p = test["difference"], test["p_corrected"]
         return Against(difference, p, called(difference, p))
 
-    notes = []
-    for name, rows in found["bootstrap"].items():
-        ahead, behind = told_apart(rows)
-        notes.append(
-            f"{name} against {found['best_baseline']}, paired bootstrap over test sentences, p < 0.05: ahead "
-            f"in {ahead} and behind in {behind} of {len(rows)}; taught for the price of "
-            f"{found['teaching'][name]['student_runs']:.1f} student runs"
-        )
-    out = [f"{name} at {rate:g}" for name, row in arms.items() for rate in diverged(row["tuning"])]
-    if out:
-        notes.append(f"diverged, and out of the running: {', '.join(out)}")
-    notes += [f"{name}: {signature}" for name, signature in found["signatures"].items()]
     return table_of(
         f"{title}: test BLEU, mean ± sd of {found['students']} fresh students an arm",
         f"{'BLEU':>13}  {'chrF':>6}  {'perplexity':>10}  {'rate':>8} ",
         {name: cells(arms[name]) for name in in_order(found)},
         {name: {arm: against(test) for arm, test in own.items()} for name, own in tests.items()},
         sum(len(own) for own in tests.values()),
-        notes,
+        notes(found),
     )
+
+
+def notes(found: Mapping[str, Any]) -> list[str]:
+    """What is to be said beside the table: bootstrap, cost of teaching, rates that are out, signatures."""
+    arms = found["arms"]
+    said = []
+    for name, rows in found["bootstrap"].items():
+        ahead, behind = told_apart(rows)
+        said.append(
+            f"{name} against {found['best_baseline']}, paired bootstrap over test sentences, p < 0.05: ahead "
+            f"in {ahead} and behind in {behind} of {len(rows)}; taught for the price of "
+            f"{found['teaching'][name]['student_runs']:.1f} student runs"
+        )
+    out = [f"{name} at {rate:g}" for name, row in arms.items() for rate in diverged(row["tuning"])]
+    if out:
+        said.append(f"diverged, and out of the running: {', '.join(out)}")
+    said += [f"{name}: {signature}" for name, signature in found["signatures"].items()]
+    return said
 
 
 def in_order(found: Mapping[str, Any]) -> list[str]:

@@ -650,14 +650,7 @@ def test_in_unroll():
 # ---- torch.compile ----
 
 
-@pytest.fixture
-def fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.usefixtures("fresh")
+@pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_no_graph_break(reduction):
     case = Case("low-rank", "sigmoid", torch.float32)
@@ -676,7 +669,7 @@ def test_no_graph_break(reduction):
             )
 
 
-@pytest.mark.usefixtures("fresh")
+@pytest.mark.usefixtures("fresh_dynamo")
 def test_generated_code_dynamic_shapes_and_autocast():
     head = torch.nn.Linear(D, C)
 

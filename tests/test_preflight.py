@@ -159,6 +159,7 @@ def test_an_lstm_of_mkldnn_is_told_its_switch() -> None:
         assert look(unrolled.Recurrent()).findings == ()
 
 
+@pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_compiled_module_is_told_to_stay_uncompiled(in_place: bool) -> None:
     """pytorch#91469."""

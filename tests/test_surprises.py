@@ -304,12 +304,6 @@ def test_flash_attention_699_1672_xformers_552_natten_68_191_kernels_of_third_pa
 # ---- row 4: torch.compile with gradients of higher order
 
 
-@pytest.fixture
-def fresh_dynamo() -> Any:
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_pytorch_91469_133230_183603_cuequivariance_268_torchmd_net_307_pina_621_a_compiled_student() -> None:
     """A wrong second derivative, later an error, where a model has been compiled."""
@@ -322,6 +316,7 @@ def test_pytorch_91469_133230_183603_cuequivariance_268_torchmd_net_307_pina_621
     )
 
 
+@pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("curvature", ["reverse", "recompute", "forward"])
 def test_pytorch_181581_compiled_code_that_may_lose_a_graph_is_refused(
     monkeypatch: pytest.MonkeyPatch, curvature: str

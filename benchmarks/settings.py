@@ -123,6 +123,8 @@ TRANSLATORS = {
 
 TRANSFERS = {
     "mnist1d-mlp-clean-to-relu": Transfer("mnist1d-mlp-clean", "mnist1d", "clean", "mlp-relu"),
+    # A full matrix is about the classes of its data set, a loss that all classes share about noise.
+    "mnist1d-mlp-symmetric-to-digits": Transfer("mnist1d-mlp-symmetric", "digits", "symmetric", "mlp"),
     "mnist1d-mlp-clean-to-digits": Transfer("mnist1d-mlp-clean", "digits", "clean", "mlp"),
     "mnist1d-mlp-clean-to-1000-steps": Transfer(
         "mnist1d-mlp-clean", "mnist1d", "clean", "mlp", "--steps 1000"

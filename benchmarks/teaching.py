@@ -36,7 +36,6 @@ from l2t.translation.runs import seconds_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-NAMES = [*SETTINGS, *TRANSLATORS, *TRANSFERS]
 
 
 def commands(name: str, runs: Path) -> list[list[str]]:
@@ -225,11 +224,12 @@ def main() -> None:
         "--out", type=Path, default=RESULTS, help="folder of the rows (default benchmarks/results)"
     )
     options = parser.parse_args()
-    unknown = [name for name in options.settings if name not in NAMES]
+    names = [*SETTINGS, *TRANSLATORS, *TRANSFERS]
+    unknown = [name for name in options.settings if name not in names]
     if unknown:
-        parser.error(f"{unknown[0]} must be one of {', '.join(NAMES)}")
+        parser.error(f"{unknown[0]} must be one of {', '.join(names)}")
     if options.list:
-        for name in NAMES:
+        for name in names:
             print(name, *(f"  l2t {shlex.join(step)}" for step in commands(name, Path("runs"))), sep="\n")
         return
     for name in options.settings:

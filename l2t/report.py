@@ -396,6 +396,12 @@ def _at_ends(values: Sequence[str]) -> str:
     return f"{values[0]} at the start of the run and {values[1]} at its end"
 
 
+def measure_of(history: Mapping[str, Any]) -> str:
+    """The dev measure of a teaching in words."""
+    name: str = history.get("recipe", {}).get("measure", "measure")
+    return name.replace("calibrated-", "calibrated ")
+
+
 def said_of_updates(history: Mapping[str, Any], students: str = "students") -> list[str]:
     """What the figures of a teaching show, in sentences: means over its first and its last updates."""
     rows = history["updates"]
@@ -407,7 +413,7 @@ def said_of_updates(history: Mapping[str, Any], students: str = "students") -> l
 
     measure, error = ends("measure", "{:.3f}".format), ends("dev_error", lambda value: percent(value, 1))
     agreement, norm = ends("agreement", "{:.2f}".format), ends("norm", "{:.2g}".format)
-    name = history["recipe"]["measure"].replace("calibrated-", "calibrated ")
+    name = measure_of(history)
     return [
         f"Over {len(rows)} updates the dev {name} went from {measure[0]} to "
         f"{measure[1]} and the dev error from {error[0]} to {error[1]}.",
@@ -676,7 +682,7 @@ def _teaching(runs: Sequence[Run], kind: Kind) -> str:
         run.name: [event["update"] for event in run.history["events"] if event["kind"] == "guard"]
         for run in runs
     }
-    measure = runs[0].history.get("recipe", {}).get("measure", "measure")
+    measure = measure_of(runs[0].history)
     found = [
         (
             figures.history(series("measure"), f"dev {measure}", marks=marks),

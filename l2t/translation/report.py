@@ -29,6 +29,7 @@ from l2t.report import (
     Run,
     bullets,
     details,
+    measure_of,
     outcome,
     p_value,
     said_of_updates,
@@ -242,7 +243,7 @@ def said_of_the_run(run: Run) -> list[str]:
             f"The teacher learned from {len(run.history['updates']):,} updates of {recipe['students']} "
             f"windows of {recipe['steps']} steps, which begin at {recipe['stages']} stages along whole "
             f"runs under it (made anew every {recipe['refresh']} updates), and lowers dev "
-            f"{recipe['measure']}.",
+            f"{measure_of(run.history)}.",
         ]
     return said
 
@@ -422,7 +423,7 @@ def said_of_the_teaching(history: Mapping[str, Any]) -> list[str]:
         )
         said.append(
             f"At the end windows from each of the {len(trial['measure']['neutral'])} stages of the last "
-            f"whole run came to a dev {history['recipe']['measure']} of {levels}. Taken was the "
+            f"whole run came to a dev {measure_of(history)} of {levels}. Taken was the "
             f"{CANDIDATES[trial['chosen']]}."
         )
     return said
@@ -442,7 +443,7 @@ def drawn_of_the_teaching(run: Run) -> list[Picture]:
             )
     if not series:
         return []
-    svg = figures.curves(series, [[*series][-1]], f"dev {run.history['recipe']['measure']}")
+    svg = figures.curves(series, [[*series][-1]], f"dev {measure_of(run.history)}")
     caption = (
         f"{html.escape(run.name)}: dev measure along whole runs of a student under the teacher as it was."
     )

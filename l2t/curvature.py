@@ -156,11 +156,6 @@ def leaves(roots: Sequence[Tensor | GradientEdge]) -> list[Tensor]:
     return list(found.values())
 
 
-def _name(node: Any) -> str:
-    """What a node of a graph is called; one of a Python function may not say it itself before torch 2.13."""
-    return type(node).__name__ if isinstance(node, torch._C._FunctionBase) else node.name()
-
-
 def differentiable(roots: Sequence[Tensor | GradientEdge]) -> None:
     """Raises where a graph holds what ``once_differentiable`` has cut.
 
@@ -168,7 +163,7 @@ def differentiable(roots: Sequence[Tensor | GradientEdge]) -> None:
     the second derivative out in silence.
     """
     for node in nodes_of(roots):
-        if _name(node) == "torch::autograd::Error":
+        if node.name() == "torch::autograd::Error":
             raise check.unroll_once_differentiable()
 
 
@@ -183,13 +178,13 @@ def checkpoints(value: Tensor) -> None:
 
     It names no weight of the modules in it: ``backward()`` fills their ``.grad``, a gradient passes them by.
     """
-    if any(_name(node) == "CheckpointFunctionBackward" for node in nodes_of([value])):
+    if any(node.name() == "CheckpointFunctionBackward" for node in nodes_of([value])):
         raise check.unroll_reentrant()
 
 
 def precompiled(value: Tensor) -> None:
     """Raises where the second derivative of compiled code in the graph of a loss may be lost in silence."""
-    if LOSES_COMPILED and any(_name(node) == "CompiledFunctionBackward" for node in nodes_of([value])):
+    if LOSES_COMPILED and any(node.name() == "CompiledFunctionBackward" for node in nodes_of([value])):
         raise check.unroll_precompiled()
 
 

@@ -264,18 +264,28 @@ def section(row: Row) -> list[str]:
             )
         lines.append([arm, f"{percent(errors)} {between(mean_interval(errors))}", rates[arm], *cells])
     head = ["loss", "test error, %", "rate", *(f"{name} less this" for name in row["teachers"])]
-    minutes, versions = row["minutes"], row["versions"]
+    minutes = row["minutes"]
     about = (
         f"`{row['command']}` (task {row['task']}, regime {row['regime']}, student {row['student']}; "
         f"{row['students']} students an arm). Minutes of one core: "
         + ", ".join(f"{minutes[part]:.1f} for {words}" for part, words in PARTS if part in minutes)
-        + f"; commit {row['commit']}, "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + ". The same as commands:"
+        + f"; {made_by(row)}"
     )
-    block = "\n".join(["```", *row["commands"], "```"])
-    protocol = "\n".join(f"* {sentence}" for sentence in row["protocol"])
-    return [about, block, table(head, lines), protocol]
+    return [about, block(row), table(head, lines), bullets(row["protocol"])]
+
+
+def made_by(row: Row) -> str:
+    """The end of what is said of a row: its commit and versions, and that its commands follow."""
+    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+    return f"commit {row['commit']}, {versions}. The same as commands:"
+
+
+def block(row: Row) -> str:
+    return "\n".join(["```", *row["commands"], "```"])
+
+
+def bullets(sentences: Iterable[str]) -> str:
+    return "\n".join(f"* {sentence}" for sentence in sentences)
 
 
 TRANSLATION = """\
@@ -334,17 +344,14 @@ def translator(row: Row) -> list[str]:
         + " / ".join(f"{data['counts'][split]:,}" for split in ("train", "dev", "test"))
         + f" pairs, {data['pieces']:,} pieces; student {row['student']}, {row['students']} an arm). Minutes "
         f"of one core: {minutes['teaching']:.1f} for teaching, {minutes['student']:.1f} for each of the "
-        f"{row['courses']} students of the comparison; commit {row['commit']}, "
-        + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-        + ". The same as commands:"
+        f"{row['courses']} students of the comparison; {made_by(row)}"
     )
     said = list(row["protocol"])
     for name, teacher in row["teachers"].items():
         if teacher["chosen"] == "neutral":
             said.append(f"What was taught in {name} did not end lower on dev, so it says what it started as.")
     said += notes(row)
-    block = "\n".join(["```", *row["commands"], "```"])
-    return [about, block, table(head, lines), "\n".join(f"* {sentence}" for sentence in said)]
+    return [about, block(row), table(head, lines), bullets(said)]
 
 
 def rate(of: Row) -> str:

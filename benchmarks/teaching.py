@@ -107,6 +107,13 @@ def row_of(runs: list[Run]) -> dict[str, Any]:
     }
 
 
+COMPARED = (
+    "seed", "students", "arms", "taught", "best_baseline", "tests", "bootstrap", "teaching", "signatures",
+    "protocol",
+)  # fmt: skip
+"""What a row has as the comparison of translators has it."""
+
+
 def row_of_translators(runs: list[Run]) -> dict[str, Any]:
     """What the teachers of one comparison of translators came to."""
     compared = next(run for run in runs if run.comparison is not None)
@@ -139,13 +146,6 @@ def row_of_translators(runs: list[Run]) -> dict[str, Any]:
         },
         **{name: comparison[name] for name in COMPARED},
     }
-
-
-COMPARED = (
-    "seed", "students", "arms", "taught", "best_baseline", "tests", "bootstrap", "teaching", "signatures",
-    "protocol",
-)  # fmt: skip
-"""What a row has as the comparison of translators has it."""
 
 
 def arm_of(comparison: dict[str, Any], arm: str) -> dict[str, Any]:

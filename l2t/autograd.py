@@ -80,7 +80,7 @@ def _op(name: str, *arguments: Any) -> Any:
 class Op(_SingleLevelFunction):
     """What the Functions share: an op, and an apply for one level of `torch.func`, which `Function` has not.
 
-    It binds no signature either, which halves its cost before torch 2.15.
+    It binds no signature either, which halves its cost in torch 2.13.
     """
 
     op: ClassVar[str]

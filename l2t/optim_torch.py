@@ -134,7 +134,7 @@ class FromTorch(Rule):
             params = [_copy(w) for w in weights]
             optimizer: Any = self._kind(params, **self._with(numbers) | self._traced)  # type: ignore[call-arg]
             options = self._with(numbers | {k: whole.hide(x) for k, x in settings.items()}) | self._traced
-            if optimizer.state:  # made with the optimiser: Adagrad's before torch 2.13
+            if optimizer.state:  # made with the optimiser: Adagrad's in torch 2.11
                 with whole:
                     optimizer = self._kind(params, **options)  # type: ignore[call-arg]
             optimizer.param_groups[0].update(options)

@@ -475,7 +475,7 @@ def test_clipping_at_the_limit_and_of_nothing() -> None:
         inputs = [grad.clone().requires_grad_(), (limit * scale).requires_grad_()]
         share = inputs[1] / (torch.linalg.vector_norm(inputs[0]) + 1e-6)
         weight = torch.tensor([1.0, 2.0], dtype=torch.float64)
-        kept = torch.where(share <= 1, share, 1.0)  # clamp has another derivative at 1 from torch 2.15 on
+        kept = torch.where(share <= 1, share, 1.0)  # clamp has another derivative at 1 in torch 2.15
         expected = torch.autograd.grad((kept * inputs[0]) @ weight, inputs)
         optimizer = SGD(1.0, clip_norm=inputs[1]).bound([["w"]], [g])
         point = Point([g], [()], [grad], optimizer.settings()(0), (0,))

@@ -64,8 +64,7 @@ roofline: setup  ## the paper roofline of the CUDA kernels (needs nvcc, no GPU);
 	$(BIN)/python benchmarks/roofline.py --out docs/benchmarks/roofline.md
 	$(BIN)/python benchmarks/draw.py
 
-bench-teaching: setup  ## one teacher gradient against plain autograd, and the guard against three runs that diverge
-	$(BIN)/python benchmarks/teacher_gradient.py
+bench-teaching: setup  ## the guard against three runs that diverge
 	$(BIN)/python benchmarks/guard.py
 
 bench-peers: setup  ## one teacher gradient by l2t and by the libraries in PEERS, a virtual environment; draws docs/benchmarks.md

@@ -6,12 +6,16 @@ weights nothing else asks for is taken at copies, w + (-0.0), whose leaves are *
 weights, of one number each. Adding a negative zero changes no bit.
 
 What runs a part of the step again in its backward pass (an activation checkpoint) reads weights that may be
-gone: :func:`reads_weights` tries it at one step, and :class:`Gone` raises wherever it is not foreseen.
+gone: :func:`reads_weights` tries it at one step, and :class:`Gone` raises wherever it is not foreseen. A loss
+that needs its weights to be leaves gets them: a step that fails at copies is taken at the weights themselves,
+and so are all that follow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -21,7 +25,7 @@ from torch.autograd.graph import GradientEdge
 from l2t import check
 from l2t.tape import Randomness, Student, nodes_of
 
-__all__ = ["anchored", "gone", "large", "reads_weights"]
+__all__ = ["anchored", "as_leaves", "gone", "large", "reads_weights"]
 
 LARGE = 1 << 20
 """Bytes of weights from which copies pay: they cost a pass over the weights, and some microseconds each."""
@@ -39,6 +43,14 @@ def anchored(weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     values = [w.detach() for w in weights]
     anchors = [w.new_full((), -0.0).expand(w.shape).requires_grad_() for w in values]
     return anchors, [w + anchor for w, anchor in zip(values, anchors, strict=True)]
+
+
+@contextlib.contextmanager
+def as_leaves() -> Iterator[None]:
+    """In it ``.grad`` of a copy raises: its reader, as ``model.zero_grad()``, takes it for a leaf."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=r"The \.grad attribute of a Tensor that is not a leaf")
+        yield
 
 
 class Gone:

@@ -1247,8 +1247,8 @@ def unroll_ranks_agree(what: str, values: Sequence[Any], when: str) -> None:
         )
 
 
-def unroll_loss(value: object, step: int) -> None:
-    """The loss is a scalar with a graph."""
+def unroll_loss(value: object, step: int) -> Tensor:
+    """Returns the loss, a scalar with a graph."""
     if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
         raise ValueError(
             f"l2t.unroll: loss must return a real 0-dim tensor, got {_described(value)} at step {step}. "
@@ -1259,6 +1259,7 @@ def unroll_loss(value: object, step: int) -> None:
             f"l2t.unroll: loss must return a tensor with a graph, got a detached one at step {step}. "
             "Compute it from the model that loss is given, without detach, item or no_grad."
         )
+    return value
 
 
 def unroll_trains(trains: bool) -> None:
@@ -1337,6 +1338,34 @@ def unroll_buffers(names: Sequence[str], buffers: Sequence[object]) -> None:
                 f"l2t.unroll: buffer {name} must be a tensor without a graph after a call of the model, got {got}. "
                 "Update it from detached values, as BatchNorm does."
             )
+
+
+def unroll_buffer_appears(name: str, appears: bool) -> None:
+    """A buffer that was None has been given a value."""
+    if appears:
+        raise ValueError(
+            f"l2t.unroll: buffers must be there before the run, got {name}, which was None and has been set by the "
+            "module. Run the module on one batch first, or register the buffer with its first value."
+        )
+
+
+def unroll_buffer_unseen(name: str, written: bool) -> None:
+    """A buffer that no step seemed to write is another one now."""
+    if written:
+        raise RuntimeError(
+            f"l2t.unroll: a large buffer must be written from the first step on or in ways that PyTorch counts, got {name}, "
+            "which a later step was the first to write (as batch_norm does, without a word). Train in one mode, or give "
+            "each mode a run of its own."
+        )
+
+
+def unroll_in_place(name: str, changed: bool) -> None:
+    """Loss or measure has written to a weight, which is an operation that the walk back knows nothing of."""
+    if changed:
+        raise RuntimeError(
+            f"l2t.unroll: loss and measure must leave the student's weights as they are, got a change of {name} in place. "
+            "Compute with a changed copy instead, as torch.nn.utils.parametrize does (of nn.Embedding leave out max_norm)."
+        )
 
 
 def unroll_open(is_open: bool) -> None:

@@ -255,7 +255,7 @@ class _Trace:
         value = self._loss(self._student.module, batch, _NoStep())
         check.unroll_loss(value, t)
         g = way(value, w)
-        return value, g, self._student.present_buffers()
+        return value, g, self._student.buffers_after(arguments[self._weights : at])
 
     def code(
         self, arguments: list[Tensor], value: Tensor, g: Grads, reaches: set[int | None]

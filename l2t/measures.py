@@ -73,7 +73,7 @@ class Measures:
 
     def _value(self, weights: Tensors, buffers: list[Tensor]) -> Tensor:
         self._student.bind(weights, buffers)
-        return self._measure(self._student.module)
+        return self._student.call(self._measure, weights, weights)
 
     def shares(self) -> Mapping[int, float]:
         """The weight of each measure in J, by the number of steps taken before it."""

@@ -48,6 +48,8 @@ from l2t.tape import Adjoint, Randomness, State, Step, Student
 
 __all__ = ["Run", "indexed"]
 
+LEAKS = 64
+"""Steps back that are looked at for a graph that leads into them, after 0, 1, 2, 4, ... steps of the walk."""
 KEEP = (Action.STORE, Action.TO_HOST, Action.TO_DISK)
 
 
@@ -106,7 +108,9 @@ class Run:
         self._student, self._loss, self._measures = student, loss, measures
         self._optimizer = optimizer = optimizer.bound(student.aliases, student.parameters)
         self._meta, self._curvature, self._curvature_name = meta, CURVATURES[curvature], curvature
-        self._compiled = Compiled(student, loss, meta or [], order == "exact") if compiles else None
+        self._compiled = None
+        if compiles:
+            self._compiled, student.still = Compiled(student, loss, meta or [], order == "exact"), set()
         if self._compiled is not None:
             self._curvature = self._compiled
         self._products = self._curvature
@@ -184,6 +188,7 @@ class Run:
         if measures.at_end and len(losses) not in measures.values:
             self._value = measures.take(len(losses), state.weights, state.buffers)
         student.release()
+        student.check_lent(state.buffers)
         if self._trace.looks and not all(bool(x.isfinite().all()) for x in measures.values.values()):
             self._trace.to(state.weights)
         self._end = state
@@ -289,16 +294,17 @@ class Run:
         # meta=None gives every leaf that is reached its gradient, but the student's own are to be left out.
         own = self._student.parameters if self._meta is None else []
         own_grads = [p.grad for p in own]
-        metas = self._meta if self._ranks is not None and self._meta is not None else []
+        metas = self._meta or []
         meta_grads = [x.grad for x in metas]
         for x in [*own, *metas]:
             x.grad = None
         try:
             with torch.no_grad():
                 self._walk_back(v)
+                found: Sequence[Tensor | None] = [x.grad for x in metas]
                 if self._ranks is not None:
-                    found = self._ranks.gradient([x.grad for x in metas], metas)
-                    meta_grads = [total_of(x, y) for x, y in zip(meta_grads, found, strict=True)]
+                    found = self._ranks.gradient(found, metas)
+                meta_grads = [_added(x, y) for x, y in zip(meta_grads, found, strict=True)]
         finally:
             self._student.release()
             self._tape.clear()
@@ -338,7 +344,9 @@ class Run:
         for action, t in self._rest:
             if action is Action.REVERSE:
                 step = self._tape.pop(t)
-                if t < last:
+                if t >= last:
+                    _lend(step.weights, v_w, t)
+                else:
                     self._reverse(step, v_w, v_slots, v_settings)
                     if self._damping != 1.0:
                         torch._foreach_mul_(
@@ -410,8 +418,6 @@ class Run:
         """Adds the gradient of the measure that was taken before this step: v_w += ∇M(w_t)."""
         rounded = self._states.narrows
         value = self._measures.again(step.index, step.weights, step.buffers, rounded)
-        for w, part in zip(step.weights, adjoint.parts, strict=True):
-            w.grad = part  # the measure may have called model.zero_grad()
         with self._sharing(step.weights, adjoint):
             self._measure_back(value, v, step.weights, step.index)
 
@@ -466,9 +472,12 @@ class Run:
         """These leaves without the weights of the step themselves; None for every leaf that it reaches."""
         if self._meta is None:
             return None
-        # The weights of the step before are there only so that _lend can tell a graph that leads into it.
-        before = self._tape.get(index - 1)
-        return [*(before.weights if before else ()), *self._meta]
+        # The weights of steps before are there only so that _lend can tell a graph that leads into them: of
+        # the step before, and from time to time of more.
+        walked = len(self.report._norms)
+        back = 1 if walked & (walked - 1) else LEAKS
+        steps = (self._tape.get(t) for t in range(max(index - back, 0), index))
+        return [*(w for step in steps if step is not None for w in step.weights), *self._meta]
 
 
 def _lend(weights: Tensors, adjoint: Adjoint, index: int) -> None:
@@ -477,6 +486,13 @@ def _lend(weights: Tensors, adjoint: Adjoint, index: int) -> None:
         if w.grad is not None:
             raise check.unroll_leak(index)
         w.grad = part
+
+
+def _added(kept: Tensor | None, found: Tensor | None) -> Tensor | None:
+    """What a gradient becomes that is added to: as in a backward pass the same tensor, where there is one."""
+    if kept is None or found is None or kept.is_sparse or found.is_sparse:
+        return total_of(kept, found)
+    return kept.add_(found)
 
 
 def indexed(batches: object) -> bool:

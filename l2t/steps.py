@@ -7,6 +7,7 @@ taken is the run's (l2t/run.py).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from l2t import check
-from l2t.anchors import anchored, large, reads_weights
+from l2t.anchors import anchored, as_leaves, large, reads_weights
 from l2t.compiled import Compiled
 from l2t.curvature import Curvature, Replay, checkpoints, coarsest, dtypes, precompiled
 from l2t.optim import Hyper, Optimizer, Point, Slot, Tensors
@@ -67,6 +68,7 @@ class Steps:
         self.rounding: Callable[[Tensor, Tensor], None] | None = None
         self._anchors: bool | None = None
         self._tried = False
+        self._casts = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
 
     def forget(self) -> None:
         """Lets go of the course."""
@@ -76,7 +78,8 @@ class Steps:
     def start(self) -> State:
         """The state before the first step, from the student's own parameters and buffers."""
         w: Tensors = [p.detach().clone().requires_grad_() for p in self._student.parameters]
-        return State(w, self._optimizer.start(w), self._student.buffers)
+        b = {id(x): x.clone() for x in self._student.buffers}  # one each, so that tied ones stay tied
+        return State(w, self._optimizer.start(w), [b[id(x)] for x in self._student.buffers])
 
     def take(
         self, t: int, state: State, batch: object, *, tapes: bool, returns: bool, measured: bool = False
@@ -106,6 +109,8 @@ class Steps:
             value, g, b = self._gradient(step, t, w, b, batch, reads)
         else:
             value, g, b = self._accumulated(step, t, w, b, batch, taken.randomness if again else randomness)
+        if self._casts:
+            torch.clear_autocast_cache()  # it holds the casts of every step's weights
         w, slots, reached = _update(self._optimizer, w, slots, g, hyper)
         if again and self.rounding is not None:
             self.rounding(value, taken.loss)
@@ -136,33 +141,41 @@ class Steps:
                 step.batch = batch
                 step.grads = g if self._curvature.keeps_gradient(reads) else None
             return value, g, b
-        student = self._student
-        start = None
-        if step is not None and step.anchored:
-            if not self._tried:
-                start = Randomness.now(student.cuda_devices)
-            step.weights, w = anchored(own := w)
-        student.bind(w, b)
-        value = self._loss(student.module, batch, t)
-        check.unroll_loss(value, t)
+        found: Tensor | None = None
+        student, own, leaves = self._student, w, w
+        anchors = step is not None and step.anchored
+        # The step is taken anew where its weights have to be leaves, or a buffer that was lent is written.
+        start = Randomness.now(student.cuda_devices) if anchors or student.still else None
+        if step is not None and anchors:
+            leaves, w = anchored(own)
+            step.weights = leaves
+        student.bind(w, b, lends=True)
+        try:
+            with as_leaves() if anchors and not self._tried else contextlib.nullcontext():
+                found = student.call(self._loss, leaves, w, batch, t)
+        except Exception:
+            if not anchors:
+                raise
+        fails = found is None and anchors
+        if student.takes_back() or fails:
+            return self._anew(start, step, fails, t, own, b, batch, reads)
+        value = check.unroll_loss(found, t)
         if self.replay is None:
             checkpoints(value)
             if self._curvature.exact:
                 precompiled(value)
-            found = dtypes(value)
-            unit = max(coarsest(student.parameters), *(torch.finfo(x).eps for x in found))
-            self.replay = Replay(self.again, unit, torch.float16 in found)
+            kinds = dtypes(value)
+            unit = max(coarsest(student.parameters), *(torch.finfo(x).eps for x in kinds))
+            self.replay = Replay(self.again, unit, torch.float16 in kinds)
         # The graph is built in steps that are taken to be forgotten, too: without it some of PyTorch's
         # derivatives come from other kernels, with other bits.
         g, d_others = self._curvature.gradient(value, w, self._meta)
-        after = student.present_buffers()
+        after = student.buffers_after(b)
         student.release()
-        if step is not None and start is not None:
+        if anchors and not self._tried:
             self._tried = True
             if reads_weights(student, Roots.of(g).edges, b):
-                step.weights, step.anchored, self._anchors = own, False, False
-                start.restore(student.cuda_devices)
-                return self._gradient(step, t, own, b, batch, reads)
+                return self._anew(start, step, True, t, own, b, batch, reads)
         b = after
         if step is not None:
             if self._curvature.keeps_graph:
@@ -171,6 +184,24 @@ class Steps:
                 step.batch, step.d_others = batch, d_others
             step.grads = g if self._curvature.keeps_gradient(reads) else None
         return value.detach(), g, b
+
+    def _anew(
+        self,
+        start: Randomness | None,
+        step: Step | None,
+        plain: bool,
+        t: int,
+        w: Tensors,
+        b: list[Tensor],
+        batch: object,
+        reads: bool,
+    ) -> tuple[Tensor, Grads, list[Tensor]]:
+        """The same from the start, with random numbers as they were; ``plain`` at the weights themselves."""
+        assert start is not None
+        start.restore(self._student.cuda_devices)
+        if step is not None and plain:
+            step.weights, step.anchored, self._anchors = w, False, False
+        return self._gradient(step, t, w, b, batch, reads)
 
     def anchors(self, weights: Tensors) -> bool:
         """Whether the graphs of taped steps alone are to keep the weights, where nothing else reads them."""
@@ -221,17 +252,17 @@ class Steps:
         """The loss of a step, run again with its batch and random numbers. The student stays bound."""
         assert step.randomness is not None
         step.randomness.restore(self._student.cuda_devices)
-        self._student.bind(weights, step.buffers)
-        lent = [w.grad for w in weights]
+        self._student.bind(weights, step.buffers, lends=True)
         with torch.enable_grad(), self.modes():
-            value = self._loss(self._student.module, step.batch, step.index)
+            value = self._student.call(self._loss, weights, weights, step.batch, step.index)
+            if self._casts:
+                torch.clear_autocast_cache()
         if weights is step.weights:
             check.unroll_replayed(value, step.loss, step.index)
             if self._seen is not None and self._micro_batches == 1:
                 self._seen.see(step.index, State(weights, (), step.buffers))
-                self._seen.see(step.index + 1, State([], (), self._student.present_buffers()))
-        for w, part in zip(weights, lent, strict=True):
-            w.grad = part  # the loss may have called model.zero_grad()
+                after = self._student.buffers_after(step.buffers)
+                self._seen.see(step.index + 1, State([], (), after))
         return value
 
 

@@ -37,23 +37,39 @@ __all__ = [
 
 Grads = tuple[Tensor | None, ...]
 
+LARGE = 1 << 16
+"""Bytes of a buffer from which it is lent: smaller ones, as running statistics are, cost next to nothing."""
+
 
 class Student:
     """A module and the places in which it keeps its trainable parameters and its buffers.
 
     A parameter that sits in several places (tied embeddings) is one entry of the list, bound to all of its
-    places. Frozen parameters are left where they are.
+    places. Frozen parameters are left where they are. Modules are in the same mode, train() or eval(), at
+    every binding, whatever the function before it has set: in that which they had when this was made.
+
+    Args:
+        module: the student.
+        meta: the meta tensors, where these are named.
+
+    Attributes:
+        still: the places of large buffers that no step has written so far (masks, tables). A binding that
+            ``lends`` copies the others only, since each copy may stay in a step's graph.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, meta: Sequence[Tensor] = ()) -> None:
+        self.module, self._meta = module, meta
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.names, self.parameters = list(trained), list(trained.values())
         index = {id(p): i for i, p in enumerate(self.parameters)}
         self.buffer_names: list[str] = []
         self.buffers: list[Tensor] = []
+        self.still: set[int] | None = None  # not known before the first step
         self._parameter_places: list[tuple[dict[str, Any], str, int]] = []
         self._buffer_places: list[tuple[dict[str, Any], str]] = []
+        self._unset: list[tuple[dict[str, Any], str, str]] = []  # buffers that are None
+        self._modes = [(part, part.training) for part in module.modules()]
+        self._bound: list[Tensor] = []  # what stands in the places of buffers since the binding
         self.aliases: list[list[str]] = [[] for _ in trained]  # every name of each, that in names first
         for name, p in module.named_parameters(remove_duplicate=False):
             if id(p) in index:
@@ -63,40 +79,106 @@ class Student:
                 if id(p) in index:
                     self._parameter_places.append((part._parameters, name, index[id(p)]))
             for name, b in part._buffers.items():
-                if b is not None:
+                full = f"{prefix}.{name}" if prefix else name
+                if b is None:
+                    self._unset.append((part._buffers, name, full))
+                else:
                     self._buffer_places.append((part._buffers, name))
-                    self.buffer_names.append(f"{prefix}.{name}" if prefix else name)
+                    self.buffer_names.append(full)
                     self.buffers.append(b)
         devices = {x.device for x in [*self.parameters, *self.buffers] if x.is_cuda}
         self.cuda_devices = sorted(devices, key=str)
 
-    def bind(self, weights: Tensors, buffers: list[Tensor]) -> None:
+    def bind(self, weights: Tensors, buffers: list[Tensor], *, lends: bool = False) -> None:
         """Puts these weights and copies of these buffers in the module's places, until :meth:`release`.
 
         Derivatives are taken before that, too: activation checkpoints run the module again in them.
         """
+        self._in_modes()
         for place, name, i in self._parameter_places:
             place[name] = weights[i]
         if buffers:
+            still = self.still if lends and self.still is not None else ()
             copies: dict[int, Tensor] = {}  # one copy a tensor, so that tied buffers stay tied
-            for (place, name), b in zip(self._buffer_places, buffers, strict=True):
+            self._bound = []
+            for i, ((place, name), b) in enumerate(zip(self._buffer_places, buffers, strict=True)):
                 if id(b) not in copies:
-                    copies[id(b)] = b.clone()
+                    # What is lent shares the memory, and has a version of its own, which tells of a write.
+                    copies[id(b)] = b.data if i in still else b.clone()
                 place[name] = copies[id(b)]
+                self._bound.append(place[name])
 
     def release(self) -> None:
-        """Puts the module's own parameters and buffers in their places."""
+        """Puts the module's own parameters and buffers in their places, and the module in its mode."""
+        self._in_modes()
         for place, name, i in self._parameter_places:
             place[name] = self.parameters[i]
         for (place, name), b in zip(self._buffer_places, self.buffers, strict=True):
             place[name] = b
+        for place, name, _ in self._unset:
+            place[name] = None
+        self._bound = []
 
-    def present_buffers(self) -> list[Tensor]:
-        """The buffers as they stand in the module now."""
+    def _in_modes(self) -> None:
+        for part, training in self._modes:
+            if part.training is not training:
+                part.training = training
+
+    def call(
+        self, function: Callable[..., Tensor], leaves: Tensors, weights: Tensors, *arguments: object
+    ) -> Tensor:
+        """What ``function(module, *arguments)`` gives at bound weights, which hang on these leaves.
+
+        The function may call backward() and zero_grad(), and freeze parameters for a time: ``.grad`` and
+        ``requires_grad`` of the leaves, and of the meta tensors that are known, are afterwards as before. It
+        may not change weights in place.
+        """
+        leaves = [*leaves, *self._meta]
+        kept = [x.grad for x in leaves]
+        for x, grad in zip(leaves, kept, strict=True):
+            if grad is not None:
+                x.grad = None
+        versions = [w._version for w in weights]
+        try:
+            value = function(self.module, *arguments)
+        finally:
+            for x, grad in zip(leaves, kept, strict=True):
+                if x.grad is not grad:
+                    x.grad = grad
+                if not x.requires_grad:
+                    x.requires_grad_()
+        for name, w, version in zip(self.names, weights, versions, strict=True):
+            check.unroll_in_place(name, w._version != version)
+        return value
+
+    def buffers_after(self, before: Sequence[Tensor]) -> list[Tensor]:
+        """The buffers as they stand in the module now; of those that were lent, the ones bound from."""
+        for place, name, full in self._unset:
+            check.unroll_buffer_appears(full, place[name] is not None)
         present = [place[name] for place, name in self._buffer_places]
         if present:
             check.unroll_buffers(self.buffer_names, present)
-        return present
+        if self.still is None:  # after the first step
+            large = {i for i, b in enumerate(before) if b.nbytes >= LARGE and present[i] is self._bound[i]}
+            self.still = {i for i in large if torch.equal(present[i], before[i])}
+        self.still.difference_update([i for i in self.still if present[i] is not self._bound[i]])
+        return [before[i] if i in self.still else x for i, x in enumerate(present)]
+
+    def takes_back(self) -> bool:
+        """Whether a lent buffer was written: then it is as before again, and lent no more."""
+        if not self.still:
+            return False
+        written = [i for i in self.still if self._bound[i]._version]
+        for i in written:
+            self._bound[i].copy_(self.buffers[i])  # as it was at the start, since nobody wrote it before
+        self.still.difference_update(written)
+        return bool(written)
+
+    def check_lent(self, buffers: list[Tensor]) -> None:
+        """Raises if one that was lent has been written unseen: batch_norm does not tell."""
+        for i in self.still or ():
+            same = torch.equal(buffers[i], self.buffers[i])
+            check.unroll_buffer_unseen(self.buffer_names[i], not same)
 
 
 class Randomness(NamedTuple):

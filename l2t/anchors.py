@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from l2t import check
-from l2t.tape import Randomness, Student, nodes_of
+from l2t.graph import nodes_of
+from l2t.tape import Randomness, Student
 
 __all__ = ["anchored", "as_leaves", "gone", "large", "reads_weights"]
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from l2t import check
+
 AUGMENTS = ("none", "crop", "flip", "crop-flip")
 PAD = 4  # pixels a side
 
@@ -32,6 +34,7 @@ def augment(images: Tensor, kind: str) -> Tensor:
                   [6., 5., 4.],
                   [9., 8., 7.]]]])
     """
+    check.known("augment", "kind", kind, AUGMENTS)
     if kind == "none":
         return images
     lead, (height, width) = images.shape[:-3], images.shape[-2:]

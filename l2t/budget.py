@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from l2t import check
 from l2t.anchors import anchored, reads_weights
@@ -51,7 +52,7 @@ def choose(schedule: str, steps: int, memory: int | None, measured: Callable[[],
 def sizes(
     student: Student,
     loss: Callable[..., Tensor],
-    batch: Any,
+    batches: tuple[Any, Any],
     state: State,
     curvature: Curvature,
     reads: bool,
@@ -64,7 +65,7 @@ def sizes(
     Args:
         student: the student.
         loss: the loss of a step.
-        batch: the first batch.
+        batches: the first batch, asked for twice: what is made on demand counts as kept.
         state: the state before the first step.
         curvature: what decides on what a step keeps.
         reads: whether the optimiser's transpose reads weights, slots and gradients.
@@ -75,14 +76,17 @@ def sizes(
     slots = tensors_of(state.slots)
     step_bytes = _bytes([*state.weights, *state.buffers, *(slots if reads else ())])
     gradients: int = curvature.keeps_gradient(reads)
+    if not curvature.keeps_graph:
+        step_bytes += _own_bytes(*batches)
     if micro_batches > 1:
-        batch = check.unroll_micro_batches(batch, micro_batches, 0)[0]
+        one, other = (check.unroll_micro_batches(x, micro_batches, 0)[0] for x in batches)
+        batches = one, other
         gradients = reads + micro_batches * curvature.keeps_gradient(False)
     step_bytes += _bytes(state.weights) * gradients + _bytes(state.buffers) * (micro_batches - 1)
     if curvature.keeps_graph:
-        of_graph = _graph_bytes(student, loss, batch, state, anchors)
+        of_graph = _graph_bytes(student, loss, batches, state, anchors)
         if of_graph is None:
-            anchors, of_graph = False, _graph_bytes(student, loss, batch, state, False)
+            anchors, of_graph = False, _graph_bytes(student, loss, batches, state, False)
             assert of_graph is not None
         step_bytes += micro_batches * of_graph - anchors * _bytes(state.weights)
     return Sizes(state_bytes(state, narrows), step_bytes)
@@ -94,7 +98,7 @@ def state_bytes(state: State, narrows: bool = False) -> int:
 
 
 def _graph_bytes(
-    student: Student, loss: Callable[..., Tensor], batch: Any, state: State, anchors: bool
+    student: Student, loss: Callable[..., Tensor], batches: tuple[Any, Any], state: State, anchors: bool
 ) -> int | None:
     """What the graph of a step keeps alive: what a second one of the same step adds.
 
@@ -103,7 +107,7 @@ def _graph_bytes(
     saved: list[list[weakref.ref[Tensor]]] = []
     kept = []
     randomness = Randomness.now(student.cuda_devices)
-    for _ in range(2):
+    for batch in batches:
         saved.append([])
 
         def note(x: Tensor) -> Tensor:
@@ -111,16 +115,38 @@ def _graph_bytes(
             saved[-1].append(weakref.ref(x))
             return x
 
-        weights = anchored(state.weights)[1] if anchors else state.weights
+        leaves, weights = anchored(state.weights) if anchors else (state.weights, state.weights)
         student.bind(weights, state.buffers)
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-            kept.append(gradient(loss(student.module, batch, 0), weights))
-        student.release()
-        randomness.restore(student.cuda_devices)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+                # No name for the loss, or the last one's graph would be there when all is counted.
+                kept.append(
+                    gradient(check.unroll_loss(student.call(loss, leaves, weights, batch, 0), 0), weights)
+                )
+        except Exception:
+            if anchors:
+                return None
+            raise
+        finally:
+            student.release()
+            randomness.restore(student.cuda_devices)
         if anchors and reads_weights(student, Roots.of(kept[-1]).edges, state.buffers):
             return None
     first, second = ({x._cdata: x.nbytes() for x in _storages(refs)} for refs in saved)
     return sum(size for at, size in second.items() if at not in first)
+
+
+def _own_bytes(one: Any, other: Any) -> int:
+    """Bytes of the tensors of a batch that are not those of the same batch read before."""
+    first, second = (
+        {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tree_leaves(batch) if _is_plain(x)}
+        for batch in (one, other)
+    )
+    return sum(size for at, size in second.items() if at not in first)
+
+
+def _is_plain(x: object) -> bool:
+    return isinstance(x, Tensor) and x.layout is torch.strided
 
 
 def _storages(refs: Sequence[weakref.ref[Tensor]]) -> list[torch.UntypedStorage]:

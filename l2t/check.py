@@ -854,11 +854,11 @@ def unroll_memory(memory: object, schedule: object) -> int | None:
             f"l2t.unroll: memory must be None with schedule={schedule!r}, which does not go by it, got {memory!r}. "
             "Take schedule='auto'."
         )
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([kMGT]?)(i?)B\s*", memory) if isinstance(memory, str) else None
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?)(i?)B\s*", memory) if isinstance(memory, str) else None
     if found:
         number, prefix, binary = found.groups()
         try:
-            return int(float(number) * (1024 if binary else 1000) ** " kMGT".index(prefix or " "))
+            return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
         except ValueError:
             pass
     elif isinstance(memory, int) and not isinstance(memory, bool) and memory > 0:
@@ -1022,7 +1022,8 @@ def unroll_batches(batches: object) -> None:
 def unroll_optimizer(optimizer: object, known_type: type) -> None:
     """The optimiser knows its transpose."""
     if not isinstance(optimizer, known_type):
-        got = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        kind = optimizer if isinstance(optimizer, type) else type(optimizer)
+        got = ("the class " if kind is optimizer else "") + f"{kind.__module__}.{kind.__qualname__}"
         raise TypeError(
             f"l2t.unroll: optimizer must be one of l2t.optim, got {got}. "
             "Use l2t.optim.SGD(lr=..., momentum=..., weight_decay=...), another one there, or l2t.optim.FromTorch("
@@ -1056,7 +1057,47 @@ def unroll_meta(meta: Iterable[Tensor] | None) -> list[Tensor] | None:
                 f"l2t.unroll: meta must hold leaves that require a gradient, got {_described(x)} at position {i}, "
                 f"which {lacks}. Call requires_grad_() on it, or give the leaves it was computed from."
             )
+        if x._backward_hooks or getattr(x, "_post_accumulate_grad_hooks", None):
+            raise ValueError(
+                f"l2t.unroll: meta must hold tensors without gradient hooks, got one on that at position {i}, which every "
+                "step of the walk back would call. Do to .grad after backward() what the hook does, and remove it."
+            )
     return chosen
+
+
+def unroll_meta_still(i: int, requires_grad: bool) -> None:
+    """A meta tensor wants its gradient when it comes to it."""
+    if not requires_grad:
+        raise RuntimeError(
+            f"l2t.unroll: meta must require a gradient until backward(), got the one at position {i}, which does not any "
+            "more. Call requires_grad_() on it."
+        )
+
+
+def unroll_sparse(name: str) -> None:
+    """A gradient that only the plainest of optimisers can take."""
+    raise ValueError(
+        f"l2t.unroll: gradients must be dense but for l2t.optim.SGD with an exact curvature, got a sparse one of {name}. "
+        "Leave out sparse=True of the embedding."
+    )
+
+
+def optim_stale(owner: str, name: str, stale: bool) -> None:
+    """A setting that was computed of leaves which have changed since."""
+    if stale:
+        raise RuntimeError(
+            f"l2t.optim.{owner}: {name} must be computed anew when what it was computed of has changed, got one of before "
+            "an optimiser's step. Make the optimiser in the loop, or give a function of the step."
+        )
+
+
+def schedule_actions(fits: bool, schedule: object) -> None:
+    """A plan takes, tapes and reverses steps in an order that can be played."""
+    if not fits:
+        raise ValueError(
+            f"l2t.unroll: schedule must tape each step when the state before it is there and reverse each once, the last "
+            f"first, got {schedule!r}, which does not. Take one of l2t.schedule, or look at what its actions() yield."
+        )
 
 
 def unroll_truncate(truncate: object, meta: Sequence[Tensor] | None, student: nn.Module) -> None:

@@ -33,8 +33,8 @@ from l2t.curvature import (
     dtypes,
     first_gradient,
     gradient,
-    leaves,
 )
+from l2t.graph import leaves
 from l2t.optim import Tensors
 from l2t.tape import Grads, Roots, Step, Student
 
@@ -150,11 +150,23 @@ class Compiled(Recompute):
         places = {id(x): i for i, x in enumerate(arguments)}
         reaches = {places.get(id(x)) for x in leaves(Roots.of(g).edges)}
 
+        asked = trace.products(arguments, g)
+
         def differs(code: _Code) -> str | None:
             if code.reached != [i for i, x in enumerate(g) if x is not None] or code.reaches != reaches:
                 return "gradient"
             names = ["loss", *["gradient"] * len(code.reached), *["buffer after it"] * len(buffers)]
-            return _differing(names, eager, code.step(*detached), unit)
+            different = _differing(names, eager, code.step(*detached), unit)
+            if different is not None or code.reverse is None:
+                return different
+            if code.targets != asked.targets:
+                return "derivative to meta"
+            found = [
+                x.new_zeros(x.shape) for x in asked.expected
+            ]  # contiguous: the code adds to them in place
+            code.reverse(*detached, *asked.a, *[value.detach()] * 2, self._worst.clone(), *found)
+            names = ["product H a" if i < len(w) else "derivative to meta" for i in code.targets]
+            return _differing(names, asked.expected, found, unit)
 
         modes = torch.get_num_threads(), tuple(m.training for m in self._student.module.modules())
         form = [(x.shape, x.dtype, x.device, x.requires_grad) for x in arguments]
@@ -168,13 +180,8 @@ class Compiled(Recompute):
                 kept.remove(entry)  # the loss has come to see other things
                 break
         start = perf_counter()
-        code, a, expected = trace.code(arguments, value.detach(), g, reaches)
+        code = trace.code(arguments, value.detach(), g, reaches, asked)
         check.unroll_compiled_agrees(differs(code))
-        if code.reverse is not None:
-            found = [x.new_zeros(x.shape) for x in expected]  # contiguous: the code adds to them in place
-            code.reverse(*detached, *a, *[value.detach()] * 2, self._worst.clone(), *found)
-            names = ["product H a" if i < len(w) else "derivative to meta" for i in code.targets]
-            check.unroll_compiled_agrees(_differing(names, expected, found, unit))
         self.seconds += perf_counter() - start
         with contextlib.suppress(TypeError):  # a loss to which there is no weak reference
             kept.append((key.weak(), code))
@@ -226,6 +233,18 @@ class _Code(NamedTuple):
     targets: list[int]
 
 
+class _Asked(NamedTuple):
+    """What a reverse has to give: the products of the gradient with ``a``, and to what they belong.
+
+    ``moving`` are the positions of gradients that have a graph, among those that are there.
+    """
+
+    moving: list[int]
+    targets: list[int]
+    a: list[Tensor]
+    expected: list[Tensor]
+
+
 class _Trace:
     """The functions that are traced, of flat arguments: weights, buffers, batch and meta tensors."""
 
@@ -252,23 +271,15 @@ class _Trace:
         at = self._weights + self._buffers
         batch = tree_unflatten(list(arguments[at : at + self._spec.num_leaves]), self._spec)
         self._student.bind(w, list(arguments[self._weights : at]))
-        value = self._loss(self._student.module, batch, _NoStep())
-        check.unroll_loss(value, t)
+        value = check.unroll_loss(self._student.call(self._loss, w, w, batch, _NoStep()), t)
         g = way(value, w)
         return value, g, self._student.buffers_after(arguments[self._weights : at])
 
-    def code(
-        self, arguments: list[Tensor], value: Tensor, g: Grads, reaches: set[int | None]
-    ) -> tuple[_Code, list[Tensor], list[Tensor]]:
-        """Traced and compiled; and a vector with the products that the reverse has to give for it.
-
-        ``g`` is a gradient with its graph.
-        """
-        count, at = self._count, self._weights + self._buffers
-        places = [*range(self._weights), *range(at, count)]
+    def products(self, arguments: list[Tensor], g: Grads) -> _Asked:
+        """What the reverse has to give, of a gradient with its graph."""
+        own = [arguments[i] for i in self._places()]
         present = [x for x in g if x is not None]
         moving = [i for i, x in enumerate(present) if x.requires_grad]
-        own = [arguments[i] for i in places]
         asked = [i for i, x in enumerate(own) if x.requires_grad and (self._hessian or i >= self._weights)]
         generator = torch.Generator().manual_seed(0)
         a = [torch.randn(x.shape, generator=generator).to(x) for x in present]
@@ -279,6 +290,20 @@ class _Trace:
             check.unroll_second_derivative(error)
             raise
         targets = [i for i, x in zip(asked, expected, strict=True) if x is not None]
+        return _Asked(moving, targets, a, [x.detach() for x in expected if x is not None])
+
+    def _places(self) -> list[int]:
+        """Which arguments may have derivatives: all but the buffers."""
+        return [*range(self._weights), *range(self._weights + self._buffers, self._count)]
+
+    def code(
+        self, arguments: list[Tensor], value: Tensor, g: Grads, reaches: set[int | None], asked: _Asked
+    ) -> _Code:
+        """Traced and compiled. ``g`` is a gradient with its graph."""
+        count, places = self._count, self._places()
+        present = [x for x in g if x is not None]
+        own = [arguments[i] for i in places]
+        moving, targets = asked.moving, asked.targets
 
         def step(*flat: Tensor) -> list[Tensor]:
             value, g, buffers = self.gradient(flat, first_gradient)
@@ -300,7 +325,7 @@ class _Trace:
         more = [*(x.detach() for x in present), *[torch.zeros_like(value) for _ in range(3)]]
         more += [own[i].detach().new_zeros(own[i].shape) for i in targets]
         try:
-            code = _Code(
+            return _Code(
                 _compiled(step, arguments),
                 _compiled(reverse, [*arguments, *more]) if targets else None,
                 [i for i, x in enumerate(g) if x is not None],
@@ -309,7 +334,6 @@ class _Trace:
             )
         except Exception as error:
             raise check.unroll_not_compiled(error) from error
-        return code, a, [x.detach() for x in expected if x is not None]
 
 
 def _products(

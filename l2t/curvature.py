@@ -24,8 +24,9 @@ from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
 from l2t import check
+from l2t.graph import leaves, nodes_of
 from l2t.optim import Tensors
-from l2t.tape import Grads, Roots, Step, nodes_of
+from l2t.tape import Grads, Roots, Step
 
 __all__ = [
     "CURVATURES",
@@ -45,7 +46,6 @@ __all__ = [
     "dtypes",
     "first_gradient",
     "gradient",
-    "leaves",
     "measured_error",
     "norm",
     "power_of_two",
@@ -145,15 +145,6 @@ def products(roots: Roots, a: Sequence[Tensor], inputs: Sequence[Tensor]) -> Gra
         allow_unreachable,
         accumulate_grad,
     )
-
-
-def leaves(roots: Sequence[Tensor | GradientEdge]) -> list[Tensor]:
-    """Every leaf that the graphs of these reach, in the order in which they are found."""
-    found = {id(x): x for x in roots if isinstance(x, Tensor) and x.grad_fn is None}
-    for node in nodes_of(roots):
-        if isinstance(node, torch._C._functions.AccumulateGrad):  # type: ignore[attr-defined]
-            found.setdefault(id(node.variable), node.variable)
-    return list(found.values())
 
 
 def differentiable(roots: Sequence[Tensor | GradientEdge]) -> None:

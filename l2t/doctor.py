@@ -34,6 +34,8 @@ PACKAGES = {  # distribution: what needs it
     "pillow": "the task folder",
     "scipy": "l2t compare",
     "matplotlib": "l2t report",
+    "sentencepiece": "translation",
+    "sacrebleu": "translation",
 }
 # Allowed relative difference to plain torch in float64, which for half precision is mostly what storing the
 # logits' gradient costs.

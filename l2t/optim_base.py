@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import fnmatch
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from l2t import check
+from l2t.graph import leaves
 
 __all__ = [
     "Clipped",
@@ -138,6 +140,11 @@ class Settings:
             else:
                 self._constant[name] = check.optim_setting(owner, name, value)
                 self._number(name, self._constant[name])
+        self._behind = {
+            name: [(x, x._version) for x in leaves([value])]
+            for name, value in self._constant.items()
+            if isinstance(value, Tensor) and value.grad_fn is not None
+        }
 
     def _number(self, name: str, value: Number) -> float:
         number = float(value.detach()) if isinstance(value, Tensor) else float(value)
@@ -145,6 +152,8 @@ class Settings:
 
     def by_step(self) -> Callable[[int], Hyper]:
         """The settings as a function of the step; those that do not depend on it are read here, once."""
+        for name, behind in self._behind.items():
+            check.optim_stale(self._owner, name, any(x._version != version for x, version in behind))
         constant = {name: self._number(name, value) for name, value in self._constant.items()}
         wanted = _wanted(self._constant)
         if not self._by_step:
@@ -393,11 +402,23 @@ def _wanted(values: dict[str, Number]) -> dict[str, Tensor]:
 
 
 def dot(xs: Tensors, ys: Tensors) -> Tensor:
-    """The inner product over all tensors of two lists, on the device and in the dtype of the first."""
-    parts = [torch.linalg.vecdot(x.flatten(), y.flatten()) for x, y in zip(xs, ys, strict=True)]
-    return torch.stack([part.to(parts[0]) for part in parts]).sum()
+    """The inner product over all tensors of two lists, on the device of the first: see :func:`total`."""
+    pairs = ((_wide(x), _wide(y)) for x, y in zip(xs, ys, strict=True))
+    return _together([torch.linalg.vecdot(x.flatten(), y.flatten()) for x, y in pairs])
 
 
 def total(xs: Tensors) -> Tensor:
-    """The sum over all entries of all tensors, on the device and in the dtype of the first."""
-    return torch.stack([x.sum().to(xs[0]) for x in xs]).sum()
+    """The sum over all entries of all tensors, on the device of the first, in the widest dtype.
+
+    Half precision is added up in float32.
+    """
+    return _together([_wide(x).sum() for x in xs])
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    dtype = functools.reduce(torch.promote_types, [x.dtype for x in parts])
+    return torch.stack([x.to(parts[0].device, dtype) for x in parts]).sum()

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from l2t import check
 from l2t.budget import Sizes, choose, sizes
-from l2t.curvature import CURVATURES, leaves
+from l2t.curvature import CURVATURES
+from l2t.graph import leaves
 from l2t.optim import Optimizer
 from l2t.run import Run
 from l2t.schedule import Schedule, Tally, tally
@@ -202,7 +203,7 @@ def plan(
             assert state is not None
             narrows = store == "bfloat16"
             way, anchors = CURVATURES[curvature], not reads and run._steps.anchors(state.weights)
-            size = sizes(places, loss, first, state, way, reads, narrows, accumulate, anchors)
+            size = sizes(places, loss, (first, batches[0]), state, way, reads, narrows, accumulate, anchors)
     finally:
         for x, kept in zip(touched, grads, strict=True):
             x.grad = kept

@@ -11,6 +11,7 @@ Not here: what is differentiated in a run (l2t/curvature.py), and the sentences 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -121,11 +122,14 @@ def preflight(student: nn.Module, batch: Any, loss: Callable[[nn.Module, Any, in
     check.unroll_functions(loss, lambda: None)
     devices = Student(student).cuda_devices
     start = Randomness.now(devices)
+    grads = [(p, p.grad) for p in student.parameters()]
     try:
         with torch.enable_grad():
             return _look(student, batch, loss, lambda: start.restore(devices))
     finally:
         start.restore(devices)
+        for p, grad in grads:
+            p.grad = grad
 
 
 def _look(
@@ -144,7 +148,9 @@ def _look(
     for name, part in trials.items():
         failed[name] = _Part(part, rewind, *calls[part].function(part)).trial()
     if student in calls:
-        failed["loss"] = _of_outputs(student, calls[student], rewind, run).trial()
+        # A loss that differentiates the model itself (a gradient penalty) cannot be had without it.
+        with contextlib.suppress(Exception):
+            failed["loss"] = _of_outputs(student, calls[student], rewind, run).trial()
     whole = step.trial()
     for i, lacks in enumerate(("second derivative", "forward mode")):
         named = {name for name, trial in failed.items() if trial[i] is not None}
@@ -379,7 +385,12 @@ def _of_outputs(
         now = list(flat)
         for i, x in zip(places, outputs, strict=True):
             now[i] = x
-        hook = student.register_forward_hook(lambda part, args, out: tree_unflatten(now, spec))
+        calls = itertools.count()
+
+        def instead(part: nn.Module, args: Any, out: Any) -> Any:
+            return tree_unflatten(now, spec) if next(calls) == 0 else out
+
+        hook = student.register_forward_hook(instead)
         try:
             return run()
         finally:

@@ -129,7 +129,7 @@ class Report:
         return None if self._rounding is None else float(self._rounding)
 
     def _rounded(self, again: Tensor, value: Tensor) -> None:
-        off = (again - value).abs() / value.abs()
+        off = (again - value).abs() / value.abs().clamp(min=torch.finfo(value.dtype).tiny)
         self._rounding = off if self._rounding is None else torch.maximum(off, self._rounding)
 
     @property

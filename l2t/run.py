@@ -34,14 +34,14 @@ from l2t.curvature import (
     add_scaled,
     dtypes,
     gradient,
-    leaves,
     measured_error,
 )
+from l2t.graph import leaves
 from l2t.measures import Measures
 from l2t.optim import Optimizer, Point, Slot, Tensors
 from l2t.ranks import Ranks
 from l2t.record import Report, Trace
-from l2t.schedule import Action, Schedule, StoreAll, first_again, tally
+from l2t.schedule import Action, Schedule, StoreAll, first_again, playable, tally
 from l2t.states import Fingerprints, States
 from l2t.steps import Steps, pick, places_of, total_of
 from l2t.tape import Adjoint, Randomness, State, Step, Student
@@ -146,7 +146,7 @@ class Run:
             check.unroll_along_steps(self._measures.along, len(cast("Sequence[Any]", batches)))
         if schedule == "all" or (schedule == "auto" and memory is None):
             # The number of steps need not be known.
-            for t, batch in enumerate(batches):
+            for t, batch in enumerate(_in_order(batches)):
                 state = self._first_time(t, state, batch, tapes=True)
                 if self._truncate is not None:
                     self._tape.pop(t - self._truncate, None)
@@ -240,13 +240,16 @@ class Run:
 
         def measured() -> Sizes:
             if steps:
-                self._sizes = self._measured(data[0], state)
+                self._sizes = self._measured((data[0], data[0]), state)
                 return self._sizes
             return Sizes(state_bytes(state), 0)
 
         if steps and not self._curvature.keeps_graph:
             measured()  # without a try
-        chosen = choose(schedule, steps, memory, measured) if isinstance(schedule, str) else schedule
+        if isinstance(schedule, str):
+            chosen = choose(schedule, steps, memory, measured)
+        else:
+            check.schedule_actions(playable(schedule, steps), chosen := schedule)
         disk = tally(chosen, steps, state_bytes(state, self._states.narrows), 0).disk
         if disk:
             self._states.open(disk)
@@ -259,14 +262,14 @@ class Run:
             point = Point(w, state.slots, [torch.zeros_like(x) for x in w], hyper, range(len(w)))
             return self._optimizer.update(point)[1]
 
-    def _measured(self, batch: object, state: State) -> Sizes:
-        """Bytes of states and steps, from the first step."""
+    def _measured(self, batches: tuple[object, object], state: State) -> Sizes:
+        """Bytes of states and steps, from the first step, whose batch was asked for twice."""
         reads = self._optimizer.reads or bool(self._steps.settings(0).wanted)
         narrows, count = self._states.narrows, self._micro_batches
         # A step before which a measure is taken keeps its weights: then all are counted so.
         anchors = not reads and self._measures.along is None and self._steps.anchors(state.weights)
         found = sizes(
-            self._student, self._loss, batch, state, self._curvature, reads, narrows, count, anchors
+            self._student, self._loss, batches, state, self._curvature, reads, narrows, count, anchors
         )
         return found if self._ranks is None else Sizes(*self._ranks.most(found))
 
@@ -295,6 +298,8 @@ class Run:
         own = self._student.parameters if self._meta is None else []
         own_grads = [p.grad for p in own]
         metas = self._meta or []
+        for i, x in enumerate(metas):
+            check.unroll_meta_still(i, x.requires_grad)
         meta_grads = [x.grad for x in metas]
         for x in [*own, *metas]:
             x.grad = None
@@ -459,7 +464,9 @@ class Run:
         """Hands the gradients of settings and initial weights to the leaves behind them."""
         ends = v_settings
         if self._meta is not None and not self._first:
-            ends = [*ends, *zip(self._student.parameters, v_w.parts, strict=True)]
+            asked = {id(x) for x in self._meta}
+            pairs = zip(self._student.parameters, v_w.parts, strict=True)
+            ends = [*ends, *((p, part) for p, part in pairs if id(p) in asked)]
         if ends:
             accumulate([x for x, _ in ends], [v for _, v in ends], self._meta or [])
 
@@ -493,6 +500,14 @@ def _added(kept: Tensor | None, found: Tensor | None) -> Tensor | None:
     if kept is None or found is None or kept.is_sparse or found.is_sparse:
         return total_of(kept, found)
     return kept.add_(found)
+
+
+def _in_order(batches: Iterable[Any]) -> Iterable[Any]:
+    """All of them: what has a length may know no other end."""
+    if not indexed(batches):
+        return batches
+    data = cast("Sequence[Any]", batches)
+    return (data[t] for t in range(len(data)))
 
 
 def indexed(batches: object) -> bool:

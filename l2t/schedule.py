@@ -31,6 +31,7 @@ __all__ = [
     "first_again",
     "fit",
     "fit_outside",
+    "playable",
     "tally",
 ]
 
@@ -294,6 +295,39 @@ def tally(schedule: Schedule, steps: int, state_bytes: int, step_bytes: int) -> 
         memory = max(memory, now[Action.STORE] * state_bytes + tapes * step_bytes)
     host, disk = most[Action.TO_HOST] * state_bytes, most[Action.TO_DISK] * state_bytes
     return Tally(memory + min(WRITING * state_bytes, disk), host, disk, taken - steps)
+
+
+def playable(schedule: Schedule, steps: int) -> bool:
+    """Whether a plan takes steps from states that are there, and reverses each once, the last first.
+
+    Example:
+        >>> playable(Segments(length=2, slots=1), 10)
+        True
+    """
+    kept, taped, at, left = {0}, set(), 0, steps
+    for action, step in schedule.actions(steps):
+        if action in (Action.TAPE, Action.FORWARD):
+            if step != at:
+                return False
+            at += 1
+            if action is Action.TAPE:
+                taped.add(step)
+        elif action is Action.RESTORE:
+            if step not in kept:
+                return False
+            at = step
+        elif action is Action.REVERSE:
+            if step != left - 1 or step not in taped:
+                return False
+            taped.remove(step)
+            left = step
+        elif action is Action.DROP:
+            kept.discard(step)
+        else:
+            if step != at:
+                return False
+            kept.add(step)
+    return left == 0
 
 
 class Plan(NamedTuple):

@@ -20,7 +20,7 @@ from l2t import check
 from l2t.anchors import anchored, as_leaves, large, reads_weights
 from l2t.compiled import Compiled
 from l2t.curvature import Curvature, Replay, checkpoints, coarsest, dtypes, precompiled
-from l2t.optim import Hyper, Optimizer, Point, Slot, Tensors
+from l2t.optim import SGD, Hyper, Optimizer, Point, Slot, Tensors
 from l2t.ranks import Ranks
 from l2t.record import Trace
 from l2t.states import Fingerprints
@@ -170,6 +170,10 @@ class Steps:
         # The graph is built in steps that are taken to be forgotten, too: without it some of PyTorch's
         # derivatives come from other kernels, with other bits.
         g, d_others = self._curvature.gradient(value, w, self._meta)
+        if type(self._optimizer) is not SGD or not self._curvature.exact:
+            for name, x in zip(student.names, g, strict=True):
+                if x is not None and x.is_sparse:
+                    check.unroll_sparse(name)
         after = student.buffers_after(b)
         student.release()
         if anchors and not self._tried:

@@ -11,7 +11,7 @@ l2t/curvature.py.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,7 +32,6 @@ __all__ = [
     "Student",
     "Taken",
     "modes",
-    "nodes_of",
 ]
 
 Grads = tuple[Tensor | None, ...]
@@ -227,20 +226,6 @@ class Roots(NamedTuple):
         if len(edges) == len(present):
             return Roots(edges, None)
         return Roots(edges, [i for i, g in enumerate(present) if g.requires_grad])
-
-
-def nodes_of(roots: Sequence[Tensor | GradientEdge]) -> Iterator[Any]:
-    """Every node of the graphs of these, once."""
-    begin = [x.node if isinstance(x, GradientEdge) else x.grad_fn for x in roots]
-    stack: list[Any] = [node for node in begin if node is not None]
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
-        yield node
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                stack.append(following)
 
 
 def modes() -> Callable[[], contextlib.ExitStack]:

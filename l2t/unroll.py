@@ -91,9 +91,9 @@ def unroll(
     step stand for the time of the call, so hooks, submodules and tied parameters work. The student's own
     parameters and buffers are the start of the run and are as they were when the call returns, or raises.
     Buffers (BatchNorm's statistics) are carried from step to step without gradient. Parameters that do not
-    require a gradient stay constant. ``loss`` and ``measure`` may call ``backward()``, ``zero_grad()``,
-    ``eval()`` and freeze parameters: each call finds ``.grad``, ``requires_grad`` and mode as they were before
-    the run. They may not change weights in place.
+    require a gradient stay constant. ``loss`` and ``measure`` may call ``backward()``, ``zero_grad()`` and
+    ``eval()`` and freeze parameters: each call finds ``.grad``, ``requires_grad`` and mode as they were
+    before the run. They may not change weights in place.
 
     Args:
         student: any ``nn.Module`` with a parameter that requires a gradient. Small students leave a machine

@@ -131,3 +131,9 @@ def test_only_images_are_augmented(tmp_path):
 def test_an_unknown_augmentation_says_so():
     with pytest.raises(ValueError, match="augment must be one of none, crop, flip, crop-flip, got 'mixup'"):
         l2t.Recipe(augment="mixup")
+
+
+@pytest.mark.parametrize("kind", ["Flip", "crop_flip", ""])
+def test_augment_itself_says_so_too(kind):
+    with pytest.raises(ValueError, match="kind must be one of none, crop, flip, crop-flip, got"):
+        augment(X, kind)

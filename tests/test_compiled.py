@@ -349,6 +349,22 @@ def test_a_loss_that_sees_other_things_is_compiled_anew(traced):
         assert assert_agrees(student, batches, loss, meta).report.compiled > 0
 
 
+def test_kept_code_is_compared_in_its_derivatives_too(traced):
+    """A number in the loss that changes neither value nor gradient, but what is held constant."""
+    student, batches, table, _ = make()
+    share = 0.0
+
+    def loss(model, batch, step):
+        w = share * table.detach() + (1 - share) * table
+        return l2t.dynamic_loss(model(batch[0]), batch[1], w)
+
+    run, found = gradients(student, batches, loss, [table], compile=True)
+    share = 0.75
+    again, less = gradients(student, batches, loss, [table], compile=True)
+    assert torch.equal(run.measure, again.measure)
+    assert_close(less, [0.25 * x for x in found])
+
+
 def test_no_seconds_without():
     student, batches, table, weight = make()
     run, _ = gradients(student, batches, losses(table, weight)["fused"], [table])

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import l2t
-from l2t import tape
+from l2t import schedule, tape
 from l2t.optim import SGD
 
 CURVATURES = ["reverse", "recompute", "forward", "central", "one-sided"]
@@ -384,3 +384,129 @@ def test_autocast_around_a_run_keeps_no_weights() -> None:
         gc.collect()
         assert sum(ref() is not None for ref in seen) < 30
         run.backward()
+
+
+# ---- what else is found before or instead of a wrong number
+
+
+@pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_meta_tensors_are_refused(kind: str) -> None:
+    meta = torch.zeros(2, requires_grad=True)
+    hook = getattr(meta, kind)(lambda *_: None)
+    arguments: list[Any] = [
+        nn.Linear(3, 2),
+        range(2),
+        lambda model, batch, step: F.cross_entropy(model(X.float()) + meta, Y),
+        lambda model: model(X.float()).mean(),
+    ]
+    with pytest.raises(ValueError, match="without gradient hooks, got one on that at position 0"):
+        l2t.unroll(*arguments, meta=[meta])
+    hook.remove()
+    l2t.unroll(*arguments, meta=[meta]).backward()
+
+
+def test_a_meta_tensor_that_wants_its_gradient_no_more_is_named() -> None:
+    meta, lr = torch.zeros(2, requires_grad=True), torch.tensor(0.1, requires_grad=True)
+    student = nn.Linear(3, 2)
+    run = l2t.unroll(
+        student,
+        range(2),
+        lambda model, batch, step: F.cross_entropy(model(X.float()) + meta, Y),
+        lambda model: model(X.float()).mean(),
+        meta=[lr, meta],
+        optimizer=SGD(lr),
+    )
+    meta.requires_grad_(False)
+    with pytest.raises(RuntimeError, match=r"until backward\(\), got the one at position 1"):
+        run.backward()
+    meta.requires_grad_(True)
+    student.requires_grad_(False)  # whose own weights nobody asks about
+    run.backward()
+    assert lr.grad is not None
+    assert meta.grad is not None
+
+
+def test_batches_with_a_length_end_there() -> None:
+    class Data:
+        """A map-style data set, which need not say where it ends."""
+
+        def __len__(self) -> int:
+            return 5
+
+        def __getitem__(self, i: int) -> int:
+            return i
+
+    for plan in ("all", "every"):
+        meta = torch.zeros(2, requires_grad=True)
+        run = l2t.unroll(
+            nn.Linear(3, 2),
+            Data(),  # type: ignore[arg-type]
+            lambda model, batch, step, meta=meta: F.cross_entropy(model(X.float()) + meta, Y),
+            lambda model: model(X.float()).mean(),
+            schedule=plan,
+        )
+        assert run.report.steps == 5
+
+
+BAD = {
+    "a step left out": [("tape", 0), ("tape", 1), ("reverse", 1)],
+    "reversed before it is taped": [("forward", 0), ("tape", 1), ("reverse", 1), ("reverse", 0)],
+    "a state that is not there": [("forward", 0), ("tape", 1), ("reverse", 1), ("restore", 1), ("tape", 1)],
+    "a step jumped over": [("tape", 1), ("reverse", 1), ("restore", 0), ("tape", 0), ("reverse", 0)],
+    "the first one first": [("tape", 0), ("tape", 1), ("reverse", 0), ("reverse", 1)],
+    "a state of another time": [("store", 1), ("tape", 0), ("tape", 1), ("reverse", 1), ("reverse", 0)],
+}
+
+
+@pytest.mark.parametrize("bad", list(BAD))
+def test_a_schedule_of_ones_own_is_looked_through(bad: str) -> None:
+    class Own:
+        def actions(self, steps: int) -> Any:
+            return ((schedule.Action(action), step) for action, step in BAD[bad])
+
+        def __repr__(self) -> str:
+            return "Own()"
+
+    with pytest.raises(ValueError, match=r"schedule must tape each step .* got Own\(\), which does not"):
+        teaching(stepping, Masked(), steps=2, schedule=Own())
+
+
+@pytest.mark.parametrize(
+    ("options", "fits"),
+    [
+        ({}, True),
+        ({"curvature": "recompute"}, True),
+        ({"optimizer": l2t.optim.Adam(0.1)}, False),
+        ({"curvature": "central"}, False),
+        ({"curvature": "one-sided"}, False),
+    ],
+)
+def test_sparse_gradients_are_for_plain_sgd(options: dict[str, Any], fits: bool) -> None:
+    def student(sparse: bool) -> nn.Embedding:
+        torch.manual_seed(0)
+        return nn.Embedding(5, 2, sparse=sparse, dtype=torch.float64)
+
+    def loss(model: nn.Module, meta: Tensor, step: int) -> Tensor:
+        return F.cross_entropy(model(Y) + meta, Y)
+
+    def measure(model: nn.Module) -> Tensor:
+        return F.cross_entropy(model(Y), Y)
+
+    if fits:
+        found, _ = teaching(loss, student(True), measure, **options)
+        expected, _ = teaching(loss, student(False), measure, **options)
+        torch.testing.assert_close(found, expected)
+    else:
+        with pytest.raises(ValueError, match=r"must be dense .* got a sparse one of weight"):
+            teaching(loss, student(True), measure, **options)
+
+
+@pytest.mark.parametrize("value", [None, (1, 2), torch.zeros(2), torch.zeros(())])
+def test_what_is_no_loss_is_said_with_a_memory_too(value: Any) -> None:
+    with pytest.raises(ValueError, match="loss must return a"):
+        teaching(lambda model, meta, step: value, memory="1MB")
+
+
+def test_an_optimiser_that_is_a_class_is_told_from_one_that_is_made() -> None:
+    with pytest.raises(TypeError, match=r"got the class l2t\.optim\.SGD"):
+        teaching(stepping, Masked(), optimizer=SGD)

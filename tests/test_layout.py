@@ -35,6 +35,7 @@ LAYERS = (
             "steps",
             "measures",
             "ranks",
+            "graph",
             "tape",
             "anchors",
             "states",

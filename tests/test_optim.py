@@ -713,3 +713,39 @@ def test_what_a_function_of_the_step_returns_is_checked(
 
 def test_repr_shows_what_it_was_made_of() -> None:
     assert repr(SGD(0.1, 0.9)) == "SGD(lr=0.1, momentum=0.9, weight_decay=0.0, dampening=0.0, nesterov=False)"
+
+
+def test_a_setting_that_was_computed_before_its_leaf_changed_is_named() -> None:
+    log_lr = torch.tensor(-2.0, requires_grad=True)
+    outer = torch.optim.SGD([log_lr], 0.1)
+    student = nn.Linear(3, 1)
+    arguments: list[Any] = [
+        student,
+        range(3),
+        lambda model, batch, step: model(torch.ones(2, 3)).square().mean(),
+        lambda model: model(torch.ones(2, 3)).square().mean(),
+    ]
+    made_once = SGD(lr=log_lr.exp(), groups=[{"params": "bias", "lr": 2 * log_lr.exp()}])
+    for _ in range(2):  # as often as one likes
+        l2t.unroll(*arguments, optimizer=made_once).backward()
+    outer.step()
+    with pytest.raises(RuntimeError, match=r"optim\.SGD: lr must be computed anew when"):
+        l2t.unroll(*arguments, optimizer=made_once)
+    l2t.unroll(*arguments, optimizer=SGD(lr=log_lr.exp())).backward()
+    l2t.unroll(*arguments, optimizer=SGD(lr=lambda step: log_lr.exp())).backward()
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_setting_of_weights_of_two_dtypes_adds_up_in_the_wider_one(half: torch.dtype, first: bool) -> None:
+    """Its gradient is near -5e5, which is more than float16 has."""
+    lr, decay = torch.tensor(0.1, requires_grad=True), torch.tensor(0.1, requires_grad=True)
+    w = [torch.full((64,), 30.0, dtype=half if i == (not first) else torch.float32) for i in range(2)]
+    v = [x * 10 for x in w]
+    rule = SGD(lr=lr, weight_decay=decay)
+    point = Point(w, [()] * 2, [x * 2 for x in w], rule.settings()(0), range(2))
+    _, found = rule.transpose(point, [x.clone() for x in v], [()] * 2)
+    a = 64 * 2 * 300 * (60 + 0.1 * 30)  # ⟨v, g + λ w⟩
+    by_id = {id(x): d for x, d in found}
+    assert float(by_id[id(lr)]) == pytest.approx(-a, rel=2e-3)
+    assert float(by_id[id(decay)]) == pytest.approx(-0.1 * 64 * 2 * 300 * 30, rel=2e-3)

@@ -106,6 +106,28 @@ def test_seconds_are_those_of_the_steps(course: dict[str, Any]) -> None:
     assert "steps taken again  435" in text
 
 
+@pytest.mark.parametrize("curvature", ["reverse", "recompute"])
+def test_batches_that_are_made_on_demand_count(curvature: str) -> None:
+    class Made:
+        def __len__(self) -> int:
+            return STEPS
+
+        def __getitem__(self, i: int) -> Tensor:
+            return torch.ones(1000, 20)
+
+    student = nn.Linear(20, 1)
+    arguments: dict[str, Any] = {
+        "loss": lambda model, batch, step: model(batch).square().mean(),
+        "curvature": curvature,
+        "memory": "1MB",
+    }
+    made = l2t.plan(student, Made(), **arguments)  # type: ignore[arg-type]
+    there = l2t.plan(student, [torch.ones(1000, 20)] * STEPS, **arguments)
+    assert made.sizes.step - there.sizes.step == 1000 * 20 * 4
+    run = l2t.unroll(student, Made(), measure=lambda model: model.weight.sum(), **arguments)  # type: ignore
+    assert run.report.sizes == made.sizes
+
+
 def test_micro_batches(course: dict[str, Any]) -> None:
     del course["leaves"]
     course["batches"] = [[0, 1]] * STEPS

@@ -194,6 +194,44 @@ def test_no_way_is_left_for_a_step_that_neither_repeats_nor_bends() -> None:
     assert not found.suits("reverse")
 
 
+def penalty(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+    x = batch[0].clone().requires_grad_()
+    (g,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    return F.cross_entropy(model(batch[0]), batch[1]) + g.square().mean()
+
+
+def adversarial(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+    x = batch[0].clone().requires_grad_()
+    F.cross_entropy(model(x), batch[1]).backward()
+    model.zero_grad()
+    assert x.grad is not None
+    return F.cross_entropy(model(x.detach() + 0.1 * x.grad.sign()), batch[1])
+
+
+def two_batches(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+    more = torch.cat([batch[0], -batch[0]])
+    return F.cross_entropy(model(batch[0]), batch[1]) + model(more).softmax(1).square().mean()
+
+
+@pytest.mark.parametrize("loss", [penalty, adversarial, two_batches])
+def test_losses_that_call_the_student_more_than_once(loss: Callable[..., Tensor]) -> None:
+    student = nn.Sequential(nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    for p in student.parameters():
+        p.grad = torch.ones_like(p)
+    kept = [p.grad for p in student.parameters()]
+    assert look(student, loss).findings == ()
+    assert all(p.grad is x for p, x in zip(student.parameters(), kept, strict=True))
+
+
+def test_a_fault_in_such_a_loss_is_found_all_the_same() -> None:
+    cube = function("dropped", False)
+    student = nn.Sequential(nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    found = look(
+        student, lambda model, batch, step: penalty(model, batch, step) + cube(model(batch[0])).mean()
+    )
+    assert found.lacks("second derivative")
+
+
 def test_all_is_as_before() -> None:
     torch.manual_seed(3)
     student = unrolled.cnn()

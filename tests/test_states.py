@@ -103,7 +103,7 @@ def own_numbers() -> Callable[..., float]:
 def touched_weights(model: Net, more: Tensor, value: Tensor, step: int) -> float:
     """A weight that the loss does not read is changed in place."""
     with torch.no_grad():
-        model.spare.mul_(1.5)
+        model.spare.data.mul_(1.5)  # which PyTorch does not count
     return 0.0
 
 

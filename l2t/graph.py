@@ -1,0 +1,35 @@
+"""Walks over autograd graphs: their nodes, and the leaves at their ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+__all__ = ["leaves", "nodes_of"]
+
+
+def nodes_of(roots: Sequence[Tensor | GradientEdge]) -> Iterator[Any]:
+    """Every node of the graphs of these, once."""
+    begin = [x.node if isinstance(x, GradientEdge) else x.grad_fn for x in roots]
+    stack: list[Any] = [node for node in begin if node is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        yield node
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+
+
+def leaves(roots: Sequence[Tensor | GradientEdge]) -> list[Tensor]:
+    """Every leaf that the graphs of these reach, in the order in which they are found."""
+    found = {id(x): x for x in roots if isinstance(x, Tensor) and x.grad_fn is None}
+    for node in nodes_of(roots):
+        if isinstance(node, torch._C._functions.AccumulateGrad):  # type: ignore[attr-defined]
+            found.setdefault(id(node.variable), node.variable)
+    return list(found.values())

@@ -570,6 +570,9 @@ def _vmap(name: str) -> Callable[..., Any]:
                 call[i], dim = torch._C._functorch._unwrap_batched(x, level)
                 if dim is not None:
                     dims[i] = dim
+        if not dims:  # every argument is batched at outer levels only
+            with torch._C._ExcludeDispatchKeyGuard(batched_key):
+                return op(*call)
         batch = next(call[i].shape[dim] for i, dim in dims.items())
         wanted = (True, True) if name == "linear_value" else arguments[-1]
 

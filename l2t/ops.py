@@ -456,12 +456,15 @@ def _vmap(name: str) -> Callable[..., Any]:
         level = torch._C._functorch.current_level()
         call = list(arguments)
         dims: list[int | None] = [None] * len(call)
-        batch = 0
+        batch: int | None = None
         for i, x in enumerate(call):
             if isinstance(x, Tensor):
                 call[i], dims[i] = torch._C._functorch._unwrap_batched(x, level)
                 if dims[i] is not None:
                     batch = call[i].shape[dims[i]]
+        if batch is None:  # every argument is batched at outer levels only
+            with torch._C._ExcludeDispatchKeyGuard(batched_key):
+                return op(*call)
         wanted = (True, True, call[-1]) if name == "value" else call[-1]
         grouped = any(dims[i] is not None for i in tables) or any(
             want for kind, want in zip(results, wanted, strict=True) if kind == _TABLE

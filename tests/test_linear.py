@@ -547,6 +547,30 @@ def test_vmap_over_students_and_over_coefficients(own):
     assert_same((loss, *ours), (expected, *theirs))
 
 
+def test_an_inner_vmap_over_nothing_of_the_loss():
+    """Values, and both second orders, where the loss is batched at an outer level only."""
+    case = Case("none", "identity")
+    hidden, head = (x.detach() for x in case.inputs[:2])
+    students, tangents, five = torch.stack([hidden, -hidden]), torch.stack([hidden] * 5), torch.arange(5.0)
+
+    def results(loss):
+        def products(h):
+            return torch.vmap(lambda v: torch.func.jvp(torch.func.grad(loss), (h,), (v,))[1])(tangents)
+
+        along = torch.vmap(lambda h: torch.vmap(lambda v: torch.func.jvp(loss, (h,), (v,))[1])(tangents))
+        return (
+            torch.vmap(lambda h: torch.vmap(lambda v: loss(h))(five))(students),
+            torch.vmap(torch.func.grad(lambda h: torch.vmap(lambda v: loss(h) * v)(five).sum()))(students),
+            along(students),
+            torch.vmap(products)(students),
+            torch.vmap(torch.func.hessian(loss))(students),
+            torch.vmap(torch.func.jacrev(torch.func.jacrev(loss)))(students),
+        )
+
+    ours = results(lambda h: l2t.dynamic_linear_loss(h, head, case.target, link="identity", chunk_rows=3))
+    assert_same(ours, results(lambda h: F.cross_entropy(F.linear(h, head), case.target)))
+
+
 def test_vmap_over_nobody():
     """As far as PyTorch goes with an empty batch."""
     head, target = torch.randn(C, D), torch.randint(C, (N,))

@@ -533,6 +533,61 @@ def test_students_side_by_side(structure, reduction):
     assert_same(together, looped, rtol=1e-10, atol=1e-12)
 
 
+def over_students(loss):
+    """Name to what vmap makes of a loss (of logits) that is batched at an outer level only, or at both."""
+
+    def jvp(fn, z, v):
+        return torch.func.jvp(fn, (z,), (v,))[1]
+
+    tangents = torch.randn(5, N, C, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    five = torch.arange(5.0, dtype=torch.float64)
+    gradient = torch.func.grad(loss)
+    return {
+        "alone": lambda z: torch.vmap(lambda v: loss(z))(five),
+        "times": lambda z: torch.vmap(lambda v: loss(z) * v)(five),
+        "gradient": lambda z: torch.func.grad(lambda z: torch.vmap(lambda v: loss(z) * v)(five).sum())(z),
+        "jacobian": torch.func.jacfwd(loss),
+        "hessian": torch.func.hessian(loss),
+        "hessian, reverse": torch.func.jacrev(torch.func.jacrev(loss)),
+        "tangents": lambda z: torch.vmap(lambda v: jvp(loss, z, v))(tangents),
+        "products": lambda z: torch.vmap(lambda v: jvp(gradient, z, v))(tangents),
+    }
+
+
+@pytest.mark.parametrize("name", over_students(F.cross_entropy))
+def test_an_inner_vmap_over_nothing_of_the_loss(name):
+    case = Case("none", "identity")
+    students = torch.stack([case.inputs[0].detach() * factor for factor in (1.0, 2.0, -1.0)])
+    ours = over_students(lambda z: l2t.dynamic_loss(z, case.target, link="identity"))[name]
+    theirs = over_students(lambda z: F.cross_entropy(z, case.target))[name]
+    torch.testing.assert_close(torch.vmap(ours)(students), torch.vmap(theirs)(students))
+    nested = torch.vmap(torch.vmap(ours))(students[None])
+    torch.testing.assert_close(nested, torch.vmap(theirs)(students)[None])
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_hessians_over_some_of_the_arguments(structure):
+    """To logits and tables, where targets, logits or tables alone are a student's own."""
+    case = Case(structure, "sigmoid")
+    logits, bias, _, _, *parts = (x.detach() for x in case.inputs)
+    arguments = (case.target, logits, bias, *parts)
+
+    def one(target, logits, bias, *parts):
+        return l2t.dynamic_loss(logits, target, oracle.weight_of(parts), bias)
+
+    at = tuple(range(1, len(arguments)))
+    for own in (0, *at):
+        each = [arguments[own], arguments[own].flip(0)]
+        dims = [0 if i == own else None for i in range(len(arguments))]
+        given = [torch.stack(each) if i == own else x for i, x in enumerate(arguments)]
+        together = torch.vmap(torch.func.hessian(one, at), tuple(dims))(*given)
+        for b, x in enumerate(each):
+            alone = torch.func.hessian(one, at)(*(x if i == own else y for i, y in enumerate(arguments)))
+            for rows, expected in zip(together, alone, strict=True):
+                for block, block_alone in zip(rows, expected, strict=True):
+                    torch.testing.assert_close(block[b], block_alone)
+
+
 def test_forward_mode_and_jvp():
     case = Case("low-rank", "log-sigmoid")
     inputs = tuple(x.detach() for x in case.inputs)

@@ -8,6 +8,9 @@ Not here: arithmetic (csrc, reference.py), derivatives (autograd.py) and the sen
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -199,6 +202,12 @@ def autocast(device: str) -> bool:
 def _has_autocast(device: str) -> bool:
     """Whether there is autocast for this type of device, which torch 2.11 cannot trace."""
     return torch.amp.is_autocast_available(device)
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """A context in which products on the device of ``x`` are made in the dtype that their arguments have."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if autocast(device) else contextlib.nullcontext()
 
 
 def result_dtype(logits: Tensor) -> torch.dtype:

@@ -22,7 +22,6 @@ Not here: arithmetic on logits (csrc), other shapes of logits (functional.py).
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -33,7 +32,15 @@ from torch import Tensor
 
 from l2t import check, ops
 from l2t.autograd import Chain, Op, only
-from l2t.functional import LINKS, REDUCTIONS, autocast, checked_tables, dynamic_loss, result_dtype
+from l2t.functional import (
+    LINKS,
+    REDUCTIONS,
+    autocast,
+    checked_tables,
+    dynamic_loss,
+    result_dtype,
+    without_autocast,
+)
 from l2t.weight import Weight
 
 __all__ = ["dynamic_linear_loss"]
@@ -378,7 +385,7 @@ def _value_and_grad(
     where: Sequence[Any], factor: Tensor | None, wanted: Sequence[bool]
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """Σ factor · loss, stats, and the gradients of that sum before they are rounded."""
-    with torch._C._AutoDispatchBelowAutograd(), _without_autocast(where[0]):
+    with torch._C._AutoDispatchBelowAutograd(), without_autocast(where[0]):
         call = _Call(*where)
         sums = _Sums(call, wanted)
         losses = call.hidden.new_empty(call.n, dtype=call.number)
@@ -524,15 +531,9 @@ def _scale(gradients: Sequence[Tensor | None], v_total: Tensor) -> None:
 # ---- registration ----
 
 
-def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Products are made as the arguments are: the public function has cast them."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if autocast(device) else contextlib.nullcontext()
-
-
 def _kernel(kernel: Callable[..., list[Tensor | None]]) -> Callable[..., tuple[Tensor, ...]]:
     def run(*arguments: Any) -> tuple[Tensor, ...]:
-        with _without_autocast(arguments[0]):
+        with without_autocast(arguments[0]):  # the public function has cast them
             return ops.results(kernel(*arguments), arguments[0])
 
     return run

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from l2t import check
 from l2t.augment import augment
-from l2t.functional import LINKS
-from l2t.ops import MEAN
+from l2t.functional import LINKS, without_autocast
+from l2t.ops import MEAN, arithmetic
 from l2t.teacher import AnyTeacher, Coefficients, StudentState, Teacher
 from l2t.weight_net import WeighedLoss, WeightNet
 
@@ -263,7 +263,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 def error(logits: Tensor, target: Tensor) -> Tensor:
     """Share of rows that each student gets wrong: (S, B, C), (S, B) -> (S,)."""
-    return (logits.argmax(-1) != target).to(logits.dtype).mean(-1)
+    return (logits.argmax(-1) != target).to(arithmetic(logits.dtype)).mean(-1)
 
 
 def teacher_beside(teacher: AnyTeacher, like: Tensor) -> AnyTeacher:
@@ -339,6 +339,10 @@ class TaughtLoss:
 
     def gradient(self) -> Tensor:
         """What the reverse pass left, as a gradient to the teacher's parameters, (S, P): a row a student."""
+        with without_autocast(next(self.teacher.parameters())):
+            return self._through_teacher()
+
+    def _through_teacher(self) -> Tensor:
         steps = sorted(self._given)
         states = [self._given[step][0] for step in steps]
         students = len(self._given[steps[0]][1][0])
@@ -506,7 +510,7 @@ def wrong(logits: Tensor, targets: Tensor) -> Tensor:
 
     A student whose logits are not finite is wrong everywhere.
     """
-    return ((logits.argmax(-1) != targets) | _broken(logits)[:, None]).to(logits.dtype)
+    return ((logits.argmax(-1) != targets) | _broken(logits)[:, None]).to(arithmetic(logits.dtype))
 
 
 @torch.no_grad()

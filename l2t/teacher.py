@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from l2t import check
 from l2t.files import read_tensors, write_json, write_tensors
-from l2t.functional import dynamic_loss
+from l2t.functional import dynamic_loss, without_autocast
 from l2t.weight import Diagonal, Full, LowRank, Weight
 
 KINDS = ("shared", "per-class", "low-rank", "full")
@@ -96,6 +96,8 @@ _CLASSES: dict[str, type[AnyTeacher]] = {}  # by name, which is what a file says
 class AnyTeacher(nn.Module):
     """What :func:`l2t.teach` teaches: it sets a loss for C classes, and is kept in a file.
 
+    What it sets is computed in its own dtype, under ``torch.autocast`` too.
+
     Attributes:
         num_classes: C.
         features: the fields of :class:`StudentState` that it looks at.
@@ -107,6 +109,11 @@ class AnyTeacher(nn.Module):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         _CLASSES[cls.__name__] = cls
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What ``forward`` says of these arguments."""
+        with without_autocast(next(self.parameters())):
+            return super().__call__(*arguments)
 
     def neutral(self) -> AnyTeacher:
         """A copy that says cross-entropy, or what trains as it does, in every state."""

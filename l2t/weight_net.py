@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2t import check
+from l2t.functional import without_autocast
 from l2t.teacher import AnyTeacher, StudentState
 
 ARM = "Meta-Weight-Net"  # what comparisons call it: a baseline, where other taught arms are none
@@ -92,7 +93,8 @@ def _weights(
 ) -> Tensor:
     """Weights of rows (..., B); the network's parameters may have the same leading dimensions."""
     hidden = F.relu(losses[..., None] * weight_in[..., None, :] + bias_in[..., None, :])  # [..., B, H]
-    return torch.sigmoid((hidden @ weight_out[..., None])[..., 0] + bias_out)
+    with without_autocast(hidden):
+        return torch.sigmoid((hidden @ weight_out[..., None])[..., 0] + bias_out)
 
 
 class WeighedLoss:

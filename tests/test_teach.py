@@ -338,6 +338,25 @@ def test_it_is_seeded_to_the_bit():
     assert told(a) != told(other)
 
 
+@pytest.mark.parametrize("make", [l2t.Teacher, l2t.GateTeacher, l2t.WeightNet])
+def test_students_may_compute_under_autocast(make):
+    """The gradient to the teacher is the one in float32 but for the students' rounding."""
+    teacher = make(CLASSES)
+
+    def seen():
+        return episode(teacher, mlp, data(), None, SMALL, 0.1, 0, 3)
+
+    alone = seen()
+    with torch.autocast("cpu", torch.bfloat16):
+        under = seen()
+        taught = run(teacher, recipe=dataclasses.replace(SMALL, updates=1))
+    assert under.gradient.dtype is torch.float32
+    assert under.dev_error.dtype is torch.float32
+    torch.testing.assert_close(under.measure, alone.measure, rtol=0.01, atol=0.0)
+    assert (under.gradient - alone.gradient).norm() < 0.02 * alone.gradient.norm()
+    assert len(taught.history["updates"]) == 1
+
+
 def test_threads_are_put_back():
     before = torch.get_num_threads()
     with threads(before + 1):

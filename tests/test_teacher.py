@@ -352,6 +352,25 @@ def test_vmap_over_teachers_and_states(make, kind, link, emphasis, dtype):
     torch.testing.assert_close(found, alone)
 
 
+@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", [l2t.Teacher, l2t.GateTeacher])
+@pytest.mark.parametrize("kind", ["shared", "per-class", "low-rank", "full"])
+def test_autocast_leaves_coefficients_alone(kind, make, amp):
+    """Their bits, that is; and the loss of logits that a student made under autocast is theirs."""
+    teacher = wild(make(5, kind), 0.5, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, 5, generator=generator).to(amp)
+    target = torch.randint(5, (7,), generator=generator)
+    alone = teacher(STATE)
+    with torch.autocast("cpu", amp):
+        under = teacher(STATE)
+        loss = teacher.loss(logits, target, STATE)
+    assert loss.dtype is torch.float32
+    for a, b in zip((*alone.weight, *alone[1:]), (*under.weight, *under[1:]), strict=True):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(loss, teacher.loss(logits.float(), target, STATE))
+
+
 def test_a_double_teacher_is_the_float_one_but_for_rounding():
     single, double = l2t.Teacher(5, "full", seed=3), l2t.Teacher(5, "full", seed=3, **DOUBLE)
     for a, b in zip(single.parameters(), double.parameters(), strict=True):

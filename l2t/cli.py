@@ -679,7 +679,18 @@ def _lesson(options: argparse.Namespace, seed: int) -> _Lesson:
         "guard": not options.no_guard,
         "versions": doctor.versions(),
     }
+    if _is_begun(directory):
+        check.is_the_same("teach", directory, _differing(directory / "config.json", config))
     return _Lesson(task.name, config, directory, options.resume, not options.no_guard, options.quiet)
+
+
+def _differing(path: Path, config: Mapping[str, Any]) -> list[str]:
+    """What is asked for otherwise than in the config.json of a begun run; devices of a kind do the same."""
+    from l2t.teach import differing
+
+    was = json.loads(path.read_text()) if path.is_file() else {}
+    wanted = {name: value for name, value in config.items() if name in was}  # an older file says less
+    return differing(was, {name: wanted[name] for name in wanted if name not in ("device", "versions")})
 
 
 def _run_folder(options: argparse.Namespace, where: str, name: str) -> Path:

@@ -30,7 +30,19 @@ import torch
 from l2t import check
 from l2t.files import write_json
 from l2t.students import Make, calibrated_error, seed_of, wrong
-from l2t.teach import Data, Recipe, Score, Taught, check_arguments, split_dev, teach, threads, trial
+from l2t.teach import (
+    Data,
+    Recipe,
+    Score,
+    Taught,
+    check_arguments,
+    differing,
+    identity,
+    split_dev,
+    teach,
+    threads,
+    trial,
+)
 from l2t.teacher import AnyTeacher, Teacher
 
 JUDGE, JUDGES = 0.3, 1000
@@ -169,7 +181,9 @@ def teach_best(
     if seen is not None:
         check.best_rows("dev", len(seen[1]), 4)
     place = None if directory is None else Path(directory)
-    trials = _Trials(place, resume, [one.config() for one in [*teachers, *known]], recipe, seed)
+    every = [*teachers, *known]
+    same = identity(student, train, dev, recipe, seed, guard, every)
+    trials = _Trials(place, resume, {"starts": [one.config() for one in every], **same})
 
     def judged(
         score: Score, candidates: Sequence[AnyTeacher], train: Data, rows: Data | None, *parts: int
@@ -272,25 +286,14 @@ def _folds(train: Data, dev: Data | None, seed: int) -> list[tuple[Data, Data | 
 class _Trials:
     """What trials came to, kept in ``families/trials.json``: a run that goes on does not repeat them."""
 
-    def __init__(
-        self, place: Path | None, resume: bool, starts: list[dict[str, Any]], recipe: Recipe, seed: int
-    ) -> None:
+    def __init__(self, place: Path | None, resume: bool, same: dict[str, Any]) -> None:
         self.path = None if place is None else place / "families" / "trials.json"
-        self.content: dict[str, Any] = {
-            "starts": starts,
-            "recipe": recipe.to_json(),
-            "seed": seed,
-            "judged": {},
-            "seconds": {},
-        }
+        self.content: dict[str, Any] = {**same, "judged": {}, "seconds": {}}
         if place is not None and self.path is not None and self.path.exists():
             check.may_start("teach", place, resume)
             saved = json.loads(self.path.read_text())
-            check.is_the_same(
-                "teach",
-                place,
-                [name for name in ("starts", "recipe", "seed") if saved[name] != self.content[name]],
-            )
+            known = {name: value for name, value in same.items() if name in saved}  # an older file says less
+            check.is_the_same("teach", place, differing(saved, known))
             self.content = saved
 
     def once(self, name: str, judged: Callable[..., Errors], *arguments: Any) -> Errors:

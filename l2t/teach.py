@@ -873,8 +873,7 @@ class Outer:
             return
         check.may_start("teach", directory, resume)
         saved = json.loads(marker.read_text())
-        differing = [name for name, value in self.identity.items() if saved["identity"].get(name) != value]
-        check.is_the_same("teach", directory, differing)
+        check.is_the_same("teach", directory, differing(saved["identity"], self.identity))
         tensors, _ = read_tensors(directory / saved["tensors"])
         groups: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
@@ -1043,24 +1042,56 @@ class _Teaching(Outer):
             self._event("trial", check.trial_chose_neutral(dict(zip(names, percents, strict=True))))
 
     def _identity(self) -> dict[str, Any]:
-        """What a run must share with the one that it goes on with."""
-        digest = hashlib.sha256()
-        for tensor in (*self.train, *(self.given_dev or ())):
-            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        for name, value in self.start.named_parameters():
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        stack = Stack(self.student, [0])
-        shapes = {name: list(value.shape[1:]) for name, value in stack.student.state_dict().items()}
-        return {
-            "seed": self.seed,
-            "recipe": self.recipe.to_json(),
-            "teacher": self.start.config(),
-            "student": shapes,
-            "device": self.train[0].device.type,
-            "guard": self.guard is not None,
-            "data and start weights": digest.hexdigest(),
-        }
+        guarded = self.guard is not None
+        of_all = identity(
+            self.student, self.train, self.given_dev, self.recipe, self.seed, guarded, [self.start]
+        )
+        return {**of_all, "teacher": self.start.config()}
+
+
+def identity(
+    student: Make,
+    train: Data,
+    dev: Data | None,
+    recipe: Recipe,
+    seed: int,
+    guard: bool,
+    starts: Sequence[AnyTeacher],
+) -> dict[str, Any]:
+    """What a run must share with the one that it goes on with, but for the settings of its teachers."""
+    digest = hashlib.sha256()
+
+    def add(tensor: Tensor) -> None:
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+    for tensor in (*train, *(dev or ())):
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        add(tensor)
+    for start in starts:
+        for name, value in start.named_parameters():
+            digest.update(name.encode())
+            add(value)
+    stack = Stack(student, [0])
+    return {
+        "seed": seed,
+        "recipe": recipe.to_json(),
+        "student": {name: list(value.shape[1:]) for name, value in stack.student.state_dict().items()},
+        "device": train[0].device.type,
+        "guard": guard,
+        "data and start weights": digest.hexdigest(),
+    }
+
+
+def differing(was: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """The names of what is not as it was in a run that is to go on, with the fields of recipe and teacher."""
+    found = []
+    for name, value in wanted.items():
+        before = was.get(name)
+        if name in ("recipe", "teacher") and isinstance(before, dict):
+            found += [f"{name}.{field}" for field in value if before.get(field) != value[field]]
+        elif before != value:
+            found.append(name)
+    return found
 
 
 def _milestones(updates: int) -> set[int]:

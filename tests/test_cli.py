@@ -388,9 +388,17 @@ def test_a_run_is_not_overwritten_and_a_finished_one_is_left_alone(here, capsys)
     assert "(--resume), or choose another directory" in one_line(capsys)
     assert teach("--updates", "2", "--out", "run", "--quiet", "--resume") == 0
     assert bytes_of(here / "run") == before
-    assert teach("--updates", "3", "--out", "run", "--quiet", "--resume") == 1
-    assert "must have been started with the same arguments" in one_line(capsys)
-    assert bytes_of(here / "run") == before
+    for others, differing in (
+        (["--updates", "3"], "recipe.updates"),
+        (["--student", "mlp-relu"], "student"),
+        (["--regime", "symmetric", "--data-seed", "1"], "regime, data_seed"),
+        (["--no-guard"], "guard"),
+        (["--weight", "full"], "teacher.class, teacher.num_classes, teacher.weight"),
+    ):
+        assert teach("--updates", "2", *others, "--out", "run", "--quiet", "--resume") == 2
+        sentence = f"must have been started with the same arguments, got different {differing}. Resume with"
+        assert sentence in one_line(capsys)
+        assert bytes_of(here / "run") == before
 
 
 def test_several_seeds_are_the_same_bits_and_one_that_fails_is_the_exit_code(here, capfd):

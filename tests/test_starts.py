@@ -233,6 +233,29 @@ def test_it_repeats_and_goes_on_from_its_files(tmp_path):
         run(starts, directory=tmp_path / "a")
 
 
+@pytest.mark.parametrize(("what", "changes"), [
+    ("student", {"student": lambda: nn.Sequential(nn.Linear(6, 4))}),
+    ("data and start weights", {"train": data(150)}),
+    ("data and start weights", {"dev": data(30)}),
+    ("data and start weights", {"starts": Starts([l2t.Teacher(4, seed=1)], [])}),
+    ("starts", {"starts": Starts([l2t.Teacher(4, emphasis=0.5)], [])}),
+    ("guard", {"guard": False}),
+    ("seed", {"seed": 1}),
+    ("recipe.steps", {"recipe": dataclasses.replace(RECIPE, steps=13)}),
+])  # fmt: skip
+def test_a_run_of_other_arguments_is_not_gone_on_with(monkeypatch, tmp_path, what, changes):
+    """Whether it was broken off after its first trial or later."""
+    settings = {"starts": Starts([l2t.Teacher(4)], []), "student": student, "train": data(), "dev": None}
+    settings |= {"recipe": RECIPE, "progress": False, "directory": tmp_path}
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["l2t.starts"], "_folds", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            teach_best(**settings)
+    monkeypatch.setattr(sys.modules["l2t.starts"], "trial", None)
+    with pytest.raises(ValueError, match=f"started with the same arguments, got different {what}"):
+        teach_best(**{**settings, **changes}, resume=True)
+
+
 def test_the_rows_held_back_are_not_taught_with():
     held = dataclasses.replace(RECIPE, hold_back=0.5)
     x, y = data(80)

@@ -647,9 +647,13 @@ def test_a_run_is_not_overwritten(tmp_path):
 @pytest.mark.parametrize(
     ("what", "arguments"),
     [
-        ("seed", {"seed": 3}),
-        ("recipe", {"recipe": dataclasses.replace(SMALL, steps=13)}),
-        ("teacher", {"teacher": l2t.Teacher(CLASSES, slots=2)}),
+        ("different seed.", {"seed": 3}),
+        ("recipe.steps, recipe.momentum.", {"recipe": dataclasses.replace(SMALL, steps=13, momentum=0.8)}),
+        ("data and start weights, teacher.slots.", {"teacher": l2t.Teacher(CLASSES, slots=2)}),
+        (
+            "different teacher.link.",
+            {"teacher": l2t.Teacher(CLASSES, link="log-sigmoid", diagonal_start=0.3)},
+        ),
         ("data and start weights", {"teacher": l2t.Teacher(CLASSES, seed=1)}),
         ("data and start weights", {"dev": data(100)}),
         ("guard", {"guard": False}),

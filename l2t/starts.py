@@ -255,7 +255,7 @@ def teach_best(
         **{part: sum(one.history["seconds"][part] for one in runs) for part in result.history["seconds"]},
         **trials.content["seconds"],
     }
-    if place is not None and not (place / "teacher.safetensors").exists():
+    if place is not None:  # of a run that was finished the same bytes
         write_json(place / "history.json", result.history)
         result.teacher.save(place)
     return result
@@ -289,6 +289,9 @@ class _Trials:
     def __init__(self, place: Path | None, resume: bool, same: dict[str, Any]) -> None:
         self.path = None if place is None else place / "families" / "trials.json"
         self.content: dict[str, Any] = {**same, "judged": {}, "seconds": {}}
+        if place is not None and (place / "checkpoint.json").exists():  # of teach
+            check.may_start("teach", place, resume)
+            check.is_the_same("teach", place, ["starts"])
         if place is not None and self.path is not None and self.path.exists():
             check.may_start("teach", place, resume)
             saved = json.loads(self.path.read_text())

@@ -868,6 +868,9 @@ class Outer:
         marker = directory / "checkpoint.json"
         for left in directory.glob(".*.part"):  # of a write that a kill cut short
             left.unlink()
+        if (directory / "families").exists():  # of teach_best
+            check.may_start("teach", directory, resume)
+            check.is_the_same("teach", directory, ["teacher"])
         if not marker.exists():
             directory.mkdir(parents=True, exist_ok=True)
             return

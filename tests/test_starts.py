@@ -233,6 +233,31 @@ def test_it_repeats_and_goes_on_from_its_files(tmp_path):
         run(starts, directory=tmp_path / "a")
 
 
+def test_the_result_takes_the_place_of_a_teacher_that_was_there(tmp_path):
+    l2t.Teacher(3, "per-class").save(tmp_path)
+    starts = Starts([l2t.Teacher(4, "full", link="identity")], [])
+    taught = run(starts, directory=tmp_path)
+    assert l2t.Teacher.load(tmp_path).config() == taught.teacher.config()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert {"teacher.safetensors", "teacher.json", "history.json"} == set(before)
+    run(starts, directory=tmp_path, resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_runs_of_one_teacher_and_of_several_do_not_mix(tmp_path):
+    several, one = Starts([l2t.Teacher(4)], []), tmp_path / "one"
+    settings = {"recipe": RECIPE, "progress": False}
+    l2t.teach(l2t.Teacher(4), student, data(), directory=one, **settings)
+    run(several, directory=tmp_path / "several")
+    for resume, sentence in ((False, "directory must hold no run"), (True, "got different (starts|teacher)")):
+        with pytest.raises(ValueError, match=sentence):
+            run(several, directory=one, resume=resume)
+        with pytest.raises(ValueError, match=sentence):
+            l2t.teach(
+                l2t.Teacher(4), student, data(), directory=tmp_path / "several", resume=resume, **settings
+            )
+
+
 @pytest.mark.parametrize(("what", "changes"), [
     ("student", {"student": lambda: nn.Sequential(nn.Linear(6, 4))}),
     ("data and start weights", {"train": data(150)}),

@@ -478,16 +478,18 @@ def evaluate(stack: Stack, inputs: Tensor, chunk: int = 4096) -> Tensor:
     Differentiable; wrap it in ``torch.no_grad()`` where that is not wanted.
 
     Args:
-        stack: the students, left in the mode they were in.
+        stack: the students; each of their modules is left in the mode it was in.
         inputs: what each runs on; ``inputs.expand(S, ...)`` gives all the same.
         chunk: rows a call, over all students.
     """
-    training = stack.training
+    modes = {module: module.training for module in stack.modules()}
     stack.eval()
     try:
         return torch.cat([stack(part) for part in inputs.split(max(1, chunk // stack.size), 1)], 1)
     finally:
-        stack.train(training)
+        stack.train(modes[stack])
+        for module, mode in modes.items():  # such as a BatchNorm that a student keeps frozen
+            module.training = mode
 
 
 @torch.no_grad()

@@ -363,6 +363,21 @@ def test_evaluate_goes_by_chunks_and_restores_the_mode():
     assert not stack.training
 
 
+def test_evaluate_leaves_frozen_modules_frozen():
+    def half_frozen() -> nn.Module:
+        student = batch_norm()
+        student[1].eval()
+        return student
+
+    stack = Stack(half_frozen, SEEDS)
+    x = torch.randn(3, 11, 6)
+    before = stack(x)
+    evaluate(stack, x)
+    assert [module.training for module in stack.student] == [True, False, True, True]
+    assert torch.equal(stack(x), before)
+    assert not stack.student[1].num_batches_tracked.any()
+
+
 def test_a_broken_student_is_wrong_everywhere():
     stack = Stack(mlp, SEEDS)
     with torch.no_grad():

@@ -462,7 +462,8 @@ def train(
     for step, now in enumerate(learning_rates(lr, len(lesson.batches), decay)):
         if then is not None and step in stops:
             then(step)
-        grads = torch.autograd.grad(lesson(stack, lesson.batches[step], step), weights)
+        loss = lesson(stack, lesson.batches[step], step)
+        grads = torch.autograd.grad(loss, weights, materialize_grads=True)  # zero where one is not used
         with torch.no_grad():
             for weight, moment, grad in zip(weights, moments, grads, strict=True):
                 moment.mul_(momentum).add_(grad.add(weight, alpha=weight_decay) if weight_decay else grad)

@@ -335,6 +335,44 @@ def test_the_course_is_that_of_torch_optim(decay):
             torch.testing.assert_close(every[i], one, rtol=1e-4, atol=1e-6)
 
 
+def test_a_parameter_that_a_student_does_not_use_stays_as_it_is():
+    """In the course of a comparison or trial as in the unrolled run, beside the same course of the others."""
+
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.spare = mlp(), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    x, y = torch.randn(60, 6), torch.randint(3, (60,))
+    batches = draw_batches(torch.arange(60).expand(3, -1), 5, 10, 0)
+
+    def lesson():
+        return Lesson((x, y), batches, lambda z, t, state, step: cross_entropy(z, t), 3)
+
+    stack, plain = Stack(Spare, SEEDS), Stack(mlp, SEEDS)
+    before = stack.student.spare.weight.detach().clone()
+    for one in (stack, plain):
+        train(one, lesson(), lr=0.1, momentum=0.9, weight_decay=0.0, decay="linear")
+    assert torch.equal(stack.student.spare.weight, before)
+    for ours, theirs in zip(stack.student.used.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    unrolled = Stack(Spare, SEEDS)
+    rates = learning_rates(0.1, 5, "linear")
+    sgd = l2t.optim.SGD(lr=lambda step: rates[step], momentum=0.9)
+    run = l2t.unroll(
+        unrolled,
+        batches,
+        lesson(),
+        lambda model: cross_entropy(model(x.expand(3, -1, -1)), y.expand(3, -1)),
+        optimizer=sgd,
+    )
+    expected = cross_entropy(evaluate(stack, x.expand(3, -1, -1)), y.expand(3, -1))
+    torch.testing.assert_close(run.measure, expected)
+
+
 def test_learning_rates_fall_along_a_line():
     assert learning_rates(0.4, 4, "linear") == pytest.approx([0.4, 0.3, 0.2, 0.1])
     assert learning_rates(0.4, 2, "constant") == [0.4, 0.4]

@@ -142,17 +142,23 @@ def class_weighted(weights: Tensor) -> Plain:
 
 
 def inverse_frequency(counts: Tensor) -> Tensor:
-    """Weights N / (C n_y), (C,), of rows per class n_y: every class counts alike, a row 1 on the average."""
-    return counts.sum() / (len(counts) * counts.clamp(min=1))
+    """Weights N / (C n_y), (C,), of rows per class n_y: every class counts alike, a row 1 on the average.
+
+    C is of classes that occur; the weight of one that does not is that of the rarest.
+    """
+    occurs = counts > 0
+    return counts.sum() / (occurs.sum() * counts.clamp(min=counts[occurs].min()))
 
 
 def effective_number(counts: Tensor, beta: float) -> Tensor:
     """Weights (1 - beta) / (1 - beta^n_y), (C,), a class 1 on the average (Cui et al., CVPR 2019).
 
-    beta 0 weighs all rows alike, beta to 1 by inverse frequency.
+    beta 0 weighs all rows alike, beta to 1 by inverse frequency. The average is over classes that occur; the
+    weight of one that does not is that of the rarest.
     """
-    weights = 1.0 / (1.0 - beta ** counts.clamp(min=1).double())
-    return weights / weights.mean()
+    occurs = counts > 0
+    weights = 1.0 / (1.0 - beta ** counts.clamp(min=counts[occurs].min()).double())
+    return weights / weights[occurs].mean()
 
 
 def baselines(counts: Tensor, noise: Tensor | None = None, dev_is_clean: bool = False) -> dict[str, Arm]:
@@ -160,7 +166,7 @@ def baselines(counts: Tensor, noise: Tensor | None = None, dev_is_clean: bool = 
 
     Args:
         counts: rows of each class in the training set, (C,). Where the largest class has over twice the rows
-            of the smallest, cross-entropy with weights by class is among the arms.
+            of the smallest that occurs, cross-entropy with weights by class is among the arms.
         noise: the true noise matrix, (C, C), where labels are noisy: adds forward correction, marked as an
             oracle.
         dev_is_clean: whether there is a dev set with better labels than the training set: adds cross-entropy
@@ -179,7 +185,7 @@ def baselines(counts: Tensor, noise: Tensor | None = None, dev_is_clean: bool = 
     arms["additive-margin softmax, margin 2"] = Arm(stateless(additive_margin(2.0)))
     arms["smooth 0/1 loss, slope 1"] = Arm(stateless(smooth_error(1.0)))
     arms["generalised cross-entropy, q 0.7"] = Arm(stateless(generalised_cross_entropy(0.7)))
-    if counts.max() > 2 * counts.min():
+    if counts.max() > 2 * counts[counts > 0].min():
         inverse, effective = inverse_frequency(counts), effective_number(counts, 0.999)
         arms["cross-entropy, class-weighted"] = Arm(stateless(class_weighted(inverse)))
         arms["cross-entropy, class-balanced, beta 0.999"] = Arm(stateless(class_weighted(effective)))

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,7 +90,8 @@ def default_starts(
         num_classes: C.
         slots: of the attention; 1 gives static teachers.
         counts: rows of each class in the training set, (C,). Where the largest class has over twice the rows
-            of the smallest, soft targets may start with class weights of inverse frequency too.
+            of the smallest that occurs, soft targets may start with class weights of inverse frequency too;
+            that of a class without rows is the mean of the others, which leaves theirs as they are.
         noisy: whether training labels are noisier than the dev set's.
         seed: of the start values.
         settings: more arguments of :class:`Teacher`, for all.
@@ -102,8 +104,9 @@ def default_starts(
     soft: dict[str, Any] = {"weight": "full" if num_classes <= 20 else "low-rank", "link": "identity"}
     found: list[dict[str, Any]] = [{**soft, "smoothing": value} for value in (0.0, 0.05, 0.1, 0.2)]
     known: list[dict[str, Any]] = []
-    if counts is not None and max(counts) > 2 * min(counts):
-        weights = [1.0 / max(1, count) for count in counts]
+    if counts is not None and max(counts) > 2 * min(count for count in counts if count):
+        usual = statistics.fmean(1.0 / count for count in counts if count)
+        weights = [1.0 / count if count else usual for count in counts]
         found += [{**soft, "smoothing": value, "class_weights": weights} for value in (0.0, 0.1)]
     if noisy:
         robust = {"weight": "shared", "link": "sigmoid", "diagonal_range": 1.5, "bias_range": 4.0}

@@ -148,10 +148,16 @@ def test_weights_of_classes():
     absent = torch.tensor([5, 0])
     assert inverse_frequency(absent).isfinite().all()
     assert effective_number(absent, 0.9).isfinite().all()
+    # A class without rows changes no weight of the others; its own is that of the rarest.
+    more = torch.cat([COUNTS, torch.tensor([0])])
+    for weights in (inverse_frequency, lambda counts: effective_number(counts, 0.99)):
+        assert torch.equal(weights(more)[:-1], weights(COUNTS))
+        assert weights(more)[-1] == weights(COUNTS).max()
 
 
 def test_arms_by_regime():
     even, uneven = torch.tensor([50, 50, 50]), torch.tensor([90, 30, 10])
+    assert list(baselines(torch.tensor([50, 50, 0]))) == list(baselines(even))
     plain = [
         "cross-entropy",
         "label smoothing 0.05",

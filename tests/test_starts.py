@@ -47,6 +47,18 @@ def test_the_defaults_follow_what_is_known_of_the_labels():
     assert {teacher.kind for teacher in default_starts(100).teachers} == {"low-rank"}
 
 
+def test_a_class_without_rows_takes_no_weight_from_the_others():
+    """The loss of the rows that there are is as steep as without the class."""
+    uneven = default_starts(4, counts=[20, 5, 0, 0]).teachers[-1].class_weights
+    assert uneven == pytest.approx([0.05, 0.2, 0.125, 0.125])
+    even = default_starts(5, counts=[100, 100, 100, 100, 0]).teachers
+    assert [teacher.class_weights for teacher in even] == [None] * 4
+    for counts in ([20, 5], [20, 5, 0, 0]):
+        teacher = default_starts(len(counts), counts=counts).teachers[-2].neutral()
+        scale = teacher(l2t.StudentState(0.0, 1.0, 0.5)).scale
+        torch.testing.assert_close(scale[:2], torch.tensor([0.4, 1.6]))
+
+
 def test_the_best_start_of_each_family_is_taught():
     bad = [1e-3, 1e-3, 1e-3, 1.0]  # all but one class count for nothing
     teachers = [

@@ -235,13 +235,13 @@ def static_arms(also: Iterable[str]) -> list[str]:
     return [arm for arm in also if not arm.startswith(weight_net.ARM)]
 
 
-def best_baseline(comparison: Mapping[str, Any]) -> str:
-    """The arm of least mean test error that is neither taught nor told what nobody knows."""
+def best_baseline(comparison: Mapping[str, Any]) -> str | None:
+    """The arm of least mean test error that is neither taught nor told what nobody knows, or None."""
     others = {"taught", *static_arms(comparison.get("also", ())), *comparison.get("oracles", ())}
     errors: dict[str, float] = {
         arm: statistics.fmean(values) for arm, values in comparison["test_error"].items() if arm not in others
     }
-    return min(errors, key=errors.__getitem__)
+    return min(errors, key=errors.__getitem__, default=None)
 
 
 def verdict(comparison: Mapping[str, Any], arm: str) -> str:
@@ -264,7 +264,13 @@ def headline(runs: Sequence[Run]) -> str:
         errors = [error for comparison in comparisons for error in comparison["test_error"]["taught"]]
         sentence = (
             f"Students under the taught loss make <b>{percent(statistics.fmean(errors))}</b> errors on the "
-            f"test set, against <b>{percent(statistics.fmean(first['test_error'][arm]))}</b> under the best "
+            "test set"
+        )
+        if arm is None:
+            said.append(f"{sentence}; there is no baseline to compare them with.")
+            continue
+        sentence += (
+            f", against <b>{percent(statistics.fmean(first['test_error'][arm]))}</b> under the best "
             f"tuned baseline, {html.escape(arm)}: {_outcome(comparisons, arm)}."
         )
         plain = "cross-entropy"

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import l2t
-from l2t import figures, report, schedule
+from l2t import cli, figures, report, schedule
 from l2t.schedule import Action
 from l2t.teacher import GateTeacher, StudentState, static_teacher
 
@@ -336,6 +336,24 @@ def test_the_headline_weighs_cross_entropy_too_where_another_is_best(tmp_path):
         "Under cross-entropy they make 45.00 %: fewer (paired t-test over 2 students, p ≤ 2.0·10−5, "
         "corrected for 2 comparisons)."
     )
+
+
+@pytest.mark.parametrize("others", [{}, {"told the noise": [0.1, 0.1], "static": [0.15, 0.16]}])
+def test_a_comparison_without_a_baseline_has_a_page_that_says_so(others, tmp_path):
+    comparison = comparison_of(
+        [0.20, 0.21], others, ["told the noise"] * bool(others), ["static"] * bool(others)
+    )
+    save(tmp_path, teacher_of(), history_of(), comparison, CONFIG)
+    said = Page(report.headline(report.find_runs(tmp_path))).text.replace("\u202f", " ")
+    assert said == (
+        "Students under the taught loss make 20.50 % errors on the test set; there is no baseline to compare "
+        "them with."
+    )
+    text = page_of(tmp_path).text
+    for arm in others:
+        assert arm in text
+    lines = cli.comparison_table("digits", {"seed-0": comparison})
+    assert any(line.startswith("taught, seed-0") for line in lines)
 
 
 def test_comparisons_with_other_students_are_not_mixed(tmp_path):

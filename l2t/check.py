@@ -284,6 +284,15 @@ def task_or_folder(where: str, is_folder: bool, names: Iterable[str]) -> None:
         )
 
 
+def compare_one_task(where: Sequence[str], tasks: Sequence[str]) -> None:
+    """A task is compared by itself."""
+    if tasks and len(where) > 1:
+        raise ValueError(
+            f"l2t.cli: compare must be given one task, or folders alone, got {' '.join(where)!r}. Compare "
+            f"{tasks[0]} by itself."
+        )
+
+
 def run_has_a_task(directory: Path, config: Mapping[str, object]) -> None:
     """A run of `l2t.teach` rather than of `l2t teach` has no task to take data from."""
     if not config:

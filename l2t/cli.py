@@ -987,18 +987,23 @@ def _compare(options: argparse.Namespace) -> int:
     from l2t.translation import runs
 
     with _asking():
-        if options.where[0] in tasks.names() and not Path(options.where[0]).is_dir():
-            task = tasks.get(options.where[0])
+        named = [where for where in options.where if where in tasks.names() and not Path(where).is_dir()]
+        check.compare_one_task(options.where, named)
+        if named:
+            task = tasks.get(named[0])
             regime = task.regimes[0] if options.regime is None else options.regime
             task.setting(regime)
             folders = [RUNS / f"{task.name}-{regime}"]
         else:
             folders = [Path(where) for where in options.where]
-            check.task_or_folder(options.where[0], folders[0].is_dir(), tasks.names())
+            for folder in folders:
+                check.task_or_folder(str(folder), folder.is_dir(), tasks.names())
         of_translators = runs.among(folders)
     if of_translators:
         return _compare_translators(folders, options)
     with _asking():
+        if not named:
+            check.flags_without_meaning("a comparison of folders", _given(options, ["regime"]))
         contests = contest.of_runs(folders, _budget(options))
         _say_what_is_left_out(folders)
     return _hold(contests, options)

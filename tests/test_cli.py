@@ -126,6 +126,16 @@ def test_the_version(capsys):
         (["teach", "digits", "--set", "measure=luck"], "measure must be one of calibrated-cross-entropy"),
         (["teach", "digits", "--device", "cuda:99"], "--device must be one of cpu"),
         (["compare", "nowhere"], "mnist1d) or an existing folder, got 'nowhere'"),
+        (["compare", ".", "nowhere"], "mnist1d) or an existing folder, got 'nowhere'"),
+        (
+            ["compare", "digits", "mnist1d"],
+            "compare must be given one task, or folders alone, got 'digits mnist1d'",
+        ),
+        (["compare", ".", "digits"], "compare must be given one task, or folders alone, got '. digits'"),
+        (
+            ["compare", ".", "--regime", "few"],
+            "a comparison of folders must come without flags of another, got --regime",
+        ),
         (["compare", "digits"], "the folder must hold a taught run or seed-* folders with one"),
         (["compare", "digits", "--regime", "dirty"], "the regime of digits must be one of clean"),
         (["transfer", "nowhere", "--to", "digits"], "the folder must hold a taught run or seed-* folders"),

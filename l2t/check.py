@@ -1779,6 +1779,15 @@ def student_keeps_buffer(name: str, kept: bool) -> None:
         )
 
 
+def students_losses(losses: object, students: int) -> None:
+    """What a loss gives students side by side."""
+    if not isinstance(losses, Tensor) or losses.shape != (students,):
+        raise ValueError(
+            f"l2t.Lesson: the loss of an arm must be of shape ({students},), a number for each student, got "
+            f"{_described(losses)}. Take the mean over a student's rows, not over the students."
+        )
+
+
 def recipe_count(name: str, value: object, least: int, op: str = "Recipe") -> None:
     """A whole number of a recipe."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

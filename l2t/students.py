@@ -430,7 +430,9 @@ class Lesson:
         logits = stack(augment(self.inputs[batch], self.augment))
         state = self.tracker.state(step)
         self.tracker.update(step, logits, target)
-        return self.loss(logits, target, state, step).sum()
+        losses = self.loss(logits, target, state, step)
+        check.students_losses(losses, stack.size)
+        return losses.sum()
 
 
 def learning_rates(lr: float | Tensor, steps: int, decay: str) -> list[float | Tensor]:

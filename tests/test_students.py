@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -303,6 +304,19 @@ def test_dev_features_without_a_dev_set_say_so():
         TaughtLoss(teacher), 3,
     )  # fmt: skip
     with pytest.raises(ValueError, match="dev_loss must be a number, got None"):
+        lesson(Stack(mlp, (0, 1)), lesson.batches[0], 0)
+
+
+@pytest.mark.parametrize(("loss", "got"), [
+    (lambda z, t, *_: F.cross_entropy(z.flatten(0, 1), t.flatten()), "shape (), float32 on cpu"),
+    (lambda z, t, *_: F.cross_entropy(z.mT, t, reduction="none"), "shape (2, 4), float32 on cpu"),
+    (lambda z, t, *_: 1.0, "float"),
+])  # fmt: skip
+def test_a_loss_that_is_not_one_for_each_student_says_so(loss, got):
+    rows = torch.randn(9, 6), torch.zeros(9, dtype=torch.long)
+    lesson = Lesson(rows, torch.zeros(2, 2, 4, dtype=torch.long), loss, 3)
+    sentence = f"loss of an arm must be of shape (2,), a number for each student, got {got}. Take the mean"
+    with pytest.raises(ValueError, match=re.escape(sentence)):
         lesson(Stack(mlp, (0, 1)), lesson.batches[0], 0)
 
 

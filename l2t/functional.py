@@ -46,6 +46,10 @@ def dynamic_loss(
     The family of Wu et al., "Learning to Teach with Dynamic Loss Functions" (NeurIPS 2018), docs/math.md
     section 1. Shapes, reductions, ``ignore_index``, empty batches and autocast are those of
     `torch.nn.functional.cross_entropy`, which is the special case ``link="identity"`` without coefficients.
+    Other arguments are not: ``weight`` is W and no class weights, and neither ``label_smoothing`` nor targets
+    of class probabilities are taken. With the identity link class weights w are
+    ``sample_weight=w[target.clamp(min=0)]``, under every reduction, and label smoothing is `Full.smoothed`.
+
     It is differentiable twice, to logits, weight, bias, scale and sample_weight, in reverse and forward mode;
     the same holds under `torch.func` and `torch.vmap`. Under `torch.compile` it is differentiable once.
 

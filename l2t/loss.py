@@ -18,11 +18,12 @@ __all__ = ["DynamicLoss"]
 class DynamicLoss(nn.Module):
     """The dynamic loss ``-κ_y φ(Σ_j W[y, j] log softmax(logits)_j + b_y)`` with coefficients of its own.
 
-    See `dynamic_loss` for the formula, its source, shapes, dtypes and errors.
+    See `dynamic_loss` for the formula, its source, shapes, dtypes and errors. ``weight`` is W, not the class
+    weights of `torch.nn.CrossEntropyLoss`, which go to the call as ``sample_weight=w[target]``.
 
     Args:
         weight: W: `Full`, `Diagonal` or `LowRank`, a tensor of shape (C, C) or (C,), or None for the
-        identity.
+            identity.
         bias: b, shape (C,), or None.
         scale: κ, shape (C,), or None.
         link: ``"sigmoid"``, ``"identity"`` or ``"log-sigmoid"``.

@@ -246,12 +246,14 @@ def test_smoothed_weight_is_label_smoothing(make, reduction):
     assert_same(derivatives(ours, [logits]), derivatives(theirs, [logits]))
 
 
-def test_sample_weight_is_class_weight_of_cross_entropy():
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_sample_weight_is_class_weight_of_cross_entropy(reduction):
     logits, target = torch.randn(7, 5), torch.randint(5, (7,))
     target[0] = -100
     weight = torch.rand(5)
-    ours = l2t.dynamic_loss(logits, target, link="identity", sample_weight=weight[target.clamp(min=0)])
-    torch.testing.assert_close(ours, F.cross_entropy(logits, target, weight=weight))
+    sample_weight = weight[target.clamp(min=0)]
+    ours = l2t.dynamic_loss(logits, target, link="identity", sample_weight=sample_weight, reduction=reduction)
+    torch.testing.assert_close(ours, F.cross_entropy(logits, target, weight=weight, reduction=reduction))
 
 
 def test_sigmoid_of_the_identity_is_known_in_closed_form():

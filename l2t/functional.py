@@ -145,6 +145,8 @@ def _quickly(
 
     None where something is to be converted or refused.
     """
+    if type(link) is not str or type(reduction) is not str:
+        return None
     number, kind = _NUMBERS.get(link), _REDUCTIONS.get(reduction)
     if inplace or number is None or kind is None or not ops.unwatched():
         return None

@@ -65,6 +65,8 @@ class DynamicLoss(nn.Module):
         check.loss_choice("reduction", reduction, REDUCTIONS)
         if isinstance(weight, Tensor):
             weight = Full(weight) if weight.dim() == 2 else Diagonal(weight)
+        if weight is not None and not isinstance(weight, Weight):
+            raise check.loss_weight(weight)
         parts = {} if weight is None else dict(zip(weight._fields, weight, strict=True))
         tensors = {**parts, "bias": bias, "scale": scale}
         given = [x for x in tensors.values() if x is not None]
@@ -119,6 +121,6 @@ class DynamicLoss(nn.Module):
             said.append(f"ignore_index={self.ignore_index}")
         if self.reduction != "mean":
             said.append(f"reduction={self.reduction!r}")
-        if not any(isinstance(x, nn.Parameter) for x in self._parameters.values()) and weight is not None:
+        if self._buffers:
             said.append("trainable=False")
         return ", ".join(said)

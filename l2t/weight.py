@@ -2,7 +2,7 @@
 
 Row ``W[y]`` weighs the log-probabilities of a sample of class y (docs/math.md, section 1). Records are named
 tuples, so they are pytrees: they pass through `torch.func`, `torch.vmap` and `torch.compile` as they are, and
-`_replace`, `==` by position and unpacking work as for any tuple.
+`_replace` and unpacking work as for any tuple; not `==`, which asks tensors for one truth value.
 
 Not here: what may be passed as a weight (check.py) and the arithmetic (csrc/math/weight.h, reference.py).
 """

@@ -788,6 +788,8 @@ def test_module_says_what_it_is():
     )
     said = "link='sigmoid', ignore_index=0, reduction='sum', trainable=False"
     assert repr(module) == f"DynamicLoss(LowRank, num_classes=5, rank=2, scale, {said})"
+    fixed = l2t.DynamicLoss(bias=torch.ones(5), trainable=False)
+    assert repr(fixed) == "DynamicLoss(identity, bias, link='sigmoid', trainable=False)"
 
 
 # ---- errors ----
@@ -865,6 +867,18 @@ ERRORS = {
         {"link": "tanh"},
         ValueError,
         "link must be one of sigmoid, identity, log-sigmoid, got 'tanh'",
+    ),
+    "link in a list": (
+        (Z, Y),
+        {"link": ["identity"]},
+        ValueError,
+        "link must be one of sigmoid, identity, log-sigmoid, got ['identity']",
+    ),
+    "reduction in a list": (
+        (Z, Y),
+        {"reduction": ["mean"]},
+        ValueError,
+        "reduction must be one of mean, sum, none, got ['mean']",
     ),
     "reduction": (
         (Z, Y),
@@ -996,6 +1010,8 @@ def test_double_coefficients_under_autocast_still_raise():
 def test_errors_of_the_module():
     with pytest.raises(ValueError, match="link must be one of sigmoid, identity, log-sigmoid, got 'relu'"):
         l2t.DynamicLoss(link="relu")
+    with pytest.raises(TypeError, match=r"weight must be l2t.Full, .* or None, got str. Wrap the"):
+        l2t.DynamicLoss("full")
     with pytest.raises(ValueError, match="reduction must be one of mean, sum, none"):
         l2t.DynamicLoss(reduction="max")
     with pytest.raises(ValueError, match="coefficients must be parameters or tensors without gradient"):

@@ -443,6 +443,15 @@ def teacher_state(name: str, value: object) -> None:
         )
 
 
+def teacher_states(state: object, kind: type) -> None:
+    """What a teacher looks at."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"l2t.Teacher: state must be an l2t.StudentState, got {type(state).__name__}. Give "
+            "l2t.StudentState(progress, train_loss, train_accuracy)."
+        )
+
+
 def token_counts(counts: Tensor, eos: int) -> Tensor:
     """How often each token of a vocabulary occurs."""
     if (
@@ -1737,6 +1746,15 @@ def optim_amsgrad(owner: str, amsgrad: bool) -> None:
 # ---- students, teach -------------------------------------------------------------------------------------------------
 
 
+def student_is_made(student: object) -> None:
+    """What makes students can be called, and is none itself: every run wants fresh ones."""
+    if isinstance(student, nn.Module) or not callable(student):
+        raise ValueError(
+            f"l2t.teach: student must be a function that returns a fresh torch.nn.Module, got a made "
+            f"{type(student).__name__}. Pass the class or a lambda, not a made student."
+        )
+
+
 def student_is_module(student: object) -> None:
     """What makes students returned one."""
     if not isinstance(student, nn.Module):
@@ -1826,6 +1844,18 @@ def recipe_choice(name: str, value: object, names: Iterable[str], op: str = "Rec
         )
 
 
+def teach_tensors(op: str, **given: object) -> None:
+    """Data are two tensors."""
+    for name, data in given.items():
+        kinds = [type(part).__name__ for part in data] if isinstance(data, (tuple, list)) else []
+        if len(kinds) != 2 or not all(isinstance(part, Tensor) for part in data):  # type: ignore[attr-defined]
+            got = f"({', '.join(kinds)})" if kinds else type(data).__name__
+            raise TypeError(
+                f"l2t.{op}: {name} must be two tensors, inputs (N, ...) and targets (N,), got {got}. Make them of arrays by "
+                "torch.as_tensor, of a Dataset by torch.utils.data.default_collate(list(dataset))."
+            )
+
+
 def teach_data(
     name: str, data: tuple[Tensor, Tensor], num_classes: int, dtype: torch.dtype, op: str = "teach"
 ) -> None:
@@ -1868,6 +1898,16 @@ def one_device(op: str, train: Tensor, **others: Tensor) -> None:
             )
 
 
+def rows_alike(op: str, train: Tensor, **others: Tensor) -> None:
+    """All rows are what the students take."""
+    for name, inputs in others.items():
+        if inputs.shape[1:] != train.shape[1:]:
+            raise ValueError(
+                f"l2t.{op}: {name} inputs must have rows of shape {tuple(train.shape[1:])}, as those of train have, got "
+                f"{tuple(inputs.shape[1:])}. Prepare them alike."
+            )
+
+
 def augments(op: str, kind: str, inputs: Tensor) -> None:
     """Only images are cropped and mirrored."""
     if kind != "none" and inputs.dim() != 4:
@@ -1881,6 +1921,7 @@ def teach_student_fits(
     student: Callable[[], nn.Module], inputs: Tensor, num_classes: int, op: str = "teach"
 ) -> None:
     """A student alone runs on the data and has a logit for each class."""
+    student_is_made(student)
     with torch.random.fork_rng(devices=[]):
         made = student()
         student_is_module(made)

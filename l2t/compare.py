@@ -214,9 +214,12 @@ class Comparison:
         check.compare_counts(len(teachers), students, tuning_students, grid)
         self.classes = next(iter(teachers.values())).num_classes
         dtype = next(next(iter(teachers.values())).parameters()).dtype
-        check.one_device("compare", train[0], test=test[0], **({} if dev is None else {"dev": dev[0]}))
-        for name, data in (("train", train), ("test", test), *((("dev", dev),) if dev is not None else ())):
+        others = {"test": test, **({} if dev is None else {"dev": dev})}
+        check.teach_tensors("compare", train=train, **others)
+        check.one_device("compare", train[0], **{name: inputs for name, (inputs, _) in others.items()})
+        for name, data in {"train": train, **others}.items():
             check.teach_data(name, data, self.classes, dtype, "compare")
+        check.rows_alike("compare", train[0], **{name: inputs for name, (inputs, _) in others.items()})
         check.augments("compare", recipe.augment, train[0])
         check.teach_student_fits(student, train[0], self.classes, "compare")
         check.compare_dev_is_there(dev is not None, dev_is_clean)

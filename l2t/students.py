@@ -72,6 +72,7 @@ class Stack(nn.Module):
 
     def __init__(self, make: Make, seeds: Iterable[int]) -> None:
         super().__init__()
+        check.student_is_made(make)
         students = []
         for seed in seeds:
             with seeded(seed):
@@ -442,6 +443,7 @@ def learning_rates(lr: float | Tensor, steps: int, decay: str) -> list[float | T
     return [lr * (1.0 - step / steps) for step in range(steps)]
 
 
+@torch.enable_grad()
 def train(
     stack: Stack,
     lesson: Lesson,

@@ -394,7 +394,7 @@ def plan_episode(
     stack, lesson, _, _, settings = _unrolled(
         teacher, student, train, dev, recipe, lr, seed_of(0), recipe.students
     )
-    with threads(recipe.threads), seeded(0):
+    with threads(recipe.threads), seeded(0), torch.enable_grad():
         return plan(stack, list(lesson.batches), lesson, **settings)
 
 
@@ -604,7 +604,7 @@ def teach(
     recipe = recipe or Recipe()
     check_arguments(teacher, student, train, dev, recipe)
     run = _Teaching(teacher, student, train, dev, recipe, seed, directory, guard, progress)
-    with threads(recipe.threads):
+    with threads(recipe.threads), torch.enable_grad():
         return run.go(resume)
 
 
@@ -613,10 +613,12 @@ def check_arguments(
 ) -> None:
     """Whether they fit together, before any work is done; raises as :func:`teach` says."""
     dtype = next(teacher.parameters()).dtype
+    check.teach_tensors("teach", train=train, **({} if dev is None else {"dev": dev}))
     check.teach_data("train", train, teacher.num_classes, dtype)
     if dev is not None:
         check.one_device("teach", train[0], dev=dev[0])
         check.teach_data("dev", dev, teacher.num_classes, dtype)
+        check.rows_alike("teach", train[0], dev=dev[0])
     check.augments("teach", recipe.augment, train[0])
     check.teach_student_fits(student, train[0], teacher.num_classes)
     if isinstance(teacher, WeightNet):

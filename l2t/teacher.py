@@ -216,6 +216,7 @@ class AttentiveTeacher(AnyTeacher):
 
     def _shares(self, state: StudentState) -> Tensor | None:
         """Share of each slot in ``state``; None where there is one slot, which looks at nothing."""
+        check.teacher_states(state, StudentState)
         return self._mix(self._features(state)) if self.slots > 1 else None
 
 

@@ -446,7 +446,19 @@ def test_arms_can_be_made_one_by_one_and_forgotten(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_comparison_trains_wherever_it_is_called():
+    with torch.no_grad():
+        under = without_seconds(run(grid=(0.2,), arms={"a": Arm(stateless(cross_entropy))}))
+    assert under == without_seconds(run(grid=(0.2,), arms={"a": Arm(stateless(cross_entropy))}))
+
+
 # ---- sentences
+
+
+def test_data_that_are_no_tensors_say_so():
+    dataset = torch.utils.data.TensorDataset(*data(9))
+    with pytest.raises(TypeError, match=r"l2t\.compare: train must be two tensors, .* got TensorDataset"):
+        run(train=dataset)
 
 
 @pytest.mark.parametrize(
@@ -459,6 +471,11 @@ def test_arms_can_be_made_one_by_one_and_forgotten(tmp_path):
         ({"grid": (0.1, -0.1)}, "grid must be positive learning rates, got (0.1, -0.1)"),
         ({"dev_is_clean": True}, "dev must be given where dev_is_clean is True, got None"),
         ({"train": (torch.zeros(4, 5), torch.zeros(4))}, "l2t.compare: train targets must be int64"),
+        (
+            {"dev": (torch.zeros(4, 3), torch.arange(4) % 3)},
+            "l2t.compare: dev inputs must have rows of shape (5,), ",
+        ),
+        ({"student": linear()}, "a function that returns a fresh torch.nn.Module, got a made Linear. Pass"),
         ({"student": lambda: nn.Linear(5, 9)}, "l2t.compare: student must return logits of shape (2, 3)"),
     ],
 )

@@ -738,6 +738,15 @@ X, Y = data(20)
             (lambda: nn.Linear(6, 5), (X, Y)),
             "student must return logits of shape (2, 4) for two rows, got (2, 5)",
         ),
+        (
+            (mlp, (X, Y), (X[:, :5], Y)),
+            "dev inputs must have rows of shape (6,), as those of train have, got (5,). Prepare them alike.",
+        ),
+        (
+            (mlp(), (X, Y)),
+            "returns a fresh torch.nn.Module, got a made Sequential. Pass the class or a lambda",
+        ),
+        ((None, (X, Y)), "returns a fresh torch.nn.Module, got a made NoneType. Pass the class or a lambda"),
         ((lambda: "student", (X, Y)), "a function that returns a fresh torch.nn.Module, got a function that"),
     ],
 )
@@ -746,6 +755,37 @@ def test_bad_arguments_say_so_before_any_work(arguments, sentence, tmp_path):
         l2t.teach(l2t.Teacher(CLASSES), *arguments, recipe=SMALL, directory=tmp_path / "run", progress=False)
     assert sentence in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+SET = torch.utils.data.TensorDataset(X, Y)
+
+
+@pytest.mark.parametrize(("train", "dev", "got"), [
+    (SET, None, "got TensorDataset."),
+    (torch.utils.data.DataLoader(SET), None, "got DataLoader."),
+    ((X.numpy(), Y.numpy()), None, "got (ndarray, ndarray)."),
+    ((X, Y, Y), None, "got (Tensor, Tensor, Tensor)."),
+    ((X, Y), SET, "got TensorDataset."),
+])  # fmt: skip
+def test_data_that_are_no_tensors_say_how_to_make_them(train, dev, got):
+    name = "train" if dev is None else "dev"
+    sentence = f"{name} must be two tensors, inputs (N, ...) and targets (N,), {got} Make them"
+    for teach in (
+        l2t.teach,
+        lambda teacher, *rest, **more: l2t.teach_best(l2t.Starts([teacher], []), *rest, **more),
+    ):
+        with pytest.raises(TypeError) as caught:
+            teach(l2t.Teacher(CLASSES), mlp, train, dev, recipe=SMALL, progress=False)
+        assert sentence in str(caught.value)
+    x, y = torch.utils.data.default_collate(list(SET))  # as the sentence says
+    assert torch.equal(x, X)
+    assert torch.equal(y, Y)
+
+
+def test_teaching_wants_gradients_wherever_it_is_called():
+    with torch.no_grad():
+        under = told(run())
+    assert under == told(run())
 
 
 def test_a_student_that_cannot_stack_says_so():

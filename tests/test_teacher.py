@@ -463,6 +463,14 @@ def test_bad_arguments_say_so(arguments, settings_, sentence):
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize("make", [l2t.Teacher, l2t.static_teacher, l2t.GateTeacher])
+def test_a_state_of_another_kind_says_so(make):
+    with pytest.raises(
+        TypeError, match=r"state must be an l2t\.StudentState, got dict\. Give l2t\.StudentState"
+    ):
+        make(4)(STATE._asdict())
+
+
 def test_a_gate_has_two_slots():
     with pytest.raises(ValueError, match=r"slots must be 2, got 3\. Use l2t.Teacher for more slots"):
         l2t.GateTeacher(10, slots=3)

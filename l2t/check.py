@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -266,6 +267,13 @@ def no_run(directory: Path) -> FileNotFoundError:
     return FileNotFoundError(
         f"l2t.cli: the folder must hold a taught run or seed-* folders with one, got {str(directory)!r}. "
         "Run `l2t teach` first."
+    )
+
+
+def run_file(path: str | os.PathLike[str], got: str) -> ValueError:
+    """A file of a run that is not what was written."""
+    return ValueError(
+        f"l2t: {path} must be JSON as this library writes it, got {got}. Put the file back as it was, or remove it and make it again."
     )
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from l2t import check, doctor
-from l2t.files import write_json
+from l2t.files import read_json, write_json
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -522,8 +522,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "L2T_TRACEBACK" in os.environ:
             raise
-        print(check.command_failed(error), file=sys.stderr)
-        return 2 if isinstance(error, _UsageError) else 1
+        refused = isinstance(error, _UsageError)
+        print(
+            check.command_failed(error.__cause__ if refused and error.__cause__ else error), file=sys.stderr
+        )
+        return 2 if refused else 1
 
 
 # ---- data ----
@@ -688,7 +691,7 @@ def _differing(path: Path, config: Mapping[str, Any]) -> list[str]:
     """What is asked for otherwise than in the config.json of a begun run; devices of a kind do the same."""
     from l2t.teach import differing
 
-    was = json.loads(path.read_text()) if path.is_file() else {}
+    was = read_json(path) if path.is_file() else {}
     wanted = {name: value for name, value in config.items() if name in was}  # an older file says less
     return differing(was, {name: wanted[name] for name in wanted if name not in ("device", "versions")})
 

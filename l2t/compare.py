@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from l2t import check
 from l2t.baselines import Arm, baselines
-from l2t.files import to_json, write_json
+from l2t.files import read_json, to_json, write_json
 from l2t.students import (
     GivenLoss,
     Lesson,
@@ -283,7 +283,10 @@ class Comparison:
         place = self._file(name)
         if place is None or not place[0].is_file():
             return {}
-        row: dict[str, Any] = json.loads(place[0].read_text())
+        try:
+            row = read_json(place[0])
+        except ValueError:  # not whole: it is made again
+            return {}
         if row.pop("of", None) != place[1]:
             return {}
         if "test_error" in row:

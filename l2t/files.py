@@ -18,6 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from l2t import check
+
 # One entry only: safetensors writes several in no fixed order, and equal content should be equal bytes.
 _ENTRY = "l2t"
 
@@ -41,6 +43,24 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write ``content`` as JSON, whole, by :func:`to_json`."""
     write_whole(path, to_json(content) + "\n")
+
+
+def read_json(path: str | os.PathLike[str], *names: str) -> dict[str, Any]:
+    """Read what :func:`write_json` wrote of a mapping.
+
+    Raises:
+        ValueError: the file is not whole, or lacks one of the names.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    except ValueError as error:  # UnicodeDecodeError among them
+        raise check.run_file(path, f"what breaks off or is none ({error})") from error
+    if not isinstance(content, dict):
+        raise check.run_file(path, f"a {type(content).__name__}")
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise check.run_file(path, f"an object without {', '.join(missing)}")
+    return content
 
 
 def to_json(content: Any) -> str:

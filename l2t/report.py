@@ -26,7 +26,7 @@ from torch import Tensor
 
 from l2t import check, figures, weight_net
 from l2t.compare import ALPHA, called
-from l2t.files import write_whole
+from l2t.files import read_json, write_whole
 from l2t.record import Report
 from l2t.teacher import AnyTeacher, AttentiveTeacher, StudentState, Teacher
 from l2t.translation.token_teacher import TokenTeacher
@@ -104,6 +104,7 @@ def find_runs(*directories: Path) -> list[Run]:
 
     Raises:
         FileNotFoundError: for a folder that holds none.
+        ValueError: for a file of a run that is not whole.
     """
     found = []
     for directory in directories:
@@ -123,8 +124,8 @@ def _by_number(path: Path) -> tuple[str, int]:
 def _read(directory: Path, above: Path) -> Run:
     """The run in a folder; a comparison of several is in the one above."""
 
-    def content(path: Path) -> Any:
-        return json.loads(path.read_text()) if path.is_file() else None
+    def content(path: Path) -> dict[str, Any] | None:
+        return read_json(path) if path.is_file() else None
 
     history = content(directory / "history.json") or {}
     return Run(

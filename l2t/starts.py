@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import torch
 
 from l2t import check
-from l2t.files import write_json
+from l2t.files import read_json, write_json
 from l2t.students import Make, calibrated_error, seed_of, wrong
 from l2t.teach import (
     Data,
@@ -297,7 +297,7 @@ class _Trials:
             check.is_the_same("teach", place, ["starts"])
         if place is not None and self.path is not None and self.path.exists():
             check.may_start("teach", place, resume)
-            saved = json.loads(self.path.read_text())
+            saved = read_json(self.path, "judged", "seconds")
             known = {name: value for name, value in same.items() if name in saved}  # an older file says less
             check.is_the_same("teach", place, differing(saved, known))
             self.content = saved

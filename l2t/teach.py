@@ -34,7 +34,7 @@ from tqdm import tqdm
 from l2t import check, optim
 from l2t.augment import AUGMENTS
 from l2t.curvature import CURVATURES
-from l2t.files import read_tensors, to_json, write_json, write_tensors
+from l2t.files import read_json, read_tensors, to_json, write_json, write_tensors
 from l2t.plan import Plan, plan
 from l2t.students import (
     DECAYS,
@@ -877,7 +877,7 @@ class Outer:
             directory.mkdir(parents=True, exist_ok=True)
             return
         check.may_start("teach", directory, resume)
-        saved = json.loads(marker.read_text())
+        saved = read_json(marker, "tensors", "identity", "numbers", "history")
         check.is_the_same("teach", directory, differing(saved["identity"], self.identity))
         tensors, _ = read_tensors(directory / saved["tensors"])
         groups: dict[str, dict[str, Tensor]] = {}

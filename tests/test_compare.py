@@ -426,6 +426,18 @@ def test_an_arm_is_taken_from_its_file_only_where_it_is_the_same(changes, made, 
     assert without_seconds(found) == without_seconds(fresh)
 
 
+def test_an_arm_whose_file_is_not_whole_is_made_again(tmp_path, monkeypatch):
+    options = {"grid": (0.2,), "arms": {"a": Arm(stateless(cross_entropy))}, "directory": tmp_path}
+    found = run(**options)
+    (file,) = tmp_path.glob("a-*.json")
+    whole = file.read_text()
+    calls = count_runs(monkeypatch)
+    for broken in (whole[: len(whole) // 2], "", "[]"):
+        file.write_text(broken)
+        assert without_seconds(run(**options)) == without_seconds(found)
+    assert len(calls) == 6  # tuning and final students of one arm, each time
+
+
 def test_arms_can_be_made_one_by_one_and_forgotten(tmp_path):
     x, y = data()
     comparison = Comparison(

@@ -538,6 +538,23 @@ def test_a_bare_teacher_has_a_page(tmp_path):
     assert "Settings" in page_of(tmp_path).text
 
 
+@pytest.mark.parametrize(("content", "got"), [
+    (b'{"updates": [', "what breaks off or is none (Expecting value: "), (b"", "what breaks off or is none"),
+    (b"[1]", "a list"), (b"\xff", "what breaks off or is none ('utf-8' codec"),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["history", "config", "comparison"])
+def test_a_file_that_is_not_whole_is_named(name, content, got, tmp_path, capsys):
+    save(tmp_path, teacher_of(), history_of(), comparison_of([0.2, 0.3], BASELINES), CONFIG)
+    file = tmp_path / f"{name}.json"
+    file.write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        report.find_runs(tmp_path)
+    sentence = f"l2t: {file} must be JSON as this library writes it, got {got}"
+    assert str(caught.value).startswith(sentence)
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(sentence)
+
+
 def test_several_teachers_stand_side_by_side_in_the_order_of_their_seeds(tmp_path):
     for seed in (10, 2):
         config = {**CONFIG, "seed": seed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import sys
 
 import pytest
@@ -243,6 +244,16 @@ def test_it_repeats_and_goes_on_from_its_files(tmp_path):
     assert loaded.config() == first.teacher.config()
     with pytest.raises(ValueError, match="resume"):
         run(starts, directory=tmp_path / "a")
+
+
+def test_trials_that_are_not_whole_are_named(tmp_path):
+    (tmp_path / "families").mkdir()
+    file = tmp_path / "families" / "trials.json"
+    file.write_text('{"judged": {"starts": [')
+    with pytest.raises(
+        ValueError, match=re.escape(f"l2t: {file} must be JSON as this library writes it, got")
+    ):
+        run(Starts([l2t.Teacher(4)], []), directory=tmp_path, resume=True)
 
 
 def test_the_result_takes_the_place_of_a_teacher_that_was_there(tmp_path):

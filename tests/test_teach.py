@@ -668,6 +668,19 @@ def test_a_run_of_other_arguments_is_not_resumed(tmp_path, what, arguments):
     assert what in str(caught.value)
 
 
+def test_a_checkpoint_that_is_not_whole_is_named(tmp_path):
+    run(directory=tmp_path)
+    marker = tmp_path / "checkpoint.json"
+    for content, got in (
+        (marker.read_text()[:99], "what breaks off or is none"),
+        ("{}", "an object without tensors, "),
+    ):
+        marker.write_text(content)
+        with pytest.raises(ValueError) as caught:
+            run(directory=tmp_path, resume=True)
+        assert f"l2t: {marker} must be JSON as this library writes it, got {got}" in str(caught.value)
+
+
 # ---- sentences
 
 

@@ -95,6 +95,13 @@ def test_the_version(capsys):
     assert capsys.readouterr().out.strip() == f"l2t {importlib.metadata.version('l2t')}"
 
 
+def test_the_package_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "l2t", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"l2t {importlib.metadata.version('l2t')}"
+
+
 # ---- what it refuses
 
 

@@ -18,7 +18,18 @@ NATIVE = sorted(path for path in CORE.rglob("*") if path.suffix in {".h", ".cpp"
 LAYERS = (
     (
         "what people run",
-        {"tasks", "cli", "report", "figures", "doctor", "compare", "contest", "baselines", "translation"},
+        {
+            "tasks",
+            "cli",
+            "__main__",
+            "report",
+            "figures",
+            "doctor",
+            "compare",
+            "contest",
+            "baselines",
+            "translation",
+        },
     ),
     (
         "the walk through time",

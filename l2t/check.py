@@ -73,6 +73,13 @@ def data_file(path: Path, requirement: str, actual: str) -> ValueError:
     )
 
 
+def own_file(path: Path, requirement: str, actual: str) -> ValueError:
+    """A file or folder of the user's own images that is not what it should be."""
+    return ValueError(
+        f"l2t.tasks: {path} must be {requirement}, got {actual}. Mend it, or take it out of your folder."
+    )
+
+
 def data_missing(name: str, folder: Path, missing: Sequence[str]) -> FileNotFoundError:
     """A data set whose files are not there."""
     return FileNotFoundError(

@@ -312,8 +312,9 @@ def test_an_image_is_cut_to_its_middle_and_resampled(tmp_path):
 )
 def test_a_broken_image_is_refused(tmp_path, content, sentence):
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(ValueError, match=f"a.png {sentence}"):
+    with pytest.raises(ValueError, match=f"a.png {sentence}") as caught:
         readers.image(tmp_path / "a.png", 8)
+    assert str(caught.value).endswith(". Mend it, or take it out of your folder.")  # which nothing fetches
 
 
 def test_images_need_pillow(monkeypatch, tmp_path):

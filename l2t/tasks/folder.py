@@ -67,7 +67,7 @@ class Folder(Place):
             train, test = class_files(root / "train"), class_files(root / "test")
             if train.keys() != test.keys():
                 want = f"a folder with the classes of train, {', '.join(train)}"
-                raise check.data_file(root / "test", want, ", ".join(test))
+                raise check.own_file(root / "test", want, ", ".join(test))
             return _Split(tuple(train), _rows(train), _rows(test))
         files = class_files(root)
         rows = _rows(files)

@@ -205,7 +205,7 @@ def class_files(root: Path) -> dict[str, list[Path]]:
     """
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(folders) < 2:
-        raise check.data_file(
+        raise check.own_file(
             root, "a folder with a folder of images for each of two classes or more", f"{len(folders)}"
         )
     found = {}
@@ -213,7 +213,7 @@ def class_files(root: Path) -> dict[str, list[Path]]:
         files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         found[folder.name] = [path for path in files if path.suffix.lower() in SUFFIXES]
         if not found[folder.name]:
-            raise check.data_file(folder, f"a folder of images ({', '.join(SUFFIXES)})", "none")
+            raise check.own_file(folder, f"a folder of images ({', '.join(SUFFIXES)})", "none")
     return found
 
 
@@ -233,9 +233,9 @@ def image(path: Path, size: int) -> Bytes:
             opened.load()
             mode, upright = opened.mode, ImageOps.exif_transpose(opened)
     except Exception as error:  # a broken file can raise anything
-        raise check.data_file(path, "an image that Pillow can read", str(error)) from error
+        raise check.own_file(path, "an image that Pillow can read", str(error)) from error
     if mode[0] in "IF":
-        raise check.data_file(path, "an image of 8 bits a channel", f"Pillow's mode {mode}")
+        raise check.own_file(path, "an image of 8 bits a channel", f"Pillow's mode {mode}")
     pixels = np.asarray(ImageOps.fit(upright.convert("RGB"), (size, size)))  # [H, W, 3]
     channels: Bytes = pixels.transpose(2, 0, 1)
     return channels

@@ -1812,6 +1812,16 @@ def student_keeps_buffer(name: str, kept: bool) -> None:
         )
 
 
+def students_tensor(name: str, alike: bool) -> None:
+    """A tensor that a student keeps as a plain attribute: the stack has that of its first student alone."""
+    if not alike:
+        leaf = name.rpartition(".")[2]
+        raise ValueError(
+            f"l2t.Stack: the student's plain tensor {name!r} must be the same for every seed, got different ones. "
+            f"Make it a buffer, by self.register_buffer({leaf!r}, ...)."
+        )
+
+
 def students_losses(losses: object, students: int) -> None:
     """What a loss gives students side by side."""
     if not isinstance(losses, Tensor) or losses.shape != (students,):

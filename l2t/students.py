@@ -82,6 +82,11 @@ class Stack(nn.Module):
         check.students_count(len(students))
         shapes = [{name: value.shape for name, value in student.state_dict().items()} for student in students]
         check.students_alike(all(shape == shapes[0] for shape in shapes))
+        plain, *others = map(_plain_tensors, students)
+        for name, tensor in plain.items():
+            check.students_tensor(
+                name, all(torch.equal(tensor, other[name]) for other in others if name in other)
+            )
         self.size = len(students)
         self.student = students[0]
         # Where the student's tensors live: (a module's own dict, name in it), tied ones at every place.
@@ -154,6 +159,17 @@ class Stack(nn.Module):
         for (place, name), tensor in zip(self._places, tensors, strict=True):
             check.student_keeps_buffer(name, place.get(name) is tensor)
         return logits
+
+
+def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Attributes that are tensors but no parameters or buffers, less what hooks make before each call."""
+    return {
+        f"{owner}.{name}".removeprefix("."): value
+        for owner, part in module.named_modules()
+        if not part._forward_pre_hooks
+        for name, value in vars(part).items()
+        if isinstance(value, Tensor)
+    }
 
 
 def _tensor_at(module: nn.Module, name: str) -> Tensor:

@@ -210,6 +210,31 @@ def test_what_cannot_stack_says_so(make, kind, sentence):
         Stack(make, SEEDS)(torch.randn(3, 10, 6))
 
 
+class Features(nn.Linear):
+    """Random features, or none, as a plain tensor."""
+
+    def __init__(self, random: bool) -> None:
+        super().__init__(6, 3)
+        self.features = torch.randn(6, 6) if random else torch.eye(6)
+
+    def forward(self, x):
+        return super().forward((x @ self.features).tanh())
+
+
+def test_a_plain_tensor_that_differs_says_so():
+    sentence = (
+        r"plain tensor '0\.features' must be the same for every seed, .* self\.register_buffer\('features', "
+    )
+    with pytest.raises(ValueError, match=sentence):
+        Stack(lambda: nn.Sequential(Features(True), nn.Tanh()), SEEDS)
+    x = torch.randn(3, 10, 6)
+    stack = Stack(lambda: Features(False), SEEDS)
+    for i, seed in enumerate(SEEDS):
+        torch.testing.assert_close(stack(x)[i], alone(lambda: Features(False), seed)(x[i]))
+    with pytest.warns(FutureWarning, match="weight_norm"):  # whose weight is made anew before each call
+        Stack(lambda: nn.utils.weight_norm(nn.Linear(6, 3)), SEEDS)
+
+
 def test_an_empty_stack_says_so():
     with pytest.raises(ValueError, match="seeds must be one or more, got none"):
         Stack(mlp, [])

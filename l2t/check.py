@@ -2091,7 +2091,7 @@ def trial_chose_neutral(errors: dict[str, float]) -> str:
     """No taught teacher was ahead of the start."""
     seen = ", ".join(f"{name} {level:.1f}%" for name, level in errors.items())
     return (
-        f"l2t.teach: fresh students are not ahead under what was taught (dev error: {seen}); "
+        f"l2t.teach: fresh students are not ahead under what was taught (calibrated expected error on dev: {seen}); "
         "the result is the neutral teacher: the loss that teaching started with."
     )
 

@@ -436,11 +436,11 @@ def said_of_the_teaching(history: Mapping[str, Any]) -> list[str]:
     if trial is not None:
         errors = ", ".join(
             f"{percent(min(errors), 1)} under the {CANDIDATES[name]}"
-            for name, errors in trial["dev_error"].items()
+            for name, errors in trial["expected_error"].items()
         )
         said.append(
-            f"At the end fresh students made these dev errors, each teacher at its best rate: {errors}. "
-            f"Taken was the {CANDIDATES[trial['chosen']]}."
+            "At the end fresh students had these calibrated expected errors on dev, each teacher at its "
+            f"best rate: {errors}. Taken was the {CANDIDATES[trial['chosen']]}."
         )
     choice = history.get("choice")
     if choice is not None:

@@ -43,6 +43,7 @@ from l2t.students import (
     Make,
     Stack,
     calibrated_cross_entropy,
+    calibrated_error,
     cross_entropy,
     draw_batches,
     error,
@@ -171,7 +172,8 @@ class Recipe(Rules):
         guard_shrink: factor of the teacher's step after each return.
         guard_returns: returns after which teaching ends.
         trial_students: fresh students on whom the result is tried before it is returned, against the neutral
-            teacher (:meth:`l2t.Teacher.neutral`): the loss that teaching started with.
+            teacher (:meth:`l2t.Teacher.neutral`): the loss that teaching started with. They are judged by
+            the expected error of their answers on dev, each student's at its own best temperature.
         trial_rates: factors of the students' learning rate; each teacher is tried at its best one.
         trial_margin: standard errors, over students and over dev rows that they share, by which a taught
             teacher has to be ahead of the neutral one there.
@@ -1017,7 +1019,9 @@ class _Teaching(Outer):
 
         Each candidate is tried at its own best learning rate, since a loss that wants another rate than the
         one for teaching is no worse for that. A taught teacher has to be ahead of the neutral one by
-        ``trial_margin`` standard errors: other students, and other dev rows, would likely say the same.
+        ``trial_margin`` standard errors: other students, and other dev rows, would likely say the same. What
+        is judged is the calibrated expected error, as by :func:`l2t.teach_best`: of 0 or 1 a row the noise is
+        as large as what is gained.
         """
         recipe, neutral = self.recipe, self.start.neutral()
         names = [*taught, "neutral"]
@@ -1026,7 +1030,10 @@ class _Teaching(Outer):
             teacher.load_state_dict(weights)
         teachers.append(neutral)
         rates = [self.history["lr"] * factor for factor in recipe.trial_rates]
-        seen = trial(teachers, self.student, self.train, self.trial_dev, recipe, rates, seed_of(self.seed, 2))
+        seed = seed_of(self.seed, 2)
+        seen = trial(
+            teachers, self.student, self.train, self.trial_dev, recipe, rates, seed, calibrated_error
+        )
         means = seen.mean((-2, -1))  # [candidates, rates]
         own = seen[torch.arange(len(names)), means.argmin(-1)]  # [candidates, students, rows]
         levels = own.mean((-2, -1))
@@ -1040,7 +1047,7 @@ class _Teaching(Outer):
         self.history["trial"] = {
             "chosen": names[chosen],
             "rates": rates,
-            "dev_error": {name: row.tolist() for name, row in zip(names, means, strict=True)},
+            "expected_error": {name: row.tolist() for name, row in zip(names, means, strict=True)},
         }
         if names[chosen] == "neutral":
             percents = [100.0 * float(level) for level in levels]

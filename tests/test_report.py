@@ -405,7 +405,7 @@ def test_the_words_about_the_teaching_are_its_first_and_last_updates():
     history["trial"] = {
         "chosen": "average",
         "rates": [0.1, 0.2],
-        "dev_error": {"average": [0.5, 0.41], "neutral": [0.45, 0.6]},
+        "expected_error": {"average": [0.5, 0.41], "neutral": [0.45, 0.6]},
     }
     said = [sentence.replace("\u202f", " ") for sentence in report.said_of_the_teaching(history)]
     assert said == [
@@ -413,8 +413,8 @@ def test_the_words_about_the_teaching_are_its_first_and_last_updates():
         "50.0 % to 50.0 %.",
         "Independent students agreed about the way with a cosine of 0.40 at first and 0.40 at the end, "
         "with gradients of norm 0.2 and 2.9.",
-        "At the end fresh students made these dev errors, each teacher at its best rate: 41.0 % under the "
-        "average of the last teachers, 45.0 % under the loss that it started as. "
+        "At the end fresh students had these calibrated expected errors on dev, each teacher at its best "
+        "rate: 41.0 % under the average of the last teachers, 45.0 % under the loss that it started as. "
         "Taken was the average of the last teachers.",
     ]
     teacher = l2t.Teacher(4).config()

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import l2t
-from l2t.students import seed_of
+from l2t.students import calibrated_error, seed_of
 from l2t.teach import MEASURES, Episode, Guard, episode, standard_error, threads
 
 CLASSES = 4
@@ -490,6 +490,18 @@ def test_the_trial_takes_each_teacher_at_its_best_rate(monkeypatch):
     errors[1] = 0.5
     assert run(recipe=recipe).history["trial"]["chosen"] == "neutral"
     assert run(recipe=dataclasses.replace(recipe, trial_margin=1.5)).history["trial"]["chosen"] == "average"
+
+
+def test_the_trial_is_judged_by_calibrated_expected_errors():
+    module = __import__("sys").modules["l2t.teach"]
+    start = l2t.Teacher(CLASSES, "full", link="identity")
+    recipe = dataclasses.replace(SMALL, updates=12)
+    taught = run(start, recipe=recipe)
+    rates = taught.history["trial"]["rates"]
+    again = module.trial([start.neutral()], mlp, data(), None, recipe, rates, seed_of(0, 2), calibrated_error)
+    found = taught.history["trial"]["expected_error"]
+    assert found["neutral"] == again.mean((-2, -1))[0].tolist()
+    assert len(found) > 1
 
 
 def test_the_standard_error_is_over_students_and_over_rows_that_they_share():

@@ -2266,11 +2266,11 @@ def translator_there(directory: Path, there: bool) -> None:
         )
 
 
-def translator_fits(directory: Path, vocab: int, rows: int) -> None:
-    """Weights and vocabulary of one translator."""
-    if vocab != rows:
+def translator_fits(directory: Path, found: str, wanted: str) -> None:
+    """Weights and vocabulary of one translator, by its checksum."""
+    if found != wanted:
         raise ValueError(
-            f"l2t.translation: the vocabulary in {directory} must have the {rows} pieces of the weights, got {vocab}. "
+            f"l2t.translation: the vocabulary in {directory} must be the one of the weights, {wanted}, got {found}. "
             "Put back the file that was saved with them."
         )
 

@@ -561,6 +561,40 @@ def test_ctrl_c_keeps_every_whole_step_wherever_it_comes(
     assert all(one["cpu_seconds"] <= two["cpu_seconds"] for one, two in itertools.pairwise(again.history))
 
 
+def test_a_course_goes_on_with_its_own_pairs_and_vocabulary_alone(
+    corpus: Corpus, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    """Other words, and a vocabulary of as many pieces."""
+
+    def stops(hidden, head, bias, target, state):  # type: ignore[no-untyped-def]
+        if state.progress > 0.5:
+            raise KeyboardInterrupt
+        return course.likelihood(hidden, head, bias, target, state)
+
+    with pytest.raises(KeyboardInterrupt):
+        course.train(corpus, vocabulary, SMALL, stops, directory=tmp_path, progress=False)
+    other = swapped(corpus)
+    held = corpus._replace(dev=corpus.dev[:-1])
+    for pairs, pieces, said in (
+        (other, vocabulary, "pairs"),
+        (held, vocabulary, "pairs"),
+        (corpus, Vocabulary.train(other, 80), "vocabulary"),
+    ):
+        with pytest.raises(ValueError, match=rf"the same arguments, got different {said}\."):
+            course.train(pairs, pieces, SMALL, directory=tmp_path, resume=True, progress=False)
+    course.train(corpus, vocabulary, SMALL, directory=tmp_path, resume=True, progress=False)
+    with pytest.raises(ValueError, match=r"the same arguments, got different pairs, vocabulary\."):
+        course.train(other, Vocabulary.train(other, 80), SMALL, directory=tmp_path, resume=True)
+
+
+def swapped(corpus: Corpus) -> Corpus:
+    """The same languages with other letters."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    table = str.maketrans(letters, letters[::-1])
+    parts = ([tuple(text.translate(table) for text in pair) for pair in part] for part in corpus[:3])
+    return Corpus(*parts, *corpus[3:])  # type: ignore[arg-type]
+
+
 def watched(states: list[l2t.StudentState]) -> course.TokenLoss:
     def loss(hidden, head, bias, target, state):  # type: ignore[no-untyped-def]
         states.append(state)
@@ -585,9 +619,10 @@ def test_a_saved_translator_says_the_same_and_what_is_none_is_refused(
     assert same(trained, loaded)
     assert not loaded.student.training
     assert json.loads((tmp_path / "t" / "config.json").read_text())["config"] == loaded.config
-    Vocabulary.train(corpus, 70).save(tmp_path / "t" / "vocabulary.model")
-    with pytest.raises(ValueError, match="must have the 80 pieces of the weights, got 70"):
-        course.load(tmp_path / "t")
+    for other in (Vocabulary.train(corpus, 70), Vocabulary.train(swapped(corpus), 80)):
+        other.save(tmp_path / "t" / "vocabulary.model")
+        with pytest.raises(ValueError, match=f"must be the one of the weights, {vocabulary.checksum}, got"):
+            course.load(tmp_path / "t")
     with pytest.raises(FileNotFoundError, match="must hold a trained translator, got none"):
         course.load(tmp_path)
 

@@ -199,7 +199,7 @@ class Trained(NamedTuple):
         vocabulary: of both languages.
         history: a row a look at the dev set: ``step`` (steps taken), ``train_loss`` (running mean),
             ``dev_loss``, ``dev_accuracy`` and ``cpu_seconds``.
-        config: ``course``, ``loss``, ``source`` and ``target``.
+        config: ``course``, ``loss``, ``source``, ``target``, and checksums of ``pairs`` and ``vocabulary``.
     """
 
     student: Translator
@@ -231,8 +231,8 @@ def load(directory: str | os.PathLike[str]) -> Trained:
     check.translator_there(directory, all((directory / name).is_file() for name in (_WEIGHTS, VOCABULARY)))
     tensors, about = read_tensors(directory / _WEIGHTS)
     vocabulary = Vocabulary.load(directory / VOCABULARY)
+    check.translator_fits(directory, vocabulary.checksum, about["config"]["vocabulary"])
     student = Course(**about["config"]["course"]).make(vocabulary.size)
-    check.translator_fits(directory, vocabulary.size, len(tensors["head"]))
     student.load_state_dict(tensors)
     return Trained(student.eval(), vocabulary, about["history"], about["config"])
 
@@ -263,7 +263,8 @@ def train(
         progress: show a bar.
 
     Raises:
-        ValueError: the directory holds a course and ``resume`` is not set, or one of other settings.
+        ValueError: the directory holds a course and ``resume`` is not set, or one of other settings, pairs
+            or vocabulary.
         check.DivergedError: which is a ValueError: the loss, or that of the dev set, is not finite.
 
     Example:
@@ -283,7 +284,8 @@ def train(
         "loss": name,
         "source": corpus.source,
         "target": corpus.target,
-        "vocabulary": vocabulary.size,
+        "pairs": corpus.checksum(),
+        "vocabulary": vocabulary.checksum,
     }
     folder = None if directory is None else Path(directory)
     kept: tuple[dict[str, Tensor], dict[str, Any]] | None = None

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from l2t import check
 from l2t.files import write_whole
+from l2t.tasks.places import digest
 from l2t.translation.batches import BEGIN, END, PAD, UNKNOWN, Encoded, Ids
 from l2t.translation.corpus import Corpus, Pairs
 
@@ -30,6 +31,7 @@ class Vocabulary:
     Attributes:
         model: these bytes.
         size: V.
+        checksum: of the bytes.
 
     Raises:
         ImportError: sentencepiece is not installed.
@@ -58,6 +60,7 @@ class Vocabulary:
         found = [getattr(self._pieces, name)() for name in special]
         check.vocabulary_ids(found, [PAD, UNKNOWN, BEGIN, END])
         self.size: int = self._pieces.GetPieceSize()
+        self.checksum = digest(model, "sha256:")
 
     @classmethod
     def train(cls, corpus: Corpus, size: int = 3000) -> Vocabulary:

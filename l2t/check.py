@@ -2275,6 +2275,22 @@ def translator_fits(directory: Path, found: str, wanted: str) -> None:
         )
 
 
+def folder_takes_nothing(op: str, directory: Path, error: OSError) -> ValueError:
+    """A folder to write into that cannot be made or written."""
+    return ValueError(
+        f"l2t.{op}: directory must be a folder that can be made and written, got {str(directory)!r} ({error.strerror}). "
+        "Choose another (--out)."
+    )
+
+
+def tensors_whole(op: str, path: Path, error: Exception) -> ValueError:
+    """A file of tensors that something has cut short."""
+    return ValueError(
+        f"l2t.{op}: {path} must be a safetensors file, whole, got another content ({error}). Put it back, or remove the folder "
+        "and begin again."
+    )
+
+
 class DivergedError(ValueError):
     """The loss of a course is not finite any more."""
 

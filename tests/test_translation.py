@@ -625,6 +625,36 @@ def test_a_saved_translator_says_the_same_and_what_is_none_is_refused(
             course.load(tmp_path / "t")
     with pytest.raises(FileNotFoundError, match="must hold a trained translator, got none"):
         course.load(tmp_path)
+    vocabulary.save(tmp_path / "t" / "vocabulary.model")
+    weights = tmp_path / "t" / "translator.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for reads in (course.load, lambda at: course.train(corpus, vocabulary, SMALL, directory=at, resume=True)):
+        with pytest.raises(ValueError, match=r"safetensors must be a safetensors file, whole, got another"):
+            reads(tmp_path / "t")
+
+
+def test_a_folder_that_takes_nothing_is_found_out_before_the_first_step(
+    corpus: Corpus, vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for where in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "locked"):
+        with monkeypatch.context() as patch:
+            if where.name == "locked":  # to root nothing is
+                no = PermissionError(13, "Permission denied")
+                patch.setattr("l2t.files.os.replace", lambda *_, no=no: (_ for _ in ()).throw(no))
+            with pytest.raises(
+                ValueError, match=r"must be a folder that can be made and written, got .*\(\w+"
+            ):
+                course.train(corpus, vocabulary, SMALL, watched(steps := []), directory=where, progress=False)
+        assert not steps
+    seen: list[bool] = []
+
+    def looks(hidden, *more):  # type: ignore[no-untyped-def]
+        seen.append((tmp_path / "out" / "config.json").is_file())
+        return course.likelihood(hidden, *more)
+
+    course.train(corpus, vocabulary, SMALL, looks, directory=tmp_path / "out", progress=False)
+    assert all(seen)
 
 
 def test_the_rate_rises_and_falls_and_settings_that_make_no_sense_are_refused() -> None:

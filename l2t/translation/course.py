@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -46,6 +47,7 @@ from l2t.weight import LowRank
 STUDENTS = ("lstm", "lstm-2", "transformer")
 _CHECKPOINT = "checkpoint.safetensors"
 _WEIGHTS = "translator.safetensors"
+_CONFIG = "config.json"
 VOCABULARY = "vocabulary.model"
 
 
@@ -216,7 +218,7 @@ class Trained(NamedTuple):
         directory = Path(directory)
         self.vocabulary.save(directory / VOCABULARY)
         about = {"config": self.config, "history": self.history}
-        write_json(directory / "config.json", about)
+        write_json(directory / _CONFIG, about)
         write_tensors(directory / _WEIGHTS, self.student.state_dict(), about)
 
 
@@ -229,7 +231,7 @@ def load(directory: str | os.PathLike[str]) -> Trained:
     """
     directory = Path(directory)
     check.translator_there(directory, all((directory / name).is_file() for name in (_WEIGHTS, VOCABULARY)))
-    tensors, about = read_tensors(directory / _WEIGHTS)
+    tensors, about = _read(directory / _WEIGHTS)
     vocabulary = Vocabulary.load(directory / VOCABULARY)
     check.translator_fits(directory, vocabulary.checksum, about["config"]["vocabulary"])
     student = Course(**about["config"]["course"]).make(vocabulary.size)
@@ -264,7 +266,7 @@ def train(
 
     Raises:
         ValueError: the directory holds a course and ``resume`` is not set, or one of other settings, pairs
-            or vocabulary.
+            or vocabulary; it cannot be written, or a file in it is not whole.
         check.DivergedError: which is a ValueError: the loss, or that of the dev set, is not finite.
 
     Example:
@@ -292,11 +294,13 @@ def train(
     if folder is not None and is_begun(folder):
         check.may_start("translation", folder, resume)
         finished = (folder / _WEIGHTS).is_file()
-        kept = read_tensors(folder / (_WEIGHTS if finished else _CHECKPOINT))
+        kept = _read(folder / (_WEIGHTS if finished else _CHECKPOINT))
         was = kept[1]["config"]
         check.is_the_same("translation", folder, [key for key in config if was.get(key) != config[key]])
         if finished:
             return load(folder)
+    if folder is not None:
+        _settle(folder, config)
     pairs, dev = vocabulary.encode_pairs(corpus.train), vocabulary.encode_pairs(corpus.dev)
     with threads(course.threads):
         running = _Running(course, vocabulary.size, pairs, dev, loss)
@@ -325,6 +329,22 @@ def train(
         trained.save(folder)
         (folder / _CHECKPOINT).unlink(missing_ok=True)
     return trained
+
+
+def _settle(folder: Path, config: dict[str, Any]) -> None:
+    """Write down what is going to be trained, so that a folder that takes nothing is found out at once."""
+    try:
+        write_json(folder / _CONFIG, {"config": config, "history": []})
+    except OSError as error:
+        raise check.folder_takes_nothing("translation", folder, error) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors that were written, with what is said of them."""
+    try:
+        return read_tensors(path)
+    except SafetensorError as error:
+        raise check.tensors_whole("translation", path, error) from error
 
 
 def is_begun(directory: Path) -> bool:

@@ -22,7 +22,7 @@ from l2t import check
 from l2t.cli import main
 from l2t.files import read_tensors
 from l2t.translation import course, scores
-from l2t.translation.batches import BEGIN, END, Batch, Batches, Encoded, batch_of, batches_of
+from l2t.translation.batches import BEGIN, END, Batch, Batches, Encoded, batch_of, batches_of, by_length
 from l2t.translation.corpus import Corpus, write_folder
 from l2t.translation.course import Course
 from l2t.translation.decode import beam, greedy, translate_ids
@@ -98,6 +98,15 @@ def test_batches_to_evaluate_on_keep_the_order() -> None:
     found = [pair for batch in batches_of(encoded, 20) for pair in pairs_of(batch)]
     assert found == [(tuple(s), tuple(t)) for s, t in zip(*encoded, strict=True)]
     assert [len(batch.source) for batch in batches_of(Encoded([[5]] * 2, [[6] * 9, [7]]), 3)] == [1, 1]
+
+
+def test_batches_of_like_length_have_every_pair_and_little_padding() -> None:
+    encoded = toy(300, longest=30)
+    found = list(batches_of(by_length(encoded), 200))
+    wanted = sorted((tuple(s), tuple(t)) for s, t in zip(*encoded, strict=True))
+    assert sorted(pair for batch in found for pair in pairs_of(batch)) == wanted
+    sizes = sum(batch.target_out.numel() for batch in found)
+    assert sum(int((batch.target_out == -100).sum()) for batch in found) < 0.05 * sizes
 
 
 def test_pairs_that_are_none_and_budgets_of_nothing_are_refused() -> None:

@@ -18,6 +18,7 @@ from toy_translator import COUNTS, DEV, VOCABULARY, Batches, Toy, batch_of
 import l2t
 from l2t.files import write_whole
 from l2t.teacher import AnyTeacher
+from l2t.translation import windows
 from l2t.translation.batches import END
 from l2t.translation.expected_bleu import (
     expected_bleu,
@@ -29,6 +30,7 @@ from l2t.translation.expected_bleu import (
 from l2t.translation.token_teacher import TokenTeacher
 from l2t.translation.windows import (
     Stage,
+    Window,
     WindowRecipe,
     _Windows,
     advance,
@@ -39,6 +41,7 @@ from l2t.translation.windows import (
     read_stages,
     teach_translator,
     window,
+    window_level,
     write_stages,
 )
 
@@ -299,6 +302,16 @@ def test_a_temperature_does_not_depend_on_how_many_logits_are_held():
     assert found == pytest.approx(other, rel=1e-6)
 
 
+@pytest.mark.parametrize("measure", ["calibrated-cross-entropy", "expected-bleu"])
+def test_the_level_of_a_window_is_what_it_ends_with(measure):
+    recipe = WindowRecipe(**SMALL | {"measure": measure})
+    teacher, student = teacher_of(**DOUBLE), student_of(dropout=0.3)
+    stage = stage_of(student, recipe, teacher)
+    given = (student, stage, [batch_of(200 + index) for index in range(3)], DEV, recipe, 7)
+    assert window(teacher, *given).after == pytest.approx(window_level(teacher, *given), rel=1e-12)
+    assert window(teacher, *given).after != pytest.approx(window_level(teacher.neutral(), *given), rel=1e-3)
+
+
 # ---- expected BLEU
 
 
@@ -436,7 +449,11 @@ def test_a_run_is_the_same_to_the_bit_broken_off_anywhere_and_its_history_says_w
     whole = taught(tmp_path / "whole", guard=False)
     rows = whole.history["updates"]
     assert len(rows) == 5
-    assert all(len(row["before"]) == len(row["after"]) == len(row["steps"]) == 2 for row in rows)
+    assert all(len(row[name]) == 2 for row in rows for name in ("before", "after", "neutral", "steps"))
+    assert rows[0]["after"] == pytest.approx(rows[0]["neutral"], rel=1e-5)  # the start says what it starts as
+    assert rows[4]["after"] != pytest.approx(rows[4]["neutral"], rel=1e-5)
+    moved = [after - own for after, own in zip(rows[4]["after"], rows[4]["neutral"], strict=True)]
+    assert rows[4]["measure"] == pytest.approx(sum(rows[0]["neutral"] + moved) / 2, rel=1e-6)
     assert [row["update"] for row in whole.history["pools"]] == [0, 2, 4]
     assert all(len(row["measure"]) == 4 for row in whole.history["pools"])
     assert same(whole, taught(guard=False))
@@ -494,10 +511,54 @@ def test_with_a_guard_what_was_taught_is_tried_against_the_start(tmp_path, capsy
     assert "windows from the last pool do not end lower under what was taught" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("effect", [-0.01, 0.0, 0.01])
+def test_what_is_judged_is_what_a_teacher_changes_and_not_where_windows_begin(effect, monkeypatch):
+    """Stages are a thousand times as far apart as teachers."""
+    names = [name for name, _ in TokenTeacher(COUNTS, slots=2).named_parameters()]
+
+    def stage_level(student, stage, *_):
+        return 10.0 - stage.step / 2
+
+    def level(teacher, *given):
+        assert all(bool((x == 0).all()) for name, x in teacher.named_parameters() if name != "keys")
+        return stage_level(*given)
+
+    def seen(teacher, *given):
+        gradient = torch.ones(sum(x.numel() for x in teacher.parameters()))
+        return Window(0.0, stage_level(*given) + effect * run.update, 0.5, gradient, [1.0])
+
+    monkeypatch.setattr(windows, "window", seen)
+    monkeypatch.setattr(windows, "window_level", level)
+    recipe = WindowRecipe(**SMALL | {"updates": 20, "stages": 6, "guard_window": 5})
+    run = _Windows(TokenTeacher(COUNTS, slots=2), Toy, Batches, DEV, recipe, 0, None, True, False)
+    monkeypatch.setattr(run, "_descend", lambda *_: None)
+    monkeypatch.setattr(run, "_weights", lambda: {name: torch.tensor(float(run.update)) for name in names})
+    run._updates()
+    rows = run.history["updates"]
+    first = sum(rows[0]["neutral"]) / 2
+    for row in rows:
+        assert row["measure"] == pytest.approx(first + effect * row["update"], abs=1e-5)
+        assert row["after"] == pytest.approx([x + effect * row["update"] for x in row["neutral"]], abs=1e-5)
+    assert len({level for row in rows for level in row["neutral"]}) > 5
+    assert run.guard.memory["found"] == (effect < 0)
+    assert effect >= 0 or run.guard.good[names[0]] == 17.0  # the mean of the last five
+    assert not run.history["events"]
+
+
+def test_a_window_is_measured_on_short_and_long_sentences_alike():
+    recipe = WindowRecipe(**SMALL | {"dev_batches": 3})
+    dev = [batch_of(index) for index in range(9)]
+    run = _Windows(TokenTeacher(COUNTS), Toy, Batches, dev, recipe, 0, None, True, False)
+    drawn = [[next(i for i, x in enumerate(dev) if x is one) for one in run._draw(s)[1]] for s in range(20)]
+    assert all([index // 3 for index in places] == [0, 1, 2] for places in drawn)
+    assert len({tuple(places) for places in drawn}) > 5
+
+
 def test_teaching_lowers_the_measure():
-    recipe = WindowRecipe(**SMALL | {"updates": 8, "refresh": 100, "teacher_lr": 0.4})
+    more = {"updates": 8, "refresh": 100, "teacher_lr": 0.2, "students": 4, "steps": 8}
+    recipe = WindowRecipe(**SMALL | more)
     result = teach_translator(
-        TokenTeacher(COUNTS, slots=1, smoothing=0.5),
+        TokenTeacher(COUNTS, "shared", slots=1, smoothing=0.5),
         Toy,
         Batches,
         DEV,
@@ -505,14 +566,15 @@ def test_teaching_lowers_the_measure():
         guard=False,
         progress=False,
     )
-    start = TokenTeacher(COUNTS, slots=1, smoothing=0.5)
-    after: list[float] = []
-    for teacher in (start, result.teacher):
-        student = student_of(double=False)
-        _, end = make_pool(student, teacher, Batches(77), recipe, seed=0)
-        student.load_state_dict(end.weights)
-        after.append(float(measured(student, DEV, "cross-entropy").detach()))
-    assert after[1] < after[0] - 0.01
+    start = TokenTeacher(COUNTS, "shared", slots=1, smoothing=0.5)
+    for seed in range(4):
+        after: list[float] = []
+        for teacher in (start, result.teacher):
+            student = student_of(seed, double=False)
+            _, end = make_pool(student, teacher, Batches(77 + seed), recipe, seed)
+            student.load_state_dict(end.weights)
+            after.append(float(measured(student, DEV, "cross-entropy").detach()))
+        assert after[1] < after[0] - 0.02
 
 
 def test_another_run_in_the_directory_is_refused(tmp_path):

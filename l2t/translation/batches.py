@@ -98,6 +98,19 @@ def batches_of(encoded: Encoded, tokens: int = 4000) -> Iterator[Batch]:
     return (batch_of(encoded, rows) for rows in _cut(encoded, range(len(encoded.source)), tokens))
 
 
+def by_length(encoded: Encoded) -> Encoded:
+    """The pairs with the shortest targets first, so that batches of them have little padding.
+
+    Example:
+        >>> from l2t.translation.batches import Encoded, by_length
+        >>> by_length(Encoded(source=[[5], [6, 7], [8]], target=[[9, 9], [9], [9]]))
+        Encoded(source=[[8], [6, 7], [5]], target=[[9], [9], [9, 9]])
+    """
+    source, target = encoded
+    order = sorted(range(len(source)), key=lambda row: (len(target[row]), len(source[row])))
+    return Encoded([source[row] for row in order], [target[row] for row in order])
+
+
 class Batches:
     """The batches of a course without end: ``batches[k]`` is the k-th, and iterating begins at 0.
 

@@ -414,6 +414,11 @@ def _by_band(teacher: TokenTeacher, groups: Mapping[str, Tensor], name: str, val
 def said_of_the_teaching(history: Mapping[str, Any]) -> list[str]:
     """What the figures of a teaching show, and what its trial found, in sentences."""
     said = said_of_updates(history, "windows")
+    said.append(
+        f"The dev {measure_of(history)} of an update is where its windows end, less where the same windows "
+        "end under the loss that it started as, from the level of the first ones on: what stages differ in "
+        "cancels."
+    )
     trial = history.get("trial")
     if trial is not None:
         levels = ", ".join(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from l2t import check
 from l2t.teacher import AnyTeacher
-from l2t.translation.batches import Batches, batches_of
+from l2t.translation.batches import Batches, batches_of, by_length
 from l2t.translation.corpus import Corpus, read_folder
 from l2t.translation.course import VOCABULARY, Course
 from l2t.translation.token_teacher import TokenLoss, TokenTeacher
@@ -146,7 +146,7 @@ def teach(directory: Path, config: Mapping[str, Any], resume: bool, progress: bo
         TokenTeacher(vocabulary.counts(pairs.target), seed=config["seed"], **config["teacher"]),
         lambda: course.build(vocabulary.size),
         lambda seed: Batches(pairs, course.tokens, seed),
-        list(batches_of(dev, course.tokens)),
+        list(batches_of(by_length(dev), course.tokens)),
         recipe=WindowRecipe(**config["recipe"]),
         seed=config["seed"],
         directory=directory,

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from l2t import check
-from l2t.translation.batches import IGNORE, Encoded, batches_of
+from l2t.translation.batches import IGNORE, Encoded, batches_of, by_length
 from l2t.translation.networks import Translator
 
 
@@ -141,7 +141,7 @@ def fit(student: Translator, encoded: Encoded) -> Fit:
     was, device = student.training, student.head.device
     student.eval()
     try:
-        for batch in batches_of(encoded):
+        for batch in batches_of(by_length(encoded)):
             source, target_in, target_out = (x.to(device) for x in batch)
             logits = student.logits(student(source, target_in)).flatten(0, 1)
             target = target_out.flatten()

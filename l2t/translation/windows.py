@@ -5,6 +5,8 @@
               many updates
     window    from a state of the pool a student takes T steps under the teacher; the reverse pass gives the
               gradient of the dev measure where it ends to the teacher (docs/math.md, sections 5 and 9)
+    level     the same window under the neutral teacher: stages differ far more than teachers do, so what a
+              window says of the teacher is how far it ends from there
     update    the windows of all stages are clipped, averaged, and Adam takes a step: the outer loop of
               l2t.teach, with its guard, average, checkpoints and history
 
@@ -17,9 +19,10 @@ import copy
 import dataclasses
 import hashlib
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +74,8 @@ class WindowRecipe(Rules):
             at its own best temperature, so that no teacher gains by making students more or less sure),
             ``"cross-entropy"``, ``"expected-error"`` (1 - p_y, mean over tokens) or ``"expected-bleu"`` (1 -
             expected sentence BLEU).
-        dev_batches: batches of dev that a window is measured on, drawn anew for each.
+        dev_batches: batches of dev that a window is measured on, drawn anew for each, one from each of so
+            many equal stretches.
         samples: translations of each sentence, for expected BLEU.
         stages: states of a run that a pool holds; windows of an update are spread evenly over them.
         refresh: updates after which a new pool is made, for the price of a run.
@@ -308,22 +312,27 @@ def advance(
 
     The steps are those that a window takes.
     """
+    with seeded(seed):
+        return _advanced(student, stage, teacher, batches, recipe)
+
+
+def _advanced(
+    student: nn.Module, stage: Stage, teacher: TokenTeacher, batches: Sequence[Batch], recipe: WindowRecipe
+) -> Stage:
+    """The same, what is random from torch's generator."""
     student.load_state_dict(stage.weights)
     student.train()
     places = Student(student)
     weights: Any = places.parameters
     optimizer = recipe.student_optimizer(stage.step).bound(places.aliases, weights)
     loss, settings, slots = _Taught(teacher.fixed(), recipe, stage), optimizer.settings(), stage.slots
-    with seeded(seed):
-        for step, batch in enumerate(batches):
-            grads = torch.autograd.grad(loss(student, batch, step), weights)
-            with torch.no_grad():
-                point = Point(
-                    [w.detach() for w in weights], slots, grads, settings(step), range(len(weights))
-                )
-                after, slots = optimizer.update(point)  # type: ignore[assignment]
-                for weight, value in zip(weights, after, strict=True):
-                    weight.copy_(value)
+    for step, batch in enumerate(batches):
+        grads = torch.autograd.grad(loss(student, batch, step), weights)
+        with torch.no_grad():
+            point = Point([w.detach() for w in weights], slots, grads, settings(step), range(len(weights)))
+            after, slots = optimizer.update(point)  # type: ignore[assignment]
+            for weight, value in zip(weights, after, strict=True):
+                weight.copy_(value)
     end = stage.step + len(batches)
     return Stage(end, _copied(student), list(slots), loss.tracker.state(end))
 
@@ -428,17 +437,36 @@ def window(
     return Window(before, float(run.measure), errors[-1], gradient, norms)
 
 
+def window_level(
+    teacher: TokenTeacher,
+    student: nn.Module,
+    stage: Stage,
+    batches: Sequence[Batch],
+    dev: Sequence[Batch],
+    recipe: WindowRecipe,
+    seed: int,
+) -> float:
+    """The measure where a :func:`window` of equal arguments ends, but for rounding, and no gradient."""
+    with seeded(seed_of(seed, 2)):
+        end = _advanced(student, stage, teacher, batches, recipe)
+        student.load_state_dict(end.weights)
+        with torch.no_grad():
+            return float(measured(student, dev, recipe.measure, recipe.samples))
+
+
 class TaughtTokens(NamedTuple):
     """What :func:`teach_translator` returns.
 
     Attributes:
         teacher: the taught teacher.
         history: what happened, JSON-able, as :class:`l2t.Taught` has it: ``updates`` has besides, a list of
-            one number a window, ``steps`` (where it began), ``before`` and ``after`` (the measure); ``pools``
-            has a row a pool: the update before which it was made, its steps, and the dev measure of the
-            student that made it at each and at the end of its run; ``states`` is what the teacher saw of the
-            last of these students, at the start of its run, at these steps and at the end. The seconds of
-            pools are a part of those of updates.
+            one number a window, ``steps`` (where it began), ``before`` and ``after`` (the measure) and
+            ``neutral`` (after the same window under the neutral teacher), and its ``measure`` is the mean of
+            after less neutral, in which the stages cancel, from the mean of neutral in the first update on;
+            ``pools`` has a row a pool: the update before which it was made, its steps, and the dev measure of
+            the student that made it at each and at the end of its run; ``states`` is what the teacher saw of
+            the last of these students, at the start of its run, at these steps and at the end. The seconds
+            of pools are a part of those of updates.
     """
 
     teacher: TokenTeacher
@@ -461,16 +489,18 @@ def teach_translator(
     """Teach a teacher of tokens on windows of a translator's run, for use on whole runs.
 
     Two runs with equal arguments are the same to the bit on one machine, broken off and resumed or not. With
-    ``guard`` the run is watched as :func:`l2t.teach` does it, and at the end what was taught is tried against
-    the neutral teacher on windows from the last pool, on the same batches: it has to be ahead by a standard
-    error. Whether a whole run is better for it is for a comparison to say.
+    ``guard`` the run is watched as :func:`l2t.teach` does it, by how far windows end from where they end
+    under the neutral teacher, and at the end what was taught is tried against that teacher on windows from
+    the last pool, on the same batches: it has to be ahead by a standard error. Whether a whole run is better
+    for it is for a comparison to say.
 
     Args:
         teacher: where to start; it is left as it is.
         student: makes a fresh translator, of the teacher's vocabulary.
         batches: the training batches of a course of a seed, such as
             ``lambda seed: Batches(encoded, tokens=1000, seed=seed)``.
-        dev: batches to measure on.
+        dev: batches to measure on, best in the order of their sentences' lengths, so that each window sees
+            all lengths.
         recipe: the settings; None is ``WindowRecipe()``.
         seed: of all that is random.
         directory: where to keep checkpoints, pools, ``teacher.safetensors`` and ``history.json``; None keeps
@@ -488,6 +518,15 @@ def teach_translator(
     with threads(recipe.threads):
         run.run(resume)
     return TaughtTokens(run.taught, run.history)
+
+
+T = TypeVar("T")
+
+
+def _spread(of: Sequence[T], count: int, seed: int) -> list[T]:
+    """One at random of each of so many equal stretches."""
+    places = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return [of[int((index + float(x)) * len(of) / count)] for index, x in enumerate(places)]
 
 
 class _Windows(Outer):
@@ -509,6 +548,8 @@ class _Windows(Outer):
         self.make, self.batches, self.dev, self.recipe = student, batches, dev, recipe
         self.student = self._student(0)  # what windows run in
         check.window_data(dev, tuple(self.student.head.shape), teacher.num_classes)
+        assert isinstance(self.start, TokenTeacher)
+        self.neutral = self.start.neutral()
         self.pool: list[Stage] = []
         self.pool_update = -1  # before which update it was made
         self.history["pools"] = []
@@ -526,27 +567,31 @@ class _Windows(Outer):
     def _gather(self) -> tuple[Episode, dict[str, Any]]:
         self._refill()
         recipe, seed = self.recipe, seed_of(self.seed, 1, self.update)
-        found, steps = [], []
+        found, neutral, steps = [], [], []
         for index, stage in enumerate(self._stages(seed_of(seed, 1))):
             own = seed_of(seed, 2, index)
             batches, dev = self._draw(own)
-            found.append(window(self.taught, self.student, stage, batches, dev, recipe, seed_of(own, 3)))
+            given = (self.student, stage, batches, dev, recipe, seed_of(own, 3))
+            found.append(window(self.taught, *given))
+            neutral.append(window_level(self.neutral, *given))
             steps.append(stage.step)
         befores, afters, errors, gradients, norms = zip(*found, strict=True)
-        seen = Episode(torch.tensor(afters), torch.tensor(errors), torch.stack(gradients), norms[0], {})
-        return seen, {"steps": steps, "before": befores, "after": afters}
+        rows = self.history["updates"]
+        finite = [x for x in (rows[0]["neutral"] if rows else neutral) if x is not None and math.isfinite(x)]
+        level = statistics.fmean(finite or [0.0])
+        judged = [level + (after - own) for after, own in zip(afters, neutral, strict=True)]
+        measure = torch.tensor(judged, dtype=torch.float64)
+        seen = Episode(measure, torch.tensor(errors), torch.stack(gradients), norms[0], {})
+        return seen, {"steps": steps, "before": befores, "after": afters, "neutral": neutral}
 
     def _stages(self, seed: int) -> list[Stage]:
-        """One of each stretch of the pool, as many as windows an update."""
-        count, size = self.recipe.students, len(self.pool)
-        places = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        return [self.pool[int((index + float(x)) * size / count)] for index, x in enumerate(places)]
+        """Where the windows of an update begin."""
+        return _spread(self.pool, self.recipe.students, seed)
 
     def _draw(self, seed: int) -> tuple[list[Batch], list[Batch]]:
         """The batches of a window, and what it is measured on."""
         source = self.batches(seed_of(seed, 1))
-        order = torch.randperm(len(self.dev), generator=torch.Generator().manual_seed(seed_of(seed, 2)))
-        dev = [self.dev[index] for index in order[: self.recipe.dev_batches].tolist()]
+        dev = _spread(self.dev, min(self.recipe.dev_batches, len(self.dev)), seed_of(seed, 2))
         return [source[step] for step in range(self.recipe.steps)], dev
 
     def _pool_update(self, update: int) -> int:
@@ -600,7 +645,7 @@ class _Windows(Outer):
         for name, weights in taught.items():
             teachers[name] = copy.deepcopy(self.start)
             teachers[name].load_state_dict(weights)
-        teachers["neutral"] = self.start.neutral()
+        teachers["neutral"] = self.neutral
         measures: dict[str, list[float]] = {name: [] for name in teachers}
         for index, stage in enumerate(self.pool):
             seed = seed_of(self.seed, 3, index)

@@ -350,6 +350,10 @@ def translator(row: Row) -> list[str]:
     for name, teacher in row["teachers"].items():
         if teacher["chosen"] == "neutral":
             said.append(f"What was taught in {name} did not end lower on dev, so it says what it started as.")
+        elif teacher["chosen"] != "taught":
+            said.append(
+                f"What was taught in {name} did not end lower on dev than {teacher['chosen']}, which it is."
+            )
     said += notes(row)
     return [about, block(row), table(head, lines), bullets(said)]
 

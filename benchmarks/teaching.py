@@ -139,7 +139,7 @@ def row_of_translators(runs: list[Run]) -> dict[str, Any]:
             run.name: {
                 "seed": run.config["seed"],
                 "settings": {k: x for k, x in run.teacher.config().items() if k != "counts"},
-                "chosen": "taught" if is_taught(run.history) else "neutral",
+                "chosen": "taught" if is_taught(run.history) else run.history["trial"]["chosen"],
                 "updates": len(run.history["updates"]),
             }
             for run in runs
@@ -182,7 +182,7 @@ def is_taught(history: dict[str, Any]) -> bool:
     """Whether the result was taught, and is no known loss that was ahead of what was."""
     if any(row["chosen"] and not row["taught"] for row in history.get("choice", ())):
         return False
-    return (history.get("trial") or {}).get("chosen") != "neutral"
+    return (history.get("trial") or {}).get("chosen") in (None, "average", "good")
 
 
 def commit() -> str:

@@ -464,6 +464,9 @@ CANDIDATES = {
     "average": "average of the last teachers",
     "good": "teacher of the best episodes",
     "neutral": "loss that it started as",
+    "label-smoothing-0.05": "label smoothing of 0.05",
+    "label-smoothing-0.1": "label smoothing of 0.1",
+    "label-smoothing-0.2": "label smoothing of 0.2",
 }
 
 

@@ -484,8 +484,69 @@ def test_a_run_is_the_same_to_the_bit_broken_off_anywhere_and_its_history_says_w
     assert len(list((tmp_path / "parts").glob("pool-*.safetensors"))) == 1
 
 
-def test_with_a_guard_what_was_taught_is_tried_against_the_start(tmp_path, capsys, monkeypatch):
-    recipe = WindowRecipe(**SMALL | {"updates": 3})
+def test_at_the_end_whole_runs_of_the_same_students_choose(tmp_path, monkeypatch):
+    recipe = WindowRecipe(**SMALL | {"updates": 4, "guard_window": 1, "trial_runs": 2})
+    monkeypatch.setattr(windows, "_PIECE", 5)
+    result = taught(tmp_path / "whole", recipe=recipe)
+    trial = result.history["trial"]
+    known = {"neutral": 0.1, "label-smoothing-0.05": 0.05, "label-smoothing-0.2": 0.2}
+    assert [*trial["measure"]][:3] == [*known]
+    assert len(trial["measure"]) > 3  # and what was taught
+    means = {name: sum(values) / 2 for name, values in trial["measure"].items()}
+    assert trial["chosen"] == min(means, key=lambda name: means[name])
+    for name, strength in known.items():
+        teacher = TokenTeacher(COUNTS, slots=2, hats=3, smoothing=strength)
+        for index, value in enumerate(trial["measure"][name]):
+            seed = l2t.students.seed_of(4, 4, index)
+            with l2t.students.seeded(l2t.students.seed_of(seed, 1)):
+                student = Toy(dropout=0.1)
+            stage, source = fresh(student, recipe, VOCABULARY), Batches(l2t.students.seed_of(seed, 2))
+            for begin, end in ((0, 5), (5, 10), (10, 12)):
+                part = [source[step] for step in range(begin, end)]
+                own = l2t.students.seed_of(seed, 3, begin)
+                stage = advance(student, stage, teacher, part, recipe, own)
+            student.load_state_dict(stage.weights)
+            assert value == pytest.approx(measured(student, DEV, "calibrated-cross-entropy").item(), rel=1e-6)
+    write, calls = windows.write_stages, []
+
+    def stops(file, *given):
+        write(file, *given)
+        if file.name == "trial.safetensors":
+            calls.append(0)
+            if len(calls) in (2, 3, 9, 20):  # within a run, at its end, in another, of another student
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(windows, "write_stages", stops)
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            taught(tmp_path / "parts", recipe=recipe, resume=True)
+    assert same(result, taught(tmp_path / "parts", recipe=recipe, resume=True))
+    assert len(calls) == 3 * 2 * len(means)  # no piece twice
+    assert not list((tmp_path / "parts").glob("trial*"))
+
+
+def test_what_is_taught_must_be_ahead_of_every_known_loss(capsys):
+    """From far too much smoothing, a known loss is better than where teaching began."""
+
+    class Worse(_Windows):
+        def _finish(self):
+            bad = {name: 9.0 * torch.ones_like(x) for name, x in self.start.named_parameters()}
+            self._try({"good": bad})
+
+    recipe = WindowRecipe(**SMALL | {"updates": 1, "run_steps": 40})
+    run = Worse(TokenTeacher(COUNTS, slots=2, smoothing=0.9), Toy, Batches, DEV, recipe, 0, None, True, False)
+    run.run(resume=False)
+    measure = run.history["trial"]["measure"]
+    chosen = min(measure, key=lambda name: measure[name][0])
+    assert chosen.startswith("label-smoothing-")
+    assert run.history["trial"]["chosen"] == chosen
+    assert run.taught.smoothing == float(chosen.removeprefix("label-smoothing-"))
+    assert all(bool((x == 0).all()) for name, x in run.taught.named_parameters() if name != "keys")
+    assert "under what was taught (calibrated cross-entropy on dev: neutral" in capsys.readouterr().err
+
+
+def test_without_whole_runs_what_was_taught_is_tried_on_windows(tmp_path, capsys, monkeypatch):
+    recipe = WindowRecipe(**SMALL | {"updates": 3, "trial_runs": 0})
     result = taught(recipe=recipe)
     trial = result.history["trial"]
     assert "neutral" in trial["measure"]
@@ -503,7 +564,7 @@ def test_with_a_guard_what_was_taught_is_tried_against_the_start(tmp_path, capsy
             bad = {name: 9.0 * torch.ones_like(x) for name, x in self.start.named_parameters()}
             self._try({"good": bad})
 
-    recipe = WindowRecipe(**SMALL | {"updates": 1})
+    recipe = WindowRecipe(**SMALL | {"updates": 1, "trial_runs": 0})
     run = Worse(TokenTeacher(COUNTS, slots=2), Toy, Batches, DEV, recipe, 0, None, True, False)
     run.run(resume=False)
     assert run.history["trial"]["chosen"] == "neutral"
@@ -593,6 +654,7 @@ def test_another_run_in_the_directory_is_refused(tmp_path):
     ({"steps": 0}, r"l2t.WindowRecipe: steps must be an integer of 1 or more, got 0"),
     ({"steps": 40, "run_steps": 30}, r"l2t.WindowRecipe: steps must be at most run_steps=30, got 40"),
     ({"samples": 1}, r"l2t.WindowRecipe: samples must be an integer of 2 or more, got 1"),
+    ({"trial_runs": -1}, r"l2t.WindowRecipe: trial_runs must be an integer of 0 or more, got -1"),
     ({"optimizer": "lion"}, r"l2t.WindowRecipe: optimizer must be one of adam, sgd, got 'lion'"),
     ({"measure": "bleu"}, r"l2t.WindowRecipe: measure must be one of calibrated-cross-entropy, cross-en"),
     ({"clip_norm": 0.0}, r"l2t.WindowRecipe: clip_norm must be a number in \(0"),

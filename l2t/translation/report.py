@@ -229,8 +229,9 @@ def said_of_the_run(run: Run) -> list[str]:
     )
     when = "at every stage alike" if run.is_static else "anew at each stage of a student"
     links = "" if teacher.link == "identity" else f", and what its {teacher.link} link bends"
+    start = run.history.get("teacher", {}).get("smoothing", teacher.smoothing)
     said.append(
-        f"The loss starts as label smoothing of {teacher.smoothing:g}. The teacher sets {_SETS[teacher.kind]}"
+        f"The loss starts as label smoothing of {start:g}. The teacher sets {_SETS[teacher.kind]}"
         f"{links}, {when}."
     )
     recipe = run.history.get("recipe")
@@ -426,11 +427,15 @@ def said_of_the_teaching(history: Mapping[str, Any]) -> list[str]:
             for name, values in trial["measure"].items()
             if (known := [value for value in values if value is not None])
         )
-        said.append(
-            f"At the end windows from each of the {len(trial['measure']['neutral'])} stages of the last "
-            f"whole run came to a dev {measure_of(history)} of {levels}. Taken was the "
-            f"{CANDIDATES[trial['chosen']]}."
+        count = len(trial["measure"]["neutral"])
+        came = (
+            f"{count} whole run{'' if count == 1 else 's'} of the same students came to a dev calibrated "
+            "cross-entropy"
+            if trial["runs"]
+            else f"windows from each of the {count} stages of the last whole run came to a dev "
+            f"{measure_of(history)}"
         )
+        said.append(f"At the end {came} of {levels}. Taken was the {CANDIDATES[trial['chosen']]}.")
     return said
 
 

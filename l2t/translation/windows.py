@@ -9,6 +9,8 @@
               window says of the teacher is how far it ends from there
     update    the windows of all stages are clipped, averaged, and Adam takes a step: the outer loop of
               l2t.teach, with its guard, average, checkpoints and history
+    trial     at the end whole runs of the same students, under what was taught, what it started as and label
+              smoothing of other strengths: the result is what is ahead on dev
 
 Not here: what the teacher sets (token_teacher.py), and translators that are to be compared (course.py).
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -42,6 +45,11 @@ from l2t.translation.token_teacher import TokenTeacher, TokenTracker
 from l2t.unroll import unroll
 
 OPTIMIZERS = ("adam", "sgd")
+KNOWN = (0.05, 0.1, 0.2)
+"""Strengths of label smoothing that what was taught has to be ahead of."""
+
+_PIECE = 200  # steps of a run of the trial between checkpoints
+_RUNS = "calibrated-cross-entropy"  # by which it is judged
 
 
 class Indexed(Protocol):
@@ -79,6 +87,8 @@ class WindowRecipe(Rules):
         samples: translations of each sentence, for expected BLEU.
         stages: states of a run that a pool holds; windows of an update are spread evenly over them.
         refresh: updates after which a new pool is made, for the price of a run.
+        trial_runs: whole runs by which at the end, with a guard, what was taught, what it started as and
+            label smoothing of 0.05, 0.1 and 0.2 are each judged; 0 judges what was taught on windows alone.
 
     Example:
         >>> from l2t.translation.windows import WindowRecipe
@@ -102,6 +112,7 @@ class WindowRecipe(Rules):
     samples: int = 4
     stages: int = 8
     refresh: int = 25
+    trial_runs: int = 1
     teacher_lr: float = 0.05
     curvature: str = "recompute"
     memory: int | str | None = "1GB"
@@ -112,7 +123,8 @@ class WindowRecipe(Rules):
         op = type(self).__name__
         for name in ("run_steps", "steps", "dev_batches", "stages", "refresh"):
             check.recipe_count(name, getattr(self, name), 1, op)
-        check.recipe_count("lr_warmup", self.lr_warmup, 0, op)
+        for name in ("lr_warmup", "trial_runs"):
+            check.recipe_count(name, getattr(self, name), 0, op)
         check.recipe_count("samples", self.samples, 2, op)
         check.recipe_number("lr", self.lr, 0.0, math.inf, open_low=True, op=op)
         check.recipe_number("momentum", self.momentum, 0.0, 1.0, op=op)
@@ -465,8 +477,9 @@ class TaughtTokens(NamedTuple):
             after less neutral, in which the stages cancel, from the mean of neutral in the first update on;
             ``pools`` has a row a pool: the update before which it was made, its steps, and the dev measure of
             the student that made it at each and at the end of its run; ``states`` is what the teacher saw of
-            the last of these students, at the start of its run, at these steps and at the end. The seconds
-            of pools are a part of those of updates.
+            the last of these students, at the start of its run, at these steps and at the end; ``trial`` has
+            ``chosen``, ``runs`` (``trial_runs``) and ``measure``: of each candidate a list of one number a
+            run, or a window where there are no runs. The seconds of pools are a part of those of updates.
     """
 
     teacher: TokenTeacher
@@ -490,9 +503,11 @@ def teach_translator(
 
     Two runs with equal arguments are the same to the bit on one machine, broken off and resumed or not. With
     ``guard`` the run is watched as :func:`l2t.teach` does it, by how far windows end from where they end
-    under the neutral teacher, and at the end what was taught is tried against that teacher on windows from
-    the last pool, on the same batches: it has to be ahead by a standard error. Whether a whole run is better
-    for it is for a comparison to say.
+    under the neutral teacher. At the end what was taught, that teacher and label smoothing of the strengths
+    KNOWN train the same students for ``recipe.trial_runs`` whole runs, each as long as those that windows
+    are cut from, and what ends with the least calibrated cross-entropy on dev is the result. Without such
+    runs what was taught has to be ahead of the neutral teacher by a standard error on windows from the last
+    pool, and whether a whole run is better for it is for a comparison to say.
 
     Args:
         teacher: where to start; it is left as it is.
@@ -506,7 +521,7 @@ def teach_translator(
         directory: where to keep checkpoints, pools, ``teacher.safetensors`` and ``history.json``; None keeps
             nothing.
         resume: go on with the run in ``directory``, or start one where there is none.
-        guard: as above.
+        guard: as above; without one there is no trial either.
         progress: show a bar. What goes wrong is said on the standard error either way.
 
     Raises:
@@ -638,13 +653,82 @@ class _Windows(Outer):
         self.history["states"] = {name: [getattr(state, name) for state in seen] for name in names}
 
     def _try(self, taught: dict[str, dict[str, Tensor]]) -> None:
+        """What whole runs end lowest under, or windows."""
+        teachers: dict[str, TokenTeacher] = {}
+        for name, weights in taught.items():
+            teachers[name] = copy.deepcopy(self.neutral)
+            teachers[name].load_state_dict(weights)
+        if self.recipe.trial_runs:
+            self._try_on_runs(teachers)
+        else:
+            self._try_on_windows(teachers)
+
+    def _try_on_runs(self, taught: dict[str, TokenTeacher]) -> None:
+        """What is ahead after whole runs of the same students; a known loss where it is as good."""
+        teachers = {"neutral": self.neutral}
+        for strength in KNOWN:
+            if strength != self.neutral.smoothing:
+                known = copy.deepcopy(self.neutral)
+                known.smoothing = strength
+                teachers[f"label-smoothing-{strength:g}"] = known
+        teachers |= taught
+        seconds, runs, steps = self.history["seconds"], self.recipe.trial_runs, self.recipe.run_steps
+        before = seconds.setdefault("trial runs", 0.0)  # of a process that was broken off
+        if self.history["trial"] is None:
+            self.history["trial"] = {"chosen": None, "runs": runs, "measure": {name: [] for name in teachers}}
+        measure = self.history["trial"]["measure"]
+        files = [] if self.directory is None else [self.directory / "trial.safetensors"]
+        with tqdm(
+            total=runs * len(teachers) * steps, disable=not self.progress, unit="step", desc="trial"
+        ) as bar:
+            for index, name in itertools.product(range(runs), teachers):
+                if index < len(measure[name]):
+                    bar.update(steps)
+                    continue
+                with self._clocked("trial runs"):
+                    found = self._whole_run(teachers[name], index, files, bar.update)
+                measure[name].append(found if math.isfinite(found) else None)
+                self._commit()
+                for file in files:
+                    file.unlink(missing_ok=True)
+        means = {
+            name: statistics.fmean(math.inf if x is None else x for x in found)
+            for name, found in measure.items()
+        }
+        chosen = min(means, key=lambda name: means[name])
+        seconds["trial"] += before
+        self.teacher = teachers[chosen]
+        self.history["trial"]["chosen"] = chosen
+        if chosen not in taught:
+            self._event("trial", check.runs_chose_known(chosen, means))
+
+    def _whole_run(
+        self, teacher: TokenTeacher, index: int, files: Sequence[Path], moved: Callable[[int], object]
+    ) -> float:
+        """Where student ``index`` of the trial ends on dev; it goes on from a file that there is."""
+        seed, steps = seed_of(self.seed, 4, index), self.recipe.run_steps
+        student, batches = self._student(seed_of(seed, 1)), self.batches(seed_of(seed, 2))
+        stage, digest = fresh(student, self.recipe, teacher.num_classes), _digest_of(teacher, index)
+        for file in files:
+            if file.exists():
+                about = read_tensors(file)[1]
+                stage = read_stages(file)[0] if about["of"] == digest else stage
+        moved(stage.step)
+        while stage.step < steps:
+            end = min(stage.step + _PIECE, steps)
+            part = [batches[step] for step in range(stage.step, end)]
+            stage = advance(student, stage, teacher, part, self.recipe, seed_of(seed, 3, stage.step))
+            moved(len(part))
+            for file in files:
+                write_stages(file, [stage], digest)
+        student.load_state_dict(stage.weights)
+        with torch.no_grad():
+            return float(measured(student, self.dev, _RUNS))
+
+    def _try_on_windows(self, teachers: dict[str, TokenTeacher]) -> None:
         """What windows from every stage of the last pool end lowest under."""
         if not self.pool and self.directory is not None:  # a run that goes on with its trial
             self.pool = read_stages(self.directory / self._pool_name(self.update - 1))
-        teachers: dict[str, Any] = {}
-        for name, weights in taught.items():
-            teachers[name] = copy.deepcopy(self.start)
-            teachers[name].load_state_dict(weights)
         teachers["neutral"] = self.neutral
         measures: dict[str, list[float]] = {name: [] for name in teachers}
         for index, stage in enumerate(self.pool):
@@ -663,7 +747,7 @@ class _Windows(Outer):
         if not float(ahead.mean()) > error:
             chosen = "neutral"
         self.teacher = teachers[chosen]
-        self.history["trial"] = {"chosen": chosen, "measure": measures}
+        self.history["trial"] = {"chosen": chosen, "runs": 0, "measure": measures}
         if chosen == "neutral":
             self._event("trial", check.windows_chose_neutral(self.recipe.measure, means))
 
@@ -684,8 +768,16 @@ class _Windows(Outer):
         }
 
 
-def write_stages(file: Path, pool: Sequence[Stage]) -> None:
-    """Write a pool to a safetensors file, whole."""
+def _digest_of(teacher: TokenTeacher, index: int) -> str:
+    """Of a run of the trial: whose it is, and the number of its student."""
+    digest = hashlib.sha256(f"{index} {teacher.smoothing!r}".encode())
+    for value in teacher.parameters():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_stages(file: Path, pool: Sequence[Stage], of: str = "") -> None:
+    """Write a pool to a safetensors file, whole; ``of`` says whose it is."""
     tensors: dict[str, Tensor] = {}
     about: list[dict[str, Any]] = []
     for index, stage in enumerate(pool):
@@ -697,7 +789,7 @@ def write_stages(file: Path, pool: Sequence[Stage]) -> None:
                     tensors[f"{index}/slots/{place}/{part}"] = x
             constants.append([None if isinstance(x, Tensor) else x for x in slot])
         about.append({"step": stage.step, "state": list(stage.state), "slots": constants})
-    write_tensors(file, tensors, {"stages": about})
+    write_tensors(file, tensors, {"stages": about, "of": of})
 
 
 def read_stages(file: Path) -> list[Stage]:

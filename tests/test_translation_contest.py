@@ -16,16 +16,19 @@ from typing import Any
 import draw_results
 import pytest
 import teaching
+import torch
 from scipy import stats
 from torch import Tensor
 from toy_translator import toy_corpus
 
-from l2t import check, contest
+from l2t import StudentState, check, contest
 from l2t.cli import main
 from l2t.report import find_runs
+from l2t.teacher import AnyTeacher
 from l2t.translation import contest as token_contest
 from l2t.translation import course, runs, scores
 from l2t.translation.corpus import Corpus, write_folder
+from l2t.translation.token_teacher import TokenTeacher
 
 TEACH = ["--pieces", "60", "--steps", "8", "--window", "2", "--updates", "1", "--students", "2", "--quiet"]
 TEACH += ["--lr", "0.02", "--set", "stages=2", "refresh=1", "lr_warmup=2", "dim=8", "tokens=60"]
@@ -133,6 +136,56 @@ def test_a_student_of_an_arm_is_what_a_course_trains(out: Path, found: dict) -> 
     assert arm["perplexity"][1] == scores.fit(made.student, vocabulary.encode_pairs(corpus.test)).perplexity
 
 
+def test_the_arm_of_a_teacher_is_the_loss_in_its_folder(out: Path, tmp_path: Path) -> None:
+    """Whatever it says, and not what it started as."""
+    shutil.copytree(out, tmp_path / "runs")
+    for index, name in enumerate(("seed-0", "static-0")):
+        folder = tmp_path / "runs" / name
+        teacher = AnyTeacher.load(folder)
+        generator = torch.Generator().manual_seed(index)
+        with torch.no_grad():
+            for parameter in teacher.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        teacher.save(folder)
+    budget = contest.Budget(2, 1, (0.01,), 0, ("maximum-likelihood",))
+    comparison = token_contest.set_up(token_contest.of_runs([tmp_path / "runs"], budget))
+    hidden, head, target = torch.randn(2, 3, 4), torch.randn(60, 4), torch.tensor([[5, 9, 3], [4, 3, -100]])
+    losses = []
+    for arm, name in (("taught by seed-0", "seed-0"), ("static taught loss", "static-0")):
+        teacher = AnyTeacher.load(tmp_path / "runs" / name)
+        assert isinstance(teacher, TokenTeacher)
+        for progress in (0.1, 0.9):
+            state = StudentState(progress, 2.0, 0.3)
+            losses.append(float(teacher.loss(hidden, head, None, target, state)))
+            assert float(comparison.arms[arm](hidden, head, None, target, state)) == losses[-1]
+            neutral = float(teacher.neutral().loss(hidden, head, None, target, state))
+            assert abs(losses[-1] - neutral) > 1e-3
+    assert len(set(losses)) == 3  # the static one says the same at every stage
+
+
+def test_rates_are_tuned_by_translations_of_dev_beside_its_references(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, read = small(), []
+
+    class Says:
+        def translate(self, sentences: list[str]) -> list[str]:
+            read.append(sentences)
+            return [f"red {text}" for text in sentences]
+
+    def bleu(said: list[str], wanted: list[str], *_: object) -> SimpleNamespace:
+        assert said == [f"red {source}" for source, _ in corpus.dev]
+        assert wanted == [target for _, target in corpus.dev]
+        return SimpleNamespace(value=7.0)
+
+    monkeypatch.setattr(token_contest, "train", lambda *_, **more: Says())
+    monkeypatch.setattr(token_contest.scores, "bleu", bleu)
+    budget = contest.Budget(2, 3, (0.01,), 0, ("maximum-likelihood",))
+    comparison = token_contest.set_up(token_contest.of_runs([out], budget)._replace(folder=tmp_path))
+    assert comparison._dev_bleu("maximum-likelihood", 0.01, lambda _: None) == 7.0
+    assert read == [[source for source, _ in corpus.dev]] * 3
+
+
 def test_rates_are_tuned_on_dev_from_one_grid_that_goes_on_at_its_ends(found: dict) -> None:
     for arm in found["arms"].values():
         tuning = arm["tuning"]
@@ -226,7 +279,12 @@ def test_tests_are_those_of_scipy_and_sacrebleu(out: Path, tmp_path: Path) -> No
         file = tmp_path / "runs" / "arms" / f"{name}.json"
         row = json.loads(file.read_text())
         row["bleu"] = values
-        row["said"] = [wanted if name == "taught-by-seed-0" else ["red dog"] * len(wanted)] * 3
+        others = [
+            ["red dog"] * len(wanted),
+            wanted[1:] + wanted[:1],
+            wanted[:4] + ["red"] * (len(wanted) - 4),
+        ]
+        row["said"] = [wanted] * 3 if name == "taught-by-seed-0" else others
         file.write_text(json.dumps(row))
     budget = contest.Budget(3, 1, (0.01, 0.03), 0, ("maximum-likelihood", "focal-1"))
     one = token_contest.of_runs([tmp_path / "runs"], budget)
@@ -244,9 +302,10 @@ def test_tests_are_those_of_scipy_and_sacrebleu(out: Path, tmp_path: Path) -> No
     assert own["focal-1"]["p_corrected"] == pytest.approx(3 * ps[0])  # the equal arm counts
     assert own["maximum-likelihood"]["p_corrected"] == pytest.approx(min(1.0, 2 * ps[1]))
     assert found["best_baseline"] == "static taught loss"
-    (first, *_) = found["bootstrap"]["taught by seed-0"]
-    assert first["difference"] == pytest.approx(100 - scores.bleu(["red dog"] * len(wanted), wanted).value)
-    assert first["p"] < 0.05
+    rows, ahead = found["bootstrap"]["taught by seed-0"], [100 - scores.bleu(x, wanted).value for x in others]
+    assert [row["difference"] for row in rows] == pytest.approx(ahead)  # each beside the same student's
+    assert len({round(x) for x in ahead}) == 3
+    assert rows[0]["p"] < 0.05
     lines = {line.split("  ")[0]: line for line in token_contest.table("toy", found)}
     assert "win" in lines["focal-1"]  # 3 * ps[0] is below 0.01
     assert "win" not in lines["maximum-likelihood"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from toy_translator import toy_corpus
 from l2t import StudentState, cli
 from l2t.cli import main
 from l2t.translation import course, runs
-from l2t.translation.corpus import write_folder
+from l2t.translation.batches import Batch
+from l2t.translation.corpus import Pairs, read_folder, write_folder
 from l2t.translation.windows import WindowRecipe
 
 SMALL = ["--pieces", "60", "--steps", "8", "--window", "2", "--updates", "3", "--students", "2"]
@@ -59,6 +63,33 @@ def test_a_run_folder_says_all_that_made_it(data: Path, taught: Path) -> None:
     assert len(history["updates"]) == 3
     models = [(taught / name / "vocabulary.model").read_bytes() for name in ("seed-0", "static-0")]
     assert models[0] == models[1]
+
+
+def test_a_teacher_learns_from_training_pairs_and_is_measured_on_dev(
+    data: Path, taught: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(runs, "teach_translator", lambda *given, **more: asked.append(given))
+    config = json.loads((taught / "seed-0" / "config.json").read_text())
+    runs.teach(taught / "seed-0", config, False, False)
+    ((teacher, _, batches, dev),) = asked
+    corpus, vocabulary = read_folder(data), runs.load(taught / "seed-0").vocabulary
+
+    def pairs_of(found: Iterable[Batch]) -> list[tuple[list[int], list[int]]]:
+        rows = [row for batch in found for row in zip(batch.source, batch.target_out, strict=True)]
+        return sorted(([i for i in s.tolist() if i > 3], [i for i in t.tolist() if i > 3]) for s, t in rows)
+
+    def wanted(pairs: Pairs) -> list[tuple[list[int], list[int]]]:
+        return sorted(zip(*vocabulary.encode_pairs(pairs), strict=True))
+
+    assert pairs_of(dev) == wanted(corpus.dev)
+    padding = sum(int((batch.target_out == -100).sum()) for batch in dev)
+    assert padding < 0.1 * sum(batch.target_out.numel() for batch in dev)
+    course = batches(5)
+    first = [course[k] for k in itertools.takewhile(lambda k: course.epoch(k) == 0, itertools.count())]
+    assert pairs_of(first) == wanted(corpus.train)
+    counts = vocabulary.counts(vocabulary.encode_pairs(corpus.train).target)
+    assert teacher.counts == counts.tolist()
 
 
 def test_seeds_go_beside_one_another_and_their_teachers_differ(

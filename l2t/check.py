@@ -2247,14 +2247,22 @@ def vocabulary_size(size: int, error: Exception) -> ValueError:
     )
 
 
-def search_sizes(width: int, longest: int, penalty: float) -> None:
+def search_sizes(width: int, longest: int | None, penalty: float) -> None:
     """The sizes of a search for translations."""
-    if width < 1 or longest < 1:
+    if width < 1 or (longest is not None and longest < 1):
         raise ValueError(
             f"l2t.translation: width and length must be 1 or more, got {width} and {longest}. A width of 1 is greedy."
         )
     if not penalty >= 0:
         raise ValueError(f"l2t.translation: penalty must be 0 or more, got {penalty}. Take 1, or 0 for none.")
+
+
+def translations_cut(count: int, total: int) -> str:
+    """Translations that have not come to an end."""
+    return (
+        f"l2t.translation: a translation must end within 2 n + 10 pieces of a source of n, got {count} of {total} that had not "
+        "and were cut there. A student that repeats itself needs more training."
+    )
 
 
 def score_sentences(hypotheses: int, references: int) -> None:

@@ -1,13 +1,15 @@
 """The search for a translation: greedy and beam, many sentences at a time.
 
-A translation has at most ``longest`` tokens, END among them; what has not ended by then ends there. PAD,
-UNKNOWN and BEGIN are never chosen.
+A translation of a source of n tokens has at most 2 n + 10, or ``longest``, END among them; what has not ended
+by then ends there. PAD, UNKNOWN and BEGIN are never chosen.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,17 +18,17 @@ from l2t import check
 from l2t.translation.batches import BEGIN, END, PAD, UNKNOWN, Ids, padded
 from l2t.translation.networks import Translator
 
-LONGEST = 64
+L = TypeVar("L", int, Tensor)
 
 
 @torch.no_grad()
-def greedy(student: Translator, source: Tensor, longest: int = LONGEST) -> Ids:
+def greedy(student: Translator, source: Tensor, longest: int | None = None) -> Ids:
     """The likeliest token after what stands there, until END.
 
     Args:
         student: in ``eval`` mode.
         source: (B, S) int64, padded with 0, each sentence with END.
-        longest: tokens of a translation at most, END among them.
+        longest: tokens of a translation at most, END among them; None goes by the length of its source.
 
     Returns:
         the ids of each translation, without BEGIN and END.
@@ -42,9 +44,10 @@ def greedy(student: Translator, source: Tensor, longest: int = LONGEST) -> Ids:
     state = student.encode(source)
     token = torch.full((len(source),), BEGIN, device=source.device)
     ended, found = torch.zeros_like(token, dtype=torch.bool), []
-    for _ in range(longest - 1):
+    limits = _limits(source, longest)
+    for length in range(1, int(limits.max())):
         logits, state = student.step(state, token)
-        token = _allowed(logits).argmax(1).masked_fill(ended, END)
+        token = _allowed(logits).argmax(1).masked_fill(ended | (limits <= length), END)
         ended = ended | (token == END)
         found.append(token)
         if ended.all():
@@ -55,7 +58,7 @@ def greedy(student: Translator, source: Tensor, longest: int = LONGEST) -> Ids:
 
 @torch.no_grad()
 def beam(
-    student: Translator, source: Tensor, width: int = 4, longest: int = LONGEST, penalty: float = 1.0
+    student: Translator, source: Tensor, width: int = 4, longest: int | None = None, penalty: float = 1.0
 ) -> Ids:
     """The best translation among those that a beam of ``width`` comes by.
 
@@ -66,7 +69,7 @@ def beam(
         student: in ``eval`` mode.
         source: (B, S) int64, padded with 0, each sentence with END.
         width: translations that go on at each step.
-        longest: tokens of a translation at most, END among them.
+        longest: tokens of a translation at most, END among them; None goes by the length of its source.
         penalty: power of the length; 0 takes the likeliest, which favours short ones.
 
     Returns:
@@ -89,11 +92,12 @@ def beam(
     found: Ids = [[] for _ in range(count)]
     open_places = [width] * count
     first = torch.arange(count, device=source.device)[:, None] * width
-    for length in range(1, longest + 1):
+    limits = _limits(source, longest)
+    for length in range(1, int(limits.max()) + 1):
         logits, state = student.step(state, token)
         after = torch.log_softmax(_allowed(logits), 1).view(count, width, vocab)
-        if length == longest:
-            after[:, :, :END], after[:, :, END + 1 :] = -math.inf, -math.inf
+        last = (limits <= length)[:, None, None] & (torch.arange(vocab, device=source.device) != END)
+        after = after.masked_fill(last, -math.inf)
         total = (score[:, :, None] + after).flatten(1)
         values, places = total.topk(min(2 * width, total.shape[1]), 1)
         beams, chosen = places // vocab, places % vocab
@@ -117,6 +121,17 @@ def beam(
     return found
 
 
+def _limits(source: Tensor, longest: int | None) -> Tensor:
+    """How many tokens each translation may have, (B,)."""
+    lengths = (source != PAD).sum(1) - 1
+    return limit_of(lengths) if longest is None else torch.full_like(lengths, longest)
+
+
+def limit_of(length: L) -> L:
+    """How many tokens, END among them, the translation of so many may have."""
+    return 2 * length + 10
+
+
 def _allowed(logits: Tensor) -> Tensor:
     """Logits of what may be chosen, minus infinity elsewhere."""
     return logits.index_fill(1, logits.new_tensor([PAD, UNKNOWN, BEGIN], dtype=torch.int64), -math.inf)
@@ -126,6 +141,8 @@ def translate_ids(
     student: Translator, source: Sequence[Sequence[int]], width: int = 1, rows: int = 100
 ) -> Ids:
     """Translations of sentences as ids, ``rows`` of like length at a time; the student is left in its mode.
+
+    A warning says how many have as many tokens as they may.
 
     Args:
         student: what translates.
@@ -147,4 +164,7 @@ def translate_ids(
                 found[row] = ids
     finally:
         student.train(was)
+    full = sum(len(said) + 1 >= limit_of(len(ids)) for said, ids in zip(found, source, strict=True))
+    if full:
+        warnings.warn(check.translations_cut(full, len(found)), stacklevel=2)
     return found

@@ -191,6 +191,14 @@ def missing_package(user: str, package: str, extra: str = "tasks") -> ImportErro
     )
 
 
+def words_of_a_language(language: str) -> ImportError:
+    """What sacrebleu cuts a language into words by is not installed."""
+    return ImportError(
+        f"l2t.translation: BLEU of the language {language} must have what sacrebleu cuts its words by, got none. "
+        f"Run: pip install 'sacrebleu[{language}]'."
+    )
+
+
 def not_positive(text: str) -> str:
     """A count on the command line."""
     return f"it must be a whole number of 1 or more, got {text}"

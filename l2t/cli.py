@@ -948,6 +948,7 @@ def _train(options: argparse.Namespace) -> int:
             check.flags_without_meaning("a taught loss", _given(options, ["pieces"]))
             taught = runs.load(Path(options.loss))
         pairs = corpus.read_folder(corpus.find() if options.data is None else options.data)
+        scores.metric_of("BLEU", pairs.target)
         out = RUNS / f"{TRANSLATION}-{options.student}" if options.out is None else options.out
         if course.is_begun(out):
             check.may_start("translation", out, options.resume)
@@ -964,7 +965,10 @@ def _train(options: argparse.Namespace) -> int:
     said = trained.translate([source for source, _ in pairs.test])
     wanted = [target for _, target in pairs.test]
     fit = scores.fit(trained.student, trained.vocabulary.encode_pairs(pairs.test))
-    for name, score in (("BLEU", scores.bleu(said, wanted)), ("chrF", scores.chrf(said, wanted))):
+    for name, score in (
+        ("BLEU", scores.bleu(said, wanted, pairs.target)),
+        ("chrF", scores.chrf(said, wanted)),
+    ):
         print(f"test {name} {score.value:.2f}  {score.signature}")
     print(
         f"test perplexity {fit.perplexity:.2f} a piece, dev {math.exp(trained.history[-1]['dev_loss']):.2f}"

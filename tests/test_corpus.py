@@ -637,3 +637,13 @@ def test_what_is_not_there_is_refused_in_one_line(debian, home, capsys, argument
     assert sentence in captured.err
     assert not home.exists()
     assert not (debian / "told").exists()
+
+
+def test_sentences_end_before_a_capital_of_any_script_that_has_them():
+    for one, other in (
+        ("Откройте файл.", "Затем нажмите."),
+        ("Otevři.", "Časem zavři."),
+        ("Άνοιξε.", "Ώρα είναι."),
+    ):
+        assert corpus.sentences(f"{one} {other}") == [one, other]
+    assert corpus.sentences("Siehe z. čtvrtek, см. далее.") == ["Siehe z. čtvrtek, см. далее."]

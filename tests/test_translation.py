@@ -296,6 +296,14 @@ def test_the_vocabulary_is_the_same_bytes_again_and_gives_back_what_it_was_given
     assert again.size == 80
 
 
+def test_a_vocabulary_changes_no_character_and_takes_sentences_of_any_length() -> None:
+    texts = ["das ﬁnale №1 … ½", "请打开文档，然后单击确定。", " ".join(["wort"] * 2000) + " ß€"]
+    vocabulary = Vocabulary.train(Corpus([(text, text) for text in texts], [], [], "de", "zh", {}), 60)
+    assert vocabulary.decode(vocabulary.encode(texts)) == texts
+    assert not any(1 in ids for ids in vocabulary.encode(texts))
+    assert vocabulary.encode(["das\n\u00a0wort  "]) == vocabulary.encode(["das wort"])
+
+
 def test_targets_are_counted_with_their_ends(vocabulary: Vocabulary) -> None:
     counts = vocabulary.counts([[5, 5, 7], [7]])
     assert counts.shape == (80,)
@@ -444,6 +452,30 @@ def test_bleu_is_the_geometric_mean_of_precisions_and_a_penalty_for_short_ones()
     assert scores.chrf(said, wanted).signature.startswith("nrefs:1|")
     with pytest.raises(ValueError, match="translations must be as many as references, and some, got 1 for 0"):
         scores.bleu(said, [])
+
+
+def test_words_are_cut_as_in_the_language_that_is_translated_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, wanted = (
+        ["请打开文件，然后单击确定。", "窗口已关闭。"],
+        ["请打开文档，然后单击确定。", "该窗口已关闭。"],
+    )
+    plain, found = scores.bleu(said, wanted), scores.bleu(said, wanted, "zh_CN")
+    assert "|tok:zh|" in found.signature
+    assert found.value > 50 > plain.value
+    assert scores.bleu(said, wanted, "en") == plain
+    (paired,) = scores.paired_bootstrap(wanted, {"x": said}, wanted, samples=5, target="zh").values()
+    assert paired.value == pytest.approx(found.value)
+
+    def lacks(*_: object, **settings: str) -> None:
+        raise RuntimeError(f"no words of {settings['trg_lang']}")
+
+    import sacrebleu.metrics
+
+    monkeypatch.setattr(sacrebleu.metrics, "BLEU", lacks)
+    with pytest.raises(
+        ImportError, match=r"BLEU of the language ja must have .* pip install 'sacrebleu\[ja\]'"
+    ):
+        scores.bleu(said, wanted, "ja")
 
 
 def test_the_paired_bootstrap_tells_a_difference_from_none() -> None:

@@ -173,7 +173,8 @@ def test_rates_are_tuned_by_translations_of_dev_beside_its_references(
             read.append(sentences)
             return [f"red {text}" for text in sentences]
 
-    def bleu(said: list[str], wanted: list[str], *_: object) -> SimpleNamespace:
+    def bleu(said: list[str], wanted: list[str], target: str) -> SimpleNamespace:
+        assert target == "en"
         assert said == [f"red {source}" for source, _ in corpus.dev]
         assert wanted == [target for _, target in corpus.dev]
         return SimpleNamespace(value=7.0)
@@ -235,7 +236,7 @@ def test_a_rate_that_diverges_is_out_of_the_running_and_stops_nothing(
 
     monkeypatch.setattr(token_contest, "train", trained)
     monkeypatch.setattr(
-        token_contest.scores, "bleu", lambda said, _: SimpleNamespace(value=levels[float(said[0])])
+        token_contest.scores, "bleu", lambda said, *_: SimpleNamespace(value=levels[float(said[0])])
     )
     monkeypatch.setattr(comparison, "_read_test", lambda made: {"bleu": [student.rate for student in made]})
     made = comparison.run("maximum-likelihood")

@@ -91,6 +91,7 @@ class TokenComparison:
         first = next(iter(dynamic.values()))
         self.dynamic, self.config = dynamic, first.config
         self.corpus = runs.corpus_of(first.config)
+        scores.metric_of("BLEU", self.corpus.target)  # what it lacks is said before any work is done
         self.vocabulary = runs.load(first.directory).vocabulary
         self.course = Course(**first.config["course"])
         rates = contest.budget.grid or [self.course.top * factor for factor in (0.5, 1.0, 2.0)]
@@ -159,7 +160,8 @@ class TokenComparison:
                 made = self._train(name, rate, seed_of(self.budget.seed, 1, index))
                 with threads(self.course.threads):
                     said = made.translate([source for source, _ in self.corpus.dev])
-                values.append(scores.bleu(said, [target for _, target in self.corpus.dev]).value)
+                wanted = [target for _, target in self.corpus.dev]
+                values.append(scores.bleu(said, wanted, self.corpus.target).value)
         except check.DivergedError:
             return -math.inf
         return statistics.fmean(values)
@@ -193,7 +195,7 @@ class TokenComparison:
         said = [one.translate(sources) for one in made]
         return {
             "said": said,
-            "bleu": [scores.bleu(texts, wanted).value for texts in said],
+            "bleu": [scores.bleu(texts, wanted, self.corpus.target).value for texts in said],
             "chrf": [scores.chrf(texts, wanted).value for texts in said],
             "perplexity": [scores.fit(one.student, encoded).perplexity for one in made],
             "cpu_seconds": [one.history[-1]["cpu_seconds"] for one in made],
@@ -260,8 +262,11 @@ class TokenComparison:
         bootstrap: dict[str, list[dict[str, float]]] = {name: [] for name in self.taught}
         for index in range(self.budget.students):
             systems = {name: made[name]["said"][index] for name in self.taught}
-            for name, found in scores.paired_bootstrap(made[best]["said"][index], systems, wanted).items():
-                bootstrap[name].append({"difference": found.difference, "p": found.p})
+            found = scores.paired_bootstrap(
+                made[best]["said"][index], systems, wanted, target=self.corpus.target
+            )
+            for name, row in found.items():
+                bootstrap[name].append({"difference": row.difference, "p": row.p})
         teaching = {}
         for name, run in zip(self.taught, self.dynamic.values(), strict=True):
             seconds = runs.seconds_of(run.history)
@@ -277,7 +282,7 @@ class TokenComparison:
             "bootstrap": bootstrap,
             "teaching": teaching,
             "signatures": {
-                "BLEU": scores.bleu(wanted, wanted).signature,
+                "BLEU": scores.bleu(wanted, wanted, self.corpus.target).signature,
                 "chrF": scores.chrf(wanted, wanted).signature,
             },
             "protocol": self._protocol(len(every)),

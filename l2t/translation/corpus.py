@@ -34,8 +34,9 @@ ALIKE = (0.5, 0.7)  # Jaccard indices at which a sentence counts as a near dupli
 SPLITS: Mapping[str, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "valid"), "test": ("test",)}
 _ABOUT = "corpus.json"
 
+_CAPITALS = "".join(filter(str.isupper, map(chr, range(0x590))))  # Latin, Greek, Cyrillic, Armenian
 # A sentence ends before white space and a capital, quotes and brackets passed over.
-_END = re.compile(r"""(?<=[.!?])\s+(?=["'„“”‚‘«»¿¡(]*[A-ZÀ-ÖØ-Þ])""")
+_END = re.compile(rf"""(?<=[.!?])\s+(?=["'„“”‚‘«»¿¡(]*[{_CAPITALS}])""")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _ACCELERATOR = re.compile(r"[_~&](?=\w)")
 # A line of a .po: a comment or nothing, or a string, mostly after the name of its field.

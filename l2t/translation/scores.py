@@ -26,11 +26,13 @@ class Score(NamedTuple):
     signature: str
 
 
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
-    """BLEU of a test set, with sacrebleu's defaults.
+def bleu(hypotheses: Sequence[str], references: Sequence[str], target: str = "") -> Score:
+    """BLEU of a test set, with sacrebleu's defaults for the language ``target``.
+
+    They are one way to cut words for all languages but Chinese, Japanese and Korean (zh, ja, ko).
 
     Raises:
-        ImportError: sacrebleu is not installed.
+        ImportError: sacrebleu is not installed, or what it cuts words of the language by.
         ValueError: not as many translations as references, or none.
 
     Source: Papineni et al., "BLEU" (ACL 2002); Post, "A call for clarity in reporting BLEU scores" (WMT
@@ -41,7 +43,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
         >>> bleu(["the house is very small"], ["the house is very small"]).value
         100.0
     """
-    return _score("BLEU", hypotheses, references)
+    return _score(metric_of("BLEU", target), hypotheses, references)
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
@@ -49,12 +51,23 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
 
     Source: Popović, "chrF: character n-gram F-score for automatic MT evaluation" (WMT 2015).
     """
-    return _score("CHRF", hypotheses, references)
+    return _score(metric_of("CHRF"), hypotheses, references)
 
 
-def _score(metric: str, hypotheses: Sequence[str], references: Sequence[str]) -> Score:
+def metric_of(name: str, target: str = "", **settings: Any) -> Any:
+    """The metric of sacrebleu for translations into a language; raises ImportError as :func:`bleu` does."""
+    made = getattr(_sacrebleu(), name)
+    if name != "BLEU":
+        return made(**settings)
+    language = target.lower().replace("_", "-").split("-")[0]
+    try:
+        return made(trg_lang=language, **settings)
+    except RuntimeError as error:
+        raise check.words_of_a_language(language) from error
+
+
+def _score(measure: Any, hypotheses: Sequence[str], references: Sequence[str]) -> Score:
     check.score_sentences(len(hypotheses), len(references))
-    measure = getattr(_sacrebleu(), metric)()
     value = measure.corpus_score(list(hypotheses), [list(references)]).score
     return Score(round(value, 10), str(measure.get_signature()))
 
@@ -82,6 +95,7 @@ def paired_bootstrap(
     references: Sequence[str],
     metric: str = "BLEU",
     samples: int = 1000,
+    target: str = "",
 ) -> dict[str, Paired]:
     """Each system against a baseline, by sacrebleu's paired bootstrap over the sentences of a test set.
 
@@ -91,9 +105,10 @@ def paired_bootstrap(
         references: what they should be.
         metric: ``"BLEU"`` or ``"CHRF"``.
         samples: test sets that are drawn, by sacrebleu's seed.
+        target: language code, as of :func:`bleu`.
 
     Raises:
-        ImportError: sacrebleu is not installed.
+        ImportError: as :func:`bleu`.
         ValueError: an unknown metric, or not as many translations as references, or none.
 
     Source: Koehn, "Statistical significance tests for machine translation evaluation" (EMNLP 2004).
@@ -101,10 +116,9 @@ def paired_bootstrap(
     check.known("translation", "metric", metric, ("BLEU", "CHRF"))
     for said in (baseline, *systems.values()):
         check.score_sentences(len(said), len(references))
-    _sacrebleu()
+    measure = metric_of(metric, target, references=[list(references)])
     from sacrebleu.significance import PairedTest
 
-    measure: Any = getattr(_sacrebleu(), metric)(references=[list(references)])
     named: list[Any] = [("baseline", list(baseline))]
     named += [(name, list(said)) for name, said in systems.items()]
     found: Any = PairedTest(named, {metric: measure}, None, test_type="bs", n_samples=samples)()[1]

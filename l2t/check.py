@@ -269,6 +269,15 @@ def token_teacher_there(directory: Path, there: bool) -> None:
         )
 
 
+def taught_by_adam(optimizer: str) -> None:
+    """Translators are trained and compared by Adam, so a loss is taught for it."""
+    if optimizer != "adam":
+        raise ValueError(
+            f"l2t.cli: optimizer must be adam, by which `l2t train` and `l2t compare` train translators, got {optimizer!r}. "
+            "Leave it out; l2t.translation.windows.teach_translator takes the other."
+        )
+
+
 def setting_form(text: str, has_equals: bool) -> None:
     """An argument of --set."""
     if not has_equals:

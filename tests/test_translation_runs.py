@@ -166,6 +166,7 @@ def test_a_taught_loss_trains_a_translator(
         (["--measure", "bleu"], "measure must be"),
         (["--smoothing", "1.5"], "smoothing must be"),
         (["--student", "gru"], "student must be one of lstm, lstm-2, transformer"),
+        (["--set", "optimizer=sgd"], "optimizer must be adam, by which `l2t train` and `l2t compare` train"),
         (["--set", "sizes=3"], "the field of --set must be one of"),
         (["--data", "nowhere"], "nowhere"),
     ],

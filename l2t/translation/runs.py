@@ -68,6 +68,7 @@ def config_of(
         return {name: settings[name] for name in names if name in settings}
 
     recipe = WindowRecipe(**{"lr": Course(student).top, **given(_RECIPE)})
+    check.taught_by_adam(recipe.optimizer)
     course = Course(
         student,
         steps=recipe.run_steps,

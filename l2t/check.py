@@ -149,6 +149,14 @@ def corpus_nothing_there(folder: Path, language: str, source: str, target: str) 
     )
 
 
+def corpus_locked(folder: Path) -> PermissionError:
+    """A folder to build a corpus from that belongs to somebody else."""
+    return PermissionError(
+        f"l2t.translation: the folder {folder} must be one that you may read, got one without that permission. Change its "
+        "permissions, or give a copy."
+    )
+
+
 def corpus_size(pairs: int, least: int, most: int) -> None:
     """Pairs enough for three splits."""
     if pairs < 10:

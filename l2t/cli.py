@@ -487,7 +487,7 @@ def _asking() -> Iterator[None]:
     """Around the part of a command that looks at what was asked for, before any work is done."""
     try:
         yield
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, PermissionError) as error:
         raise _UsageError(str(error)) from error
 
 

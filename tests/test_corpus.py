@@ -639,6 +639,41 @@ def test_what_is_not_there_is_refused_in_one_line(debian, home, capsys, argument
     assert not (debian / "told").exists()
 
 
+@pytest.fixture
+def locked(home, monkeypatch) -> Path:
+    """A folder that nobody may look into, root included."""
+    home.mkdir()
+
+    def barred(function):
+        def looks(path=".", *more, **given):
+            if (
+                isinstance(path, (str, Path))
+                and home in (Path(path), *Path(path).parents)
+                and Path(path) != home
+            ):
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path, *more, **given)
+
+        return looks
+
+    for name in ("stat", "listdir", "scandir"):
+        monkeypatch.setattr(os, name, barred(getattr(os, name)))
+    return home
+
+
+def test_a_data_folder_that_may_not_be_read_has_nothing_and_stops_no_command(
+    locked, tmp_path, capsys, monkeypatch
+):
+    assert cli.main([]) == 0
+    assert cli.main(["data"]) == 0
+    assert "folder        not here" in capsys.readouterr().out
+    assert cli.main(["translate", str(tmp_path / "none"), "ein Haus"]) == 2
+    assert "must hold a trained translator" in capsys.readouterr().err
+    monkeypatch.setenv("L2T_DATA", str(tmp_path / "open"))
+    assert cli.main(["data", "translation", "--from", str(locked / "mine"), "--target", "nl"]) == 2
+    assert f"the folder {locked / 'mine'} must be one that you may read, got one" in capsys.readouterr().err
+
+
 def test_sentences_end_before_a_capital_of_any_script_that_has_them():
     for one, other in (
         ("Откройте файл.", "Затем нажмите."),

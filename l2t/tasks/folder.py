@@ -8,6 +8,7 @@ names.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ class Folder(Place):
             FileNotFoundError: there is none.
         """
         for folder in self.folders():
-            if folder.is_dir():
+            if os.path.isdir(folder):  # of which Path.is_dir raises where it may not look
                 return folder
         raise check.folder_missing(self.folders()[0])
 
@@ -117,7 +118,7 @@ def __getattr__(name: str) -> Task:
         raise AttributeError(name)
     try:
         classes, pool, _ = PLACE.split()
-    except (FileNotFoundError, ValueError):  # said by Task.require
+    except (OSError, ValueError):  # said by Task.require
         classes, pool = ("none",), []
     part = max(1, len(pool) // 10)
     regimes = standard(len(pool), len(classes), few=part, dev=part, imbalance=10.0)

@@ -61,11 +61,11 @@ class Place:
         found = {}
         for name in self.files:
             for path in (folder / name, folder / f"{name}.gz", folder / self.inside / name):
-                if path.is_file():
+                if os.path.isfile(path):  # of which Path.is_file raises where it may not look
                     found[name] = path
                     break
         archive = folder / self.archive
-        if len(found) < len(self.files) and self.archive and archive.is_file():
+        if len(found) < len(self.files) and self.archive and os.path.isfile(archive):
             return dict.fromkeys(self.files, archive)
         return found
 

@@ -126,7 +126,7 @@ class Task:
 
     def is_there(self) -> bool:
         """Whether `require` finds the data."""
-        with contextlib.suppress(FileNotFoundError, ValueError, ImportError):
+        with contextlib.suppress(OSError, ValueError, ImportError):
             self.require()
             return True
         return False

@@ -241,8 +241,15 @@ def from_folder(folder: Path, source: str, target: str, seed: int = 0) -> Corpus
 
     Raises:
         FileNotFoundError: the folder has neither.
+        PermissionError: it may not be read.
         ValueError: a file is broken, or there are too few pairs.
     """
+    try:
+        os.listdir(folder)
+    except PermissionError as error:
+        raise check.corpus_locked(folder) from error
+    except OSError:
+        pass  # said below
     info = {"origin": f"the folder {folder}", "licence": "that of the folder's texts", "folder": str(folder)}
     if any(folder.glob(f"train.{source}")):
         return read_texts(folder, source, target, info)

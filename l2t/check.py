@@ -2240,7 +2240,7 @@ def translation_batches(sources: int, targets: int, tokens: int) -> None:
         )
     if tokens < 1:
         raise ValueError(
-            f"l2t.translation: tokens must be 1 or more, got {tokens}. Give the padded target tokens of a batch."
+            f"l2t.translation: tokens must be 1 or more, got {tokens}. Give the padded tokens of a batch."
         )
 
 

@@ -73,7 +73,8 @@ def test_an_epoch_has_every_pair_once_in_batches_of_the_budget_and_of_like_lengt
     wanted = [(tuple(s), tuple(t)) for s, t in zip(*encoded, strict=True)]
     assert sorted(found) == sorted(wanted)
     assert found != wanted
-    assert all(batches[k].target_out.numel() <= 40 for k in first)
+    assert all(part.numel() <= 40 for k in first for part in batches[k])
+    assert any(batches[k].source.shape[1] > batches[k].target_out.shape[1] for k in first)
     padding = sum(int((batches[k].target_out == -100).sum()) for k in first)
     assert padding < 0.05 * sum(batches[k].target_out.numel() for k in first)
     lengths = [batches[k].target_out.shape[1] for k in first]
@@ -97,7 +98,12 @@ def test_batches_to_evaluate_on_keep_the_order() -> None:
     encoded = toy(50)
     found = [pair for batch in batches_of(encoded, 20) for pair in pairs_of(batch)]
     assert found == [(tuple(s), tuple(t)) for s, t in zip(*encoded, strict=True)]
-    assert [len(batch.source) for batch in batches_of(Encoded([[5]] * 2, [[6] * 9, [7]]), 3)] == [1, 1]
+    for long, short in (([6] * 9, [7]), ([7], [6] * 9)):
+        for sides in (([long, short], [[5]] * 2), ([[5]] * 2, [long, short])):
+            assert [len(batch.source) for batch in batches_of(Encoded(*sides), 3)] == [1, 1]
+    uneven = Encoded([[5]] * 99 + [[5] * 499], [[6]] * 100)
+    batches = Batches(uneven, tokens=500)
+    assert max(batches[k].source.numel() for k in range(batches.epoch(0), 60) if not batches.epoch(k)) == 500
 
 
 def test_batches_of_like_length_have_every_pair_and_little_padding() -> None:

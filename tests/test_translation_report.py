@@ -211,7 +211,7 @@ def test_the_page_says_what_was_taught_and_what_it_cost(tmp_path: Path) -> None:
     assert re.search(r"a Transformer with two layers a side of size 16, [\d,]+ numbers, dropout 0.25", text)
     assert "Sentence pairs: 1,500 to learn from, 20 dev, 30 test, from tales." in text
     assert f"one vocabulary of 156; the targets to learn from have {sum(COUNTS):,} of them, and 152" in text
-    assert "A whole run is 100 steps of up to 250 padded target tokens by Adam, whose rate rises" in text
+    assert "A whole run is 100 steps of up to 250 padded tokens a side by Adam, whose rate rises" in text
     assert (
         "Teaching took 100 s by the clock: 40 s of 2 whole runs that windows begin on, 50 s of windows, 10 s "
         "of the trial. That is 5.0 times such a run." in text

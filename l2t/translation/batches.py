@@ -1,8 +1,9 @@
 """Batches of sentence pairs as padded ids: of like length, by a budget of tokens, the same for a seed.
 
-Pairs of an epoch are shuffled, sorted by length and cut so that no batch has more padded target tokens than
-its budget; the batches then come in a shuffled order. The k-th batch of a course follows from the seed and k
-alone, so a course that was broken off goes on with the batch that it would have come to.
+Pairs of an epoch are shuffled, sorted by length and cut so that no batch has more padded tokens than its
+budget, neither of the source nor of the target; the batches then come in a shuffled order. The k-th batch of
+a course follows from the seed and k alone, so a course that was broken off goes on with the batch that it
+would have come to.
 """
 
 from __future__ import annotations
@@ -75,21 +76,22 @@ def batch_of(encoded: Encoded, rows: Sequence[int]) -> Batch:
 
 
 def _cut(encoded: Encoded, order: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Rows of batches, in this order, each of at most so many padded target tokens, or of one pair."""
+    """Rows of batches, in this order, each of at most so many padded tokens a side, or of one pair."""
     rows: list[int] = []
     longest = 0
     for row in order:
-        longest = max(longest, len(encoded.target[row]) + 1)
+        length = max(len(encoded.source[row]), len(encoded.target[row])) + 1
+        longest = max(longest, length)
         if rows and longest * (len(rows) + 1) > tokens:
             yield rows
-            rows, longest = [], len(encoded.target[row]) + 1
+            rows, longest = [], length
         rows.append(row)
     if rows:
         yield rows
 
 
 def batches_of(encoded: Encoded, tokens: int = 4000) -> Iterator[Batch]:
-    """Every pair once, in order, in batches of at most ``tokens`` padded target tokens: to evaluate on.
+    """Every pair once, in order, in batches of at most ``tokens`` padded tokens a side: to evaluate on.
 
     Raises:
         ValueError: ``tokens`` is below 1, or there are no pairs.
@@ -116,7 +118,8 @@ class Batches:
 
     Args:
         encoded: the pairs.
-        tokens: budget of padded target tokens a batch; a pair that is longer makes a batch of its own.
+        tokens: budget of padded tokens a batch, of the source as of the target; a pair that is longer makes a
+            batch of its own.
         seed: of the order of pairs and batches.
 
     Raises:

@@ -301,7 +301,7 @@ class TokenComparison:
         return [
             f"Every arm trains the same {students} fresh students ({course.student}), paired over the arms "
             f"by their seed: same start weights, batches and dropout (seed {self.budget.seed}).",
-            f"A student takes {course.steps} steps of up to {course.tokens} padded target tokens by Adam, "
+            f"A student takes {course.steps} steps of up to {course.tokens} padded tokens a side by Adam, "
             f"with {course.warmup} steps of warm-up and a learning rate that falls to 0.",
             f"Each arm's learning rate is the one of {grid} with the highest BLEU on the "
             f"{len(self.corpus.dev):,} dev pairs (greedy), of {others} a "

@@ -60,7 +60,7 @@ class Course:
         steps: batches T.
         lr: rate of Adam at its highest; None is 0.003 for an LSTM and 0.002 for a Transformer.
         warmup: steps over which the rate rises along a line; then it falls along one, to zero after the last.
-        tokens: budget of padded target tokens a batch.
+        tokens: budget of padded tokens a batch and side.
         betas: of Adam.
         clip: largest norm of a gradient.
         dropout: of the student.

@@ -237,7 +237,7 @@ def said_of_the_run(run: Run) -> list[str]:
     recipe = run.history.get("recipe")
     if recipe:
         optimizer = {"adam": "Adam", "sgd": f"SGD with momentum {recipe['momentum']:g}"}[recipe["optimizer"]]
-        tokens = f" of up to {config['course']['tokens']:,} padded target tokens" if config else ""
+        tokens = f" of up to {config['course']['tokens']:,} padded tokens a side" if config else ""
         said += [
             f"A whole run is {recipe['run_steps']:,} steps{tokens} by {optimizer}, whose "
             f"rate rises to {recipe['lr']:g} over {recipe['lr_warmup']:,} steps and falls to 0 along a line.",

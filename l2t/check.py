@@ -2282,6 +2282,14 @@ def search_sizes(width: int, longest: int | None, penalty: float) -> None:
         raise ValueError(f"l2t.translation: penalty must be 0 or more, got {penalty}. Take 1, or 0 for none.")
 
 
+def sentences(given: object) -> None:
+    """Sentences to translate: a string would be taken for as many as it has letters."""
+    if isinstance(given, (str, bytes)):
+        raise ValueError(
+            f"l2t.translation: sentences must be a list of strings, got the string {given[:40]!r}. Put it into a list."
+        )
+
+
 def translations_cut(count: int, total: int) -> str:
     """Translations that have not come to an end."""
     return (

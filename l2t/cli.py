@@ -143,7 +143,8 @@ examples:
 """
 
 TRANSLATE = """\
-Translates sentences by the translator in a folder that `l2t train translation` has written, a line each.
+Translates sentences by the translator in a folder that `l2t train translation` has written, a line each;
+without any the lines of the standard input, of which an empty one gives an empty line.
 """
 
 
@@ -377,10 +378,13 @@ def _add_translation(commands: Any) -> None:
         "translate",
         "translate sentences",
         TRANSLATE,
-        f'example:\n  l2t translate {RUNS}/translation-lstm "Öffnen Sie das Dokument."',
+        f'examples:\n  l2t translate {RUNS}/translation-lstm "Öffnen Sie das Dokument."\n'
+        f"  l2t translate {RUNS}/translation-lstm < text.de > text.en",
     )
     translate.add_argument("directory", metavar="DIR", type=Path, help="folder of a trained translator")
-    translate.add_argument("sentences", metavar="SENTENCE", nargs="+")
+    translate.add_argument(
+        "sentences", metavar="SENTENCE", nargs="*", help="default, or -: lines of the standard input"
+    )
     translate.add_argument(
         "--beam", metavar="W", type=_positive, default=4, help="width of the search; 1 is greedy; default: 4"
     )
@@ -982,7 +986,10 @@ def _translate(options: argparse.Namespace) -> int:
 
     with _asking():
         translator = course.load(options.directory)
-    print("\n".join(translator.translate(options.sentences, options.beam)))
+    given = options.sentences
+    sentences = sys.stdin.read().splitlines() if given in ([], ["-"]) else given
+    for text in translator.translate(sentences, options.beam):
+        print(text)
     return 0
 
 

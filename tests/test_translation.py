@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -767,7 +768,7 @@ def test_a_loss_that_is_no_number_is_refused(corpus: Corpus, vocabulary: Vocabul
 
 
 def test_the_commands_train_score_and_translate(
-    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_folder(corpus, tmp_path / "pairs")
     train = ["train", "translation", "--data", str(tmp_path / "pairs"), "--out", str(tmp_path / "out")]
@@ -778,7 +779,18 @@ def test_the_commands_train_score_and_translate(
     assert "|version:" in said
     assert "test perplexity" in said
     assert main(["translate", str(tmp_path / "out"), "rot hund", "nie"]) == 0
-    assert capsys.readouterr().out.count("\n") == 2
+    both = capsys.readouterr().out
+    assert both.count("\n") == 2
+    for more in ([], ["-"]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("rot hund\n\n \nnie\n"))
+        assert main(["translate", str(tmp_path / "out"), *more]) == 0
+        first, second = both.splitlines()
+        assert capsys.readouterr().out.split("\n") == [first, "", "", second, ""]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert main(["translate", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="sentences must be a list of strings, got the string 'rot hund'"):
+        course.load(tmp_path / "out").translate("rot hund")  # type: ignore[arg-type]
     assert main(train) == 2
     assert "directory must hold no run" in capsys.readouterr().err
     assert main([*train, "--resume"]) == 0

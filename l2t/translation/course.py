@@ -210,8 +210,11 @@ class Trained(NamedTuple):
     config: dict[str, Any]
 
     def translate(self, sentences: list[str], width: int = 1) -> list[str]:
-        """Translations of sentences, greedy or by a beam."""
-        return self.vocabulary.decode(translate_ids(self.student, self.vocabulary.encode(sentences), width))
+        """Translations of sentences, greedy or by a beam; of an empty one there is nothing to say."""
+        check.sentences(sentences)
+        said = [text for text in sentences if text.strip()]
+        found = iter(self.vocabulary.decode(translate_ids(self.student, self.vocabulary.encode(said), width)))
+        return [next(found) if text.strip() else "" for text in sentences]
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the folder that :func:`load` reads; the weights, which make it one, last."""

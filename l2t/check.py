@@ -141,6 +141,39 @@ def corpus_file_missing(path: Path) -> FileNotFoundError:
     )
 
 
+def corpus_not_built(folder: Path, name: str) -> FileNotFoundError:
+    """A folder that `l2t data translation` has not written, of texts perhaps."""
+    return FileNotFoundError(
+        f"l2t.translation: the folder of sentence pairs must have a {name}, got {str(folder)!r} without one. Build it from texts "
+        f"or catalogues: l2t data translation --from {folder}."
+    )
+
+
+def two_languages(source: str, target: str) -> None:
+    """A language and another."""
+    if source == target:
+        raise ValueError(
+            f"l2t.translation: source and target must be two languages, got {source!r} twice. Give others."
+        )
+
+
+def tracked_features(op: str, features: Sequence[str], known: Sequence[str]) -> None:
+    """What a teacher of tokens can see of a student on its way."""
+    if unknown := [name for name in features if name not in known]:
+        raise ValueError(
+            f"l2t.{op}: features must be some of {', '.join(known)}, which are known of a translator, got {', '.join(unknown)}. "
+            "Leave it out."
+        )
+
+
+def compare_folders_of_translators() -> ValueError:
+    """Runs of translators go by their folder, since it is one of a student."""
+    return ValueError(
+        "l2t.cli: a comparison of translators must be given folders of runs, got the word translation. Write for example "
+        "l2t compare runs/translation-lstm."
+    )
+
+
 def corpus_nothing_there(folder: Path, language: str, source: str, target: str) -> FileNotFoundError:
     """A folder to build a corpus from that has nothing to do so."""
     return FileNotFoundError(
@@ -382,7 +415,8 @@ def teacher_size(argument: str, value: object, least: int, op: str = "Teacher") 
 
 def teacher_positive(argument: str, value: float, or_zero: bool = False, op: str = "Teacher") -> float:
     """A bound of a teacher."""
-    if not (0 < value < float("inf") or (or_zero and value == 0)):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (0 < value < float("inf") or (or_zero and value == 0)):
         raise ValueError(
             f"l2t.{op}: {argument} must be positive and finite, got {value!r}. Leave it out for the default."
         )
@@ -509,7 +543,7 @@ def token_counts(counts: Tensor, eos: int) -> Tensor:
 
 def token_smoothing(value: float) -> float:
     """The label smoothing that a TokenTeacher starts as."""
-    if not 0.0 < value < 1.0:
+    if not isinstance(value, (int, float)) or not 0.0 < value < 1.0:
         raise ValueError(
             f"l2t.TokenTeacher: smoothing must be above 0 and below 1, got {value!r}. Its strength is taught from there: begin with "
             "0.05 to 0.2."

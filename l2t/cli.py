@@ -587,6 +587,7 @@ def _data_of_pairs(options: argparse.Namespace) -> int:
     folder, made = corpus.folders(source, target)[0], None
     wanted = options.folder is not None or options.seed is not None or not corpus.built(source, target)
     with _asking():
+        check.two_languages(source, target)
         if wanted:
             check.corpus_not_there(folder)
         if options.folder is not None:
@@ -956,9 +957,11 @@ def _train(options: argparse.Namespace) -> int:
         out = RUNS / f"{TRANSLATION}-{options.student}" if options.out is None else options.out
         if course.is_begun(out):
             check.may_start("translation", out, options.resume)
+        pieces = options.pieces or 3000
+        vocabulary = Vocabulary.train(pairs, pieces) if taught is None else taught.vocabulary
     trained = course.train(
         pairs,
-        Vocabulary.train(pairs, options.pieces or 3000) if taught is None else taught.vocabulary,
+        vocabulary,
         how,
         course.LOSSES[options.loss] if taught is None else taught.loss,
         name=options.loss if taught is None else taught.name,
@@ -974,9 +977,8 @@ def _train(options: argparse.Namespace) -> int:
         ("chrF", scores.chrf(said, wanted)),
     ):
         print(f"test {name} {score.value:.2f}  {score.signature}")
-    print(
-        f"test perplexity {fit.perplexity:.2f} a piece, dev {math.exp(trained.history[-1]['dev_loss']):.2f}"
-    )
+    dev = scores.perplexity(trained.history[-1]["dev_loss"])
+    print(f"test perplexity {fit.perplexity:.2f} a piece, dev {dev:.2f}")
     print(f"{out}: {how.steps} steps; {time.process_time() - began:.0f} s of CPU in this command")
     return 0
 
@@ -1011,6 +1013,8 @@ def _compare(options: argparse.Namespace) -> int:
         else:
             folders = [Path(where) for where in options.where]
             for folder in folders:
+                if str(folder) == TRANSLATION and not folder.is_dir():
+                    raise check.compare_folders_of_translators()
                 check.task_or_folder(str(folder), folder.is_dir(), tasks.names())
         of_translators = runs.among(folders)
     if of_translators:

@@ -221,7 +221,7 @@ def test_a_folder_that_has_changed_is_refused(tmp_path):
         ):
             corpus.read_folder(folder)
     (folder / "corpus.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"must have a file corpus\.json, got none"):
+    with pytest.raises(FileNotFoundError, match=r"must have a corpus\.json, got .* without one"):
         corpus.read_folder(folder)
 
 
@@ -682,3 +682,26 @@ def test_sentences_end_before_a_capital_of_any_script_that_has_them():
     ):
         assert corpus.sentences(f"{one} {other}") == [one, other]
     assert corpus.sentences("Siehe z. čtvrtek, см. далее.") == ["Siehe z. čtvrtek, см. далее."]
+
+
+def test_texts_that_are_not_built_name_the_command_that_builds_them(home, tmp_path, capsys):
+    raw = put(tmp_path / "raw", {"train.de": "ein Haus\n", "train.en": "a house\n"})
+    for command in (["train", "translation"], ["teach", "translation"]):
+        assert cli.main([*command, "--data", str(raw), "--out", str(tmp_path / "out")]) == 2
+        assert (
+            f"Build it from texts or catalogues: l2t data translation --from {raw}."
+            in capsys.readouterr().err
+        )
+
+
+def test_a_language_and_itself_are_no_pair(home, tmp_path, capsys):
+    said = "source and target must be two languages, got 'en' twice"
+    for more in ([], ["--from", str(tmp_path)]):
+        assert cli.main(["data", "translation", "--source", "en", *more]) == 2
+        assert said in capsys.readouterr().err
+    pairs = [("one", "other")]
+    with pytest.raises(ValueError, match=said):
+        corpus.write_folder(corpus.Corpus(pairs, pairs, pairs, "en", "en", {}), tmp_path / "made")
+    with pytest.raises(ValueError, match=said):
+        corpus.from_folder(tmp_path, "en", "en")
+    assert not (tmp_path / "made").exists()

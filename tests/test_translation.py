@@ -507,6 +507,7 @@ def test_the_fit_is_the_mean_over_tokens_and_not_over_batches() -> None:
     student.eval()
     assert found.loss == pytest.approx(likelihood(student, batch).item(), rel=1e-9)
     assert found.perplexity == pytest.approx(math.exp(found.loss))
+    assert scores.Fit(1000.0, 0.0).perplexity == math.inf
     right = student.logits(student(batch.source, batch.target_in)).argmax(2) == batch.target_out
     assert found.accuracy == pytest.approx(int(right.sum()) / int((batch.target_out != -100).sum()))
 
@@ -530,6 +531,19 @@ def test_known_losses_are_those_of_torch() -> None:
         else:
             wanted = F.cross_entropy(logits, flat)
         assert torch.allclose(loss(hidden, head, bias, target, state), wanted, rtol=1e-10), name
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+def test_a_token_that_is_certain_has_a_focal_gradient_of_nothing(gamma: float) -> None:
+    hidden = torch.tensor([[[200.0], [1.0]]], requires_grad=True)  # p of the first is 1
+    head, target = torch.tensor([[1.0], [-1.0]]), torch.tensor([[0, 0]])
+    course.focal(gamma)(hidden, head, None, target, l2t.StudentState(0.0, 1.0, 0.1)).backward()
+    assert hidden.grad is not None
+    p = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    own = F.logsigmoid(2 * p)
+    (wanted,) = torch.autograd.grad(-((1 - own.exp()) ** gamma) * own / 2, p)
+    assert hidden.grad[0, 0, 0] == 0
+    assert hidden.grad[0, 1, 0].item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
 # ---- the course
@@ -742,6 +756,9 @@ def test_the_rate_rises_and_falls_and_settings_that_make_no_sense_are_refused() 
     how = Course(steps=10, warmup=4, lr=1.0)
     assert [how.rate(k) for k in (0, 3, 4, 9)] == [0.25, 1.0, 1.0, pytest.approx(1 / 6)]
     assert Course(**how.to_json()) == how
+    short = Course(steps=100, lr=1.0)  # of which a warm-up of 200 steps is too long
+    assert max(short.rate(k) for k in range(100)) == short.rate(49) == 1.0
+    assert short.rate(99) == pytest.approx(1 / 50)
     with pytest.raises(ValueError, match="student must be one of lstm, lstm-2, transformer, got 'gru'"):
         Course("gru")
     with pytest.raises(ValueError, match="dim must be a multiple of 8"):

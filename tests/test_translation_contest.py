@@ -398,6 +398,8 @@ def test_arms_are_listed_and_what_makes_no_sense_is_refused(
     ):
         assert main(["compare", str(out), *more]) == 2
         assert said in capsys.readouterr().err
+    assert main(["compare", "translation"]) == 2
+    assert "must be given folders of runs, got the word translation. Write for" in capsys.readouterr().err
     other = tmp_path / "seed-9"
     other.mkdir()
     for path in (out / "seed-0").glob("*.*"):

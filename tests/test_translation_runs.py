@@ -167,6 +167,16 @@ def test_a_taught_loss_trains_a_translator(
         (["--smoothing", "1.5"], "smoothing must be"),
         (["--student", "gru"], "student must be one of lstm, lstm-2, transformer"),
         (["--set", "optimizer=sgd"], "optimizer must be adam, by which `l2t train` and `l2t compare` train"),
+        (["--features", "progress", "dev_loss"], "features must be some of progress, train_loss, train_acc"),
+        (["--set", "dim=abc"], "dim must be an integer of 1 or more, got 'abc'"),
+        (["--set", "tokens=1.5"], "tokens must be an integer of 1 or more, got 1.5"),
+        (["--set", "dropout=no"], "dropout must be a number in [0, 1], got 'no'"),
+        (["--set", "hats=abc"], "hats must be an integer of 2 or more, got 'abc'"),
+        (["--set", "prior_range=abc"], "prior_range must be positive and finite, got 'abc'"),
+        (["--set", "lr_betas=3"], "lr_betas must be a sequence of 2 positive numbers, got 3"),
+        (["--set", "stages=many"], "stages must be an integer of 1 or more, got 'many'"),
+        (["--set", "samples=[2]"], "samples must be an integer of 2 or more, got [2]"),
+        (["--pieces", "90000"], "size must be a number of pieces that the sentences give, got 90000"),
         (["--set", "sizes=3"], "the field of --set must be one of"),
         (["--data", "nowhere"], "nowhere"),
     ],
@@ -189,6 +199,8 @@ def test_flags_of_sentence_pairs_are_refused_elsewhere(
     assert "a taught loss must come without flags of another, got --pieces" in capsys.readouterr().err
     assert main([*train, "--loss", "hinge"]) == 2
     assert "the loss must be one of maximum-likelihood" in capsys.readouterr().err
+    assert main([*train, "--pieces", "90000"]) == 2
+    assert "size must be a number of pieces that the sentences give, got 90000" in capsys.readouterr().err
     assert main([*train, "--loss", str(data)]) == 2
     assert "must hold a run of `l2t teach translation`" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -606,6 +606,12 @@ def test_what_is_judged_is_what_a_teacher_changes_and_not_where_windows_begin(ef
     assert not run.history["events"]
 
 
+def test_a_run_that_is_shorter_than_its_warm_up_reaches_its_rate():
+    recipe = WindowRecipe(run_steps=8, steps=2, lr=1.0, lr_warmup=200)
+    assert [recipe.rate(step) for step in range(8)] == [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert WindowRecipe(run_steps=1, steps=1, lr=1.0).rate(0) == 1.0
+
+
 def test_a_window_is_measured_on_short_and_long_sentences_alike():
     recipe = WindowRecipe(**SMALL | {"dev_batches": 3})
     dev = [batch_of(index) for index in range(9)]
@@ -668,6 +674,13 @@ def test_a_recipe_that_makes_no_sense_is_refused(settings, sentence):
 
 
 def test_what_does_not_fit_together_is_refused():
+    seeing = TokenTeacher(COUNTS, features=("progress", "dev_loss", "dev_accuracy"))
+    with pytest.raises(
+        ValueError, match=r"l2t.teach_translator: features must be some .*, got dev_loss, dev_acc"
+    ):
+        teach_translator(seeing, Toy, Batches, DEV)
+    with pytest.raises(ValueError, match="smoothing must be above 0 and below 1, got 'abc'"):
+        TokenTeacher(COUNTS, smoothing="abc")
     with pytest.raises(ValueError, match=r"dev must be one or more batches, got none"):
         teach_translator(TokenTeacher(COUNTS), Toy, Batches, [])
     with pytest.raises(ValueError, match=r"student must have a head of the teacher's 9 tokens, got one of 5"):

@@ -27,7 +27,7 @@ from l2t.report import find_runs
 from l2t.students import seed_of
 from l2t.teach import threads
 from l2t.translation import runs, scores
-from l2t.translation.course import LOSSES, Course, Trained, train
+from l2t.translation.course import LOSSES, Course, Trained, rising, train
 from l2t.translation.token_teacher import TokenLoss, TokenTeacher
 
 STUDENTS, TUNING_STUDENTS = 5, 1
@@ -302,7 +302,7 @@ class TokenComparison:
             f"Every arm trains the same {students} fresh students ({course.student}), paired over the arms "
             f"by their seed: same start weights, batches and dropout (seed {self.budget.seed}).",
             f"A student takes {course.steps} steps of up to {course.tokens} padded tokens a side by Adam, "
-            f"with {course.warmup} steps of warm-up and a learning rate that falls to 0.",
+            f"with {rising(course.steps, course.warmup)} steps of warm-up and a rate that falls to 0.",
             f"Each arm's learning rate is the one of {grid} with the highest BLEU on the "
             f"{len(self.corpus.dev):,} dev pairs (greedy), of {others} a "
             f"rate; the grid is the same for every arm. {GROWS} A rate at which a student diverges is out "

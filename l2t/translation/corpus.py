@@ -240,10 +240,12 @@ def from_folder(folder: Path, source: str, target: str, seed: int = 0) -> Corpus
     Text files are taken as they are (`read_texts`), catalogues are cleaned and split (`read_catalogues`).
 
     Raises:
+        ValueError: the languages are one.
         FileNotFoundError: the folder has neither.
         PermissionError: it may not be read.
         ValueError: a file is broken, or there are too few pairs.
     """
+    check.two_languages(source, target)
     try:
         os.listdir(folder)
     except PermissionError as error:
@@ -422,7 +424,9 @@ def write_folder(corpus: Corpus, folder: Path) -> None:
 
     Raises:
         FileExistsError: the folder is there.
+        ValueError: both languages are one, whose files would be the same.
     """
+    check.two_languages(corpus.source, corpus.target)
     check.corpus_not_there(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=folder.parent) as part:
@@ -446,6 +450,8 @@ def read_folder(folder: Path) -> Corpus:
         ValueError: a file is not what was written.
     """
     path = folder / _ABOUT
+    if not os.path.isfile(path):
+        raise check.corpus_not_built(folder, path.name)
     try:
         about = json.loads(text_of(path))
         source, target, files = about.pop("source"), about.pop("target"), dict(about["files"])

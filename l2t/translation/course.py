@@ -51,6 +51,25 @@ _CONFIG = "config.json"
 VOCABULARY = "vocabulary.model"
 
 
+def rise_and_fall(step: int, steps: int, warmup: int) -> float:
+    """The share of the highest learning rate at a step: up over the warm-up, half of all at most, then down.
+
+    Example:
+        >>> from l2t.translation.course import rise_and_fall
+        >>> [rise_and_fall(step, steps=4, warmup=200) for step in range(4)]
+        [0.5, 1.0, 1.0, 0.5]
+    """
+    rise = rising(steps, warmup)
+    if step < rise:
+        return (step + 1) / rise
+    return (steps - step) / max(1, steps - rise)
+
+
+def rising(steps: int, warmup: int) -> int:
+    """Steps over which the rate rises: a short run has no room for a whole warm-up."""
+    return min(warmup, steps // 2)
+
+
 @dataclasses.dataclass(frozen=True)
 class Course:
     """How a translator is trained: numbers and names only, JSON-able.
@@ -59,7 +78,8 @@ class Course:
         student: ``"lstm"``, ``"lstm-2"`` (of two layers) or ``"transformer"`` (of two layers).
         steps: batches T.
         lr: rate of Adam at its highest; None is 0.003 for an LSTM and 0.002 for a Transformer.
-        warmup: steps over which the rate rises along a line; then it falls along one, to zero after the last.
+        warmup: steps over which the rate rises along a line, half of all at most; then it falls along one, to
+            zero after the last.
         tokens: budget of padded tokens a batch and side.
         betas: of Adam.
         clip: largest norm of a gradient.
@@ -98,6 +118,9 @@ class Course:
         for name in ("steps", "tokens", "save_every"):
             check.recipe_count(name, getattr(self, name), 1)
         check.recipe_count("warmup", self.warmup, 0)
+        if self.dim is not None:
+            check.recipe_count("dim", self.dim, 1)
+        check.recipe_number("dropout", self.dropout, 0.0, 1.0)
         if self.threads is not None:
             check.recipe_count("threads", self.threads, 1)
         if self.lr is not None:
@@ -126,9 +149,7 @@ class Course:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        if step < self.warmup:
-            return self.top * (step + 1) / self.warmup
-        return self.top * (self.steps - step) / max(1, self.steps - self.warmup)
+        return self.top * rise_and_fall(step, self.steps, self.warmup)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as a JSON-able dict, which ``Course(**...)`` takes back."""
@@ -174,7 +195,8 @@ def focal(gamma: float) -> TokenLoss:
         logits = F.linear(hidden, head, head_bias).flatten(0, 1)
         own = -F.cross_entropy(logits, target.flatten(), ignore_index=IGNORE, reduction="none")
         counted = (target != IGNORE).flatten()
-        return -((-torch.expm1(own)) ** gamma * own)[counted].mean()
+        least = torch.finfo(own.dtype).tiny  # at p = 1 a power below 1 has no derivative
+        return -((-torch.expm1(own)).clamp(min=least) ** gamma * own)[counted].mean()
 
     return loss
 

@@ -41,7 +41,7 @@ from l2t.report import (
 from l2t.teacher import StudentState
 from l2t.translation import runs
 from l2t.translation.contest import in_order, told_apart
-from l2t.translation.course import Course
+from l2t.translation.course import Course, rising
 from l2t.translation.token_teacher import TokenTeacher
 
 _STUDENTS = {
@@ -238,9 +238,10 @@ def said_of_the_run(run: Run) -> list[str]:
     if recipe:
         optimizer = {"adam": "Adam", "sgd": f"SGD with momentum {recipe['momentum']:g}"}[recipe["optimizer"]]
         tokens = f" of up to {config['course']['tokens']:,} padded tokens a side" if config else ""
+        rise = rising(recipe["run_steps"], recipe["lr_warmup"])
         said += [
             f"A whole run is {recipe['run_steps']:,} steps{tokens} by {optimizer}, whose "
-            f"rate rises to {recipe['lr']:g} over {recipe['lr_warmup']:,} steps and falls to 0 along a line.",
+            f"rate rises to {recipe['lr']:g} over {rise:,} steps and falls to 0 along a line.",
             f"The teacher learned from {len(run.history['updates']):,} updates of {recipe['students']} "
             f"windows of {recipe['steps']} steps, which begin at {recipe['stages']} stages along whole "
             f"runs under it (made anew every {recipe['refresh']} updates), and lowers dev "

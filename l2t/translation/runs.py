@@ -20,7 +20,7 @@ from l2t.teacher import AnyTeacher
 from l2t.translation.batches import Batches, batches_of, by_length
 from l2t.translation.corpus import Corpus, read_folder
 from l2t.translation.course import VOCABULARY, Course
-from l2t.translation.token_teacher import TokenLoss, TokenTeacher
+from l2t.translation.token_teacher import TRACKED, TokenLoss, TokenTeacher
 from l2t.translation.vocabulary import Vocabulary
 from l2t.translation.windows import TaughtTokens, WindowRecipe, teach_translator
 
@@ -80,7 +80,7 @@ def config_of(
         **given(_OF_COURSE),
     )
     wanted = {**teacher, **given(_OF_TEACHER)}
-    TokenTeacher([0, 1, 0, 1, 1], **wanted)
+    check.tracked_features("cli", TokenTeacher([0, 1, 0, 1, 1], **wanted).features, TRACKED)
     return {
         "task": TASK,
         "student": student,

@@ -131,6 +131,20 @@ def paired_bootstrap(
     return result
 
 
+def perplexity(loss: float) -> float:
+    """Exp of a loss in nats, infinite where that is beyond what a number holds.
+
+    Example:
+        >>> from l2t.translation.scores import perplexity
+        >>> perplexity(0.0), perplexity(1000.0)
+        (1.0, inf)
+    """
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
 class Fit(NamedTuple):
     """How well a student foretells the tokens of references, END counted.
 
@@ -144,8 +158,8 @@ class Fit(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """What a loss of log V has V of: exp of the loss."""
-        return math.exp(self.loss)
+        """What a loss of log V has V of: exp of the loss, or infinity."""
+        return perplexity(self.loss)
 
 
 @torch.no_grad()

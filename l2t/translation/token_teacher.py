@@ -31,6 +31,9 @@ KINDS = ("shared", "diagonal", "low-rank")
 TokenLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor, StudentState], Tensor]
 """The mean loss of tokens: of hidden (B, T, D), head (V, D), its bias, targets (B, T) and the state."""
 
+TRACKED = ("progress", "train_loss", "train_accuracy")
+"""What a :class:`TokenTracker` knows of a student."""
+
 _TRACKED = 128  # tokens of a batch that a tracker looks at
 
 
@@ -117,7 +120,7 @@ class TokenTeacher(AttentiveTeacher):
         *,
         slots: int = 4,
         link: str = "identity",
-        features: Sequence[str] = ("progress", "train_loss", "train_accuracy"),
+        features: Sequence[str] = TRACKED,
         hats: int = 6,
         eos: int = 3,
         smoothing: float = 0.1,

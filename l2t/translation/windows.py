@@ -40,8 +40,9 @@ from l2t.tape import Student
 from l2t.teach import Episode, Outer, Rules, threads
 from l2t.teacher import StudentState
 from l2t.translation.batches import IGNORE, Batch
+from l2t.translation.course import rise_and_fall
 from l2t.translation.expected_bleu import expected_bleu, token_losses
-from l2t.translation.token_teacher import TokenTeacher, TokenTracker
+from l2t.translation.token_teacher import TRACKED, TokenTeacher, TokenTracker
 from l2t.unroll import unroll
 
 OPTIMIZERS = ("adam", "sgd")
@@ -74,7 +75,8 @@ class WindowRecipe(Rules):
         steps: steps T of a window.
         optimizer: of the students, ``"adam"`` or ``"sgd"``.
         lr: its learning rate at the highest.
-        lr_warmup: steps over which it rises; from there it falls along a line that would reach 0 at the end.
+        lr_warmup: steps over which it rises, half of the run at most; from there it falls along a line that
+            would reach 0 at the end.
         lr_betas: of Adam.
         momentum: of SGD.
         clip_norm: the students' gradients are clipped to this norm; None leaves them.
@@ -138,9 +140,7 @@ class WindowRecipe(Rules):
 
     def rate(self, step: int) -> float:
         """The students' learning rate at a step of the whole run."""
-        if step < self.lr_warmup:
-            return self.lr * (step + 1) / self.lr_warmup
-        return self.lr * (self.run_steps - step) / max(1, self.run_steps - self.lr_warmup)
+        return self.lr * rise_and_fall(step, self.run_steps, self.lr_warmup)
 
     def student_optimizer(self, first: int = 0) -> SGD | Adam:
         """The students' optimiser, whose step 0 is the step ``first`` of the whole run."""
@@ -566,6 +566,7 @@ class _Windows(Outer):
         assert isinstance(self.start, TokenTeacher)
         self.neutral = self.start.neutral()
         self.pool: list[Stage] = []
+        check.tracked_features("teach_translator", teacher.features, TRACKED)
         self.pool_update = -1  # before which update it was made
         self.history["pools"] = []
         self.history["seconds"]["pools"] = 0.0

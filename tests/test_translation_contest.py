@@ -342,7 +342,8 @@ def test_the_same_command_again_makes_nothing_and_what_was_broken_off_alone(
             arm.pop("cpu_seconds")
         one.pop("teaching")
     assert again == found
-    assert sorted(path.name for path in (out / "arms").iterdir()) == [
+    left = [path.name for path in (out / "arms").iterdir()]
+    assert sorted(name for name in left if not name.startswith("focal-2-")) == [  # which diverged, above
         "focal-1.json", "maximum-likelihood.json", "static-taught-loss.json", "taught-by-seed-0.json",
     ]  # fmt: skip
 

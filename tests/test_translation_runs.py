@@ -199,6 +199,10 @@ def test_flags_of_sentence_pairs_are_refused_elsewhere(
     assert "a taught loss must come without flags of another, got --pieces" in capsys.readouterr().err
     assert main([*train, "--loss", "hinge"]) == 2
     assert "the loss must be one of maximum-likelihood" in capsys.readouterr().err
+    before = (taught / "seed-0" / "config.json").read_bytes()
+    assert main([*train, "--out", str(taught / "seed-0"), "--pieces", "60", "--quiet"]) == 1
+    assert "directory must hold no run, got" in capsys.readouterr().err
+    assert (taught / "seed-0" / "config.json").read_bytes() == before
     assert main([*train, "--pieces", "90000"]) == 2
     assert "size must be a number of pieces that the sentences give, got 90000" in capsys.readouterr().err
     assert main([*train, "--loss", str(data)]) == 2

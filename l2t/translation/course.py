@@ -358,6 +358,8 @@ def train(
 
 def _settle(folder: Path, config: dict[str, Any]) -> None:
     """Write down what is going to be trained, so that a folder that takes nothing is found out at once."""
+    if any((folder / name).exists() for name in ("checkpoint.json", "teacher.safetensors")):  # of a teaching
+        check.may_start("translation", folder, False)
     try:
         write_json(folder / _CONFIG, {"config": config, "history": []})
     except OSError as error:

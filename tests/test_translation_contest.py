@@ -332,7 +332,7 @@ def test_the_same_command_again_makes_nothing_and_what_was_broken_off_alone(
     assert "taught by seed-0 less this" in said
     assert "static taught loss" in said
     assert "paired bootstrap over test sentences" in said
-    (out / "arms" / "focal-1.json").unlink()
+    (out / "arms" / "focal-1.json").write_text("{")  # which is as if there were none
     assert main(["compare", str(out), *COMPARE]) == 130
     assert main(["compare", str(out), *COMPARE]) == 0
     assert calls == ["focal-1"] * (rates + 2 + 3)  # tuned before; the courses that are there are read
@@ -410,3 +410,10 @@ def test_arms_are_listed_and_what_makes_no_sense_is_refused(
     (other / "config.json").write_text(json.dumps(config))
     assert main(["compare", str(out), str(other)]) == 2
     assert "must have the same students and sentence pairs, got another course" in capsys.readouterr().err
+
+
+def test_a_run_whose_settings_break_off_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / "config.json").write_text("{")
+    assert main(["compare", str(tmp_path)]) == 2
+    assert str(tmp_path / "seed-0" / "config.json") in capsys.readouterr().err

@@ -9,6 +9,7 @@ Not here: processes (l2t/contest.py makes arms side by side), and image tasks (l
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -22,7 +23,7 @@ from l2t import check
 from l2t.compare import ALPHA, EXTENSIONS, GROWS, Against, called, grown, holm, paired, rate_cell, slug, tuned
 from l2t.compare import table as table_of
 from l2t.contest import Budget, as_arms, parted
-from l2t.files import to_json, write_json
+from l2t.files import read_json, to_json, write_json
 from l2t.report import find_runs
 from l2t.students import seed_of
 from l2t.teach import threads
@@ -231,7 +232,10 @@ class TokenComparison:
     def _kept(self, name: str) -> dict[str, Any]:
         """What there is of an arm, made of the same things."""
         file = self._file(name)
-        row: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        row: dict[str, Any] = {}
+        if file.is_file():
+            with contextlib.suppress(ValueError):  # an arm whose file is not whole is made again
+                row = read_json(file)
         identity = self._identity(name)
         return row if row.get("identity") == identity else {"identity": identity}
 

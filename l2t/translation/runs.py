@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from l2t import check
+from l2t.files import read_json
 from l2t.teacher import AnyTeacher
 from l2t.translation.batches import Batches, batches_of, by_length
 from l2t.translation.corpus import Corpus, read_folder
@@ -107,7 +108,7 @@ def check_same(directory: Path, config: Mapping[str, Any]) -> None:
         ValueError: it was.
     """
     path = directory / "config.json"
-    was = json.loads(path.read_text()) if path.is_file() else {}
+    was = read_json(path) if path.is_file() else {}
     wanted = json.loads(json.dumps(config))
     check.is_the_same(
         "teach", directory, [name for name in wanted if name != "versions" and was.get(name) != wanted[name]]
@@ -117,7 +118,7 @@ def check_same(directory: Path, config: Mapping[str, Any]) -> None:
 def among(folders: Sequence[Path]) -> bool:
     """Whether there are runs of translators in the folders, or one level below them."""
     configs = [path / "config.json" for folder in folders for path in (folder, *folder.glob("*/"))]
-    told = [json.loads(config.read_text()) for config in configs if config.is_file()]
+    told = [read_json(config) for config in configs if config.is_file()]
     return any(one.get("task") == TASK for one in told)
 
 

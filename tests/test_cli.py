@@ -95,10 +95,10 @@ def test_the_version(capsys):
     assert capsys.readouterr().out.strip() == f"l2t {importlib.metadata.version('l2t')}"
 
 
-def test_the_package_is_the_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "l2t", "--version"], capture_output=True, text=True, check=True
-    )
+def test_the_package_is_the_command(tmp_path):
+    command = [sys.executable, "-m", "l2t", "--version"]
+    # Beside the sources Python would take these in place of the package that is installed.
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == f"l2t {importlib.metadata.version('l2t')}"
 
 

@@ -62,9 +62,13 @@ def test_a_row_holds_what_its_runs_hold_and_is_made_once(tiny, tmp_path, monkeyp
             assert against["difference"] == pytest.approx(difference, abs=1e-6)
             assert against["p_corrected"] == comparison["p_corrected"][arm]
             assert against["interval"] == comparison["interval"][arm]
-    written = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
+    # A teacher that is returned is written each time, the same bytes; what it was taught in is not.
+    written = {path: path.stat().st_mtime_ns for path in runs.rglob("families/**/*.safetensors")}
+    bytes_of = {path: path.read_bytes() for path in runs.rglob("*.safetensors")}
+    assert len(bytes_of) > len(written) > 0
     assert teach_tiny(monkeypatch, tmp_path) == row
-    assert written == {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
+    assert written == {path: path.stat().st_mtime_ns for path in runs.rglob("families/**/*.safetensors")}
+    assert bytes_of == {path: path.read_bytes() for path in runs.rglob("*.safetensors")}
 
 
 def test_every_setting_is_one_that_the_commands_take(monkeypatch, capsys):

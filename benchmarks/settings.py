@@ -11,8 +11,8 @@ first comparison of twenty had been looked at, the students are others (``--seed
 A course of a translator is long, so its arms are those that were asked about: maximum likelihood, label
 smoothing of three strengths, a focal loss, and the static taught loss beside the dynamic one. With 10
 students a win takes 1.4 standard deviations of a pair's difference after Holm's correction for 6 tests; with
-5, 3.4.
-At 0.16 s a step of the LSTM and 0.24 s of the Transformer it takes, in minutes of one core:
+5, 3.4. At 0.16 s a step of the LSTM and 0.24 s of the Transformer, as short runs took, the whole is expected
+to take, in minutes of one core:
 
     steps of a course          a course   7 arms of 3 to 5 rates and 10 students   a teacher
     LSTM, 700                     1.9               170 to 195                        60

@@ -2075,6 +2075,15 @@ def report_of_one_kind(mixed: bool) -> None:
         )
 
 
+def report_of_trial(directory: Path, trial: Mapping[str, Any] | None) -> None:
+    """A run whose trial counted errors."""
+    if trial is not None and "expected_error" not in trial:
+        raise ValueError(
+            f"l2t.report: the trial of a run must have expected errors, got one of an earlier version in {str(directory)!r}. "
+            "Teach again, into another folder."
+        )
+
+
 def may_start(op: str, directory: Path, resume: bool) -> None:
     """A directory with a run or a course in it."""
     if not resume:

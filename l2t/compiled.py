@@ -161,9 +161,8 @@ class Compiled(Recompute):
                 return different
             if code.targets != asked.targets:
                 return "derivative to meta"
-            found = [
-                x.new_zeros(x.shape) for x in asked.expected
-            ]  # contiguous: the code adds to them in place
+            # Contiguous, since the code adds to them in place.
+            found = [x.new_zeros(x.shape) for x in asked.expected]
             code.reverse(*detached, *asked.a, *[value.detach()] * 2, self._worst.clone(), *found)
             names = ["product H a" if i < len(w) else "derivative to meta" for i in code.targets]
             return _differing(names, asked.expected, found, unit)

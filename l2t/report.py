@@ -88,11 +88,13 @@ def kind_of(runs: Sequence[Run]) -> Kind:
     """The kind that all runs are of.
 
     Raises:
-        ValueError: some are of translators and some are not.
+        ValueError: some are of translators and some are not, or one is of an earlier version.
     """
     translators = [isinstance(run.teacher, TokenTeacher) for run in runs]
     check.report_of_one_kind(any(translators) and not all(translators))
     if not translators[0]:
+        for run in runs:
+            check.report_of_trial(run.directory, run.history.get("trial"))
         return _OF_CLASSES
     from l2t.translation.report import OF_TRANSLATORS  # which makes its pages of what is here
 

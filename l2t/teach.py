@@ -1020,8 +1020,8 @@ class _Teaching(Outer):
         Each candidate is tried at its own best learning rate, since a loss that wants another rate than the
         one for teaching is no worse for that. A taught teacher has to be ahead of the neutral one by
         ``trial_margin`` standard errors: other students, and other dev rows, would likely say the same. What
-        is judged is the calibrated expected error, as by :func:`l2t.teach_best`: of 0 or 1 a row the noise is
-        as large as what is gained.
+        is judged is the calibrated expected error, as by :func:`l2t.teach_best`, which would else choose
+        among what another yardstick has left.
         """
         recipe, neutral = self.recipe, self.start.neutral()
         names = [*taught, "neutral"]

@@ -555,6 +555,21 @@ def test_a_file_that_is_not_whole_is_named(name, content, got, tmp_path, capsys)
     assert capsys.readouterr().err.startswith(sentence)
 
 
+def test_a_run_of_an_earlier_version_is_named(tmp_path, capsys):
+    history = history_of()
+    history["trial"] = {
+        "chosen": "average",
+        "rates": [0.1],
+        "dev_error": {"average": [0.5], "neutral": [0.6]},
+    }
+    save(tmp_path, teacher_of(), history, comparison_of([0.2, 0.3], BASELINES), CONFIG)
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert (
+        f"must have expected errors, got one of an earlier version in '{tmp_path}'" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_several_teachers_stand_side_by_side_in_the_order_of_their_seeds(tmp_path):
     for seed in (10, 2):
         config = {**CONFIG, "seed": seed}

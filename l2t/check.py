@@ -1940,6 +1940,15 @@ def teach_tensors(op: str, **given: object) -> None:
             )
 
 
+def teach_precision(dtype: torch.dtype, op: str = "teach") -> None:
+    """Derivatives through a whole run need the numbers of float32."""
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"l2t.{op}: teacher must be float32 or float64, got {str(dtype).removeprefix('torch.')}. Call teacher.float(), and give "
+            "float32 data and students."
+        )
+
+
 def teach_data(
     name: str, data: tuple[Tensor, Tensor], num_classes: int, dtype: torch.dtype, op: str = "teach"
 ) -> None:
@@ -2002,18 +2011,33 @@ def augments(op: str, kind: str, inputs: Tensor) -> None:
 
 
 def teach_student_fits(
-    student: Callable[[], nn.Module], inputs: Tensor, num_classes: int, op: str = "teach"
+    student: Callable[[], nn.Module], inputs: Tensor, num_classes: int, batch_size: int, op: str = "teach"
 ) -> None:
-    """A student alone runs on the data and has a logit for each class."""
+    """A student alone learns from a batch of the data and has a logit for each class."""
     student_is_made(student)
     with torch.random.fork_rng(devices=[]):
         made = student()
         student_is_module(made)
-        with torch.no_grad():
-            logits = made.eval()(inputs[:2].cpu())
-    if tuple(logits.shape) != (2, num_classes):
+        for name, p in [*made.named_parameters(), *made.named_buffers()]:
+            if torch.nn.parameter.is_lazy(p):
+                raise ValueError(
+                    f"l2t.{op}: parameters of student must have a shape, got the uninitialised {name}. "
+                    "Let the function that makes students run them on one batch first."
+                )
+        for rows in (inputs[:batch_size].cpu(), inputs[:2].cpu()):
+            try:
+                with torch.no_grad():
+                    logits = made(rows)
+            except Exception as error:
+                raise ValueError(
+                    f"l2t.{op}: student must run on train inputs of shape {tuple(rows.shape)}, {rows.dtype}, but raised "
+                    f"{type(error).__name__}: {error}. Make students for these inputs and this batch size."
+                ) from error
+            made.eval()
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, num_classes):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ValueError(
-            f"l2t.{op}: student must return logits of shape (2, {num_classes}) for two rows, got {tuple(logits.shape)}. "
+            f"l2t.{op}: student must return logits of shape (2, {num_classes}) for two rows, got {got}. "
             "Give it one output a class."
         )
 

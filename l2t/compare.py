@@ -214,6 +214,7 @@ class Comparison:
         check.compare_counts(len(teachers), students, tuning_students, grid)
         self.classes = next(iter(teachers.values())).num_classes
         dtype = next(next(iter(teachers.values())).parameters()).dtype
+        check.teach_precision(dtype, "compare")
         others = {"test": test, **({} if dev is None else {"dev": dev})}
         check.teach_tensors("compare", train=train, **others)
         check.one_device("compare", train[0], **{name: inputs for name, (inputs, _) in others.items()})
@@ -221,7 +222,7 @@ class Comparison:
             check.teach_data(name, data, self.classes, dtype, "compare")
         check.rows_alike("compare", train[0], **{name: inputs for name, (inputs, _) in others.items()})
         check.augments("compare", recipe.augment, train[0])
-        check.teach_student_fits(student, train[0], self.classes, "compare")
+        check.teach_student_fits(student, train[0], self.classes, recipe.batch_size, "compare")
         check.compare_dev_is_there(dev is not None, dev_is_clean)
 
         if arms is None:

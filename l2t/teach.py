@@ -615,6 +615,7 @@ def check_arguments(
 ) -> None:
     """Whether they fit together, before any work is done; raises as :func:`teach` says."""
     dtype = next(teacher.parameters()).dtype
+    check.teach_precision(dtype)
     check.teach_tensors("teach", train=train, **({} if dev is None else {"dev": dev}))
     check.teach_data("train", train, teacher.num_classes, dtype)
     if dev is not None:
@@ -622,7 +623,7 @@ def check_arguments(
         check.teach_data("dev", dev, teacher.num_classes, dtype)
         check.rows_alike("teach", train[0], dev=dev[0])
     check.augments("teach", recipe.augment, train[0])
-    check.teach_student_fits(student, train[0], teacher.num_classes)
+    check.teach_student_fits(student, train[0], teacher.num_classes, recipe.batch_size)
     if isinstance(teacher, WeightNet):
         check.teach_transposes(recipe.curvature, TRANSPOSING)
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+import re
 import time
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import l2t
+from l2t.compare import Comparison
 from l2t.students import calibrated_error, seed_of
 from l2t.teach import MEASURES, Episode, Guard, episode, standard_error, threads
 
@@ -764,6 +766,22 @@ X, Y = data(20)
             "student must return logits of shape (2, 4) for two rows, got (2, 5)",
         ),
         (
+            (lambda: nn.LSTM(6, 4), (X, Y)),
+            "student must return logits of shape (2, 4) for two rows, got a tuple. Give it",
+        ),
+        (
+            (lambda: nn.Linear(5, 4), (X, Y)),
+            f"must run on train inputs of shape {(SMALL.batch_size, 6)}, torch.float32, but raised Runtime",
+        ),
+        (
+            (lambda: nn.Linear(6, 4).double(), (X, Y)),
+            f"inputs of shape {(SMALL.batch_size, 6)}, torch.float32, but raised RuntimeError: mat1 and",
+        ),
+        (
+            (lambda: nn.Sequential(nn.LazyLinear(4)), (X, Y)),
+            "parameters of student must have a shape, got the uninitialised 0.weight. Let the function",
+        ),
+        (
             (mlp, (X, Y), (X[:, :5], Y)),
             "dev inputs must have rows of shape (6,), as those of train have, got (5,). Prepare them alike.",
         ),
@@ -780,6 +798,30 @@ def test_bad_arguments_say_so_before_any_work(arguments, sentence, tmp_path):
         l2t.teach(l2t.Teacher(CLASSES), *arguments, recipe=SMALL, directory=tmp_path / "run", progress=False)
     assert sentence in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def with_norm():
+    return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, CLASSES))
+
+
+def test_a_batch_too_small_for_the_student_says_so():
+    one = dataclasses.replace(SMALL, batch_size=1)
+    with pytest.raises(ValueError, match=r"shape \(1, 6\), torch.float32, but raised ValueError: Expected"):
+        l2t.teach(l2t.Teacher(CLASSES), with_norm, (X, Y), recipe=one, progress=False)
+    frozen = l2t.teach(
+        l2t.Teacher(CLASSES), lambda: with_norm().eval(), (X, Y), recipe=one, progress=False
+    )  # in eval() its statistics stand still, and one row is enough
+    assert frozen.history["updates"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_teacher_of_half_precision_says_so(dtype):
+    got = str(dtype).removeprefix("torch.")
+    sentence = f"teacher must be float32 or float64, got {got}. Call teacher.float()"
+    with pytest.raises(ValueError, match=re.escape(f"l2t.teach: {sentence}")):
+        l2t.teach(l2t.Teacher(CLASSES).to(dtype), mlp, (X, Y), recipe=SMALL, progress=False)
+    with pytest.raises(ValueError, match=re.escape(f"l2t.compare: {sentence}")):
+        Comparison({"a": l2t.Teacher(CLASSES).to(dtype)}, mlp, (X, Y), (X, Y), recipe=SMALL)
 
 
 SET = torch.utils.data.TensorDataset(X, Y)

@@ -48,7 +48,7 @@ from l2t.students import (
 from l2t.teach import Data, Recipe, threads
 from l2t.teacher import AnyTeacher, StudentState
 
-GRID = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0)
+GRID = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0)
 EXTENSIONS = 2  # rates by which a grid may grow where its best rate is at an end
 GROWS = (
     "Where the best is at an end of the grid, the grid goes on there by the ratio of its last two rates, at "

@@ -137,8 +137,9 @@ def teach_best(
     A family is teachers that differ only in where they start: ``diagonal_start``, ``bias_start``,
     ``smoothing``, ``class_weights``. Each family costs half a run of :func:`l2t.teach` a fold, of which there
     are two where a dev set is given and else one to three, and the best one a run more; a start costs
-    ``recipe.trial_students`` plain students a learning rate. Tried are the rates of ``recipe.probe_lrs``,
-    every second one, or ``recipe.lr`` times ``recipe.trial_rates`` where it is given.
+    ``recipe.trial_students`` plain students a learning rate. Tried are the rates of ``recipe.probe_lrs``, or
+    ``recipe.lr`` times ``recipe.trial_rates`` where it is given: starts at every second one, which tells them
+    apart, and what competes at the end at all of them, since a taught loss may be best at one between.
 
     Args:
         starts: teachers, and known losses that compete at the end; :func:`default_starts` gives some that
@@ -155,9 +156,9 @@ def teach_best(
 
     Returns:
         the ``Taught`` that was chosen; its history has ``starts`` and ``choice`` besides: settings of all,
-        ``dev_error`` of the ones and ``expected_error``, calibrated, of the others (by rate), and which were
-        taught and chosen; ``seconds`` are of all families. Where a known loss is chosen, the teacher says it
-        in every state, and the history is that of the best taught one.
+        ``dev_error`` of the ones and ``expected_error``, calibrated, of the others, by the rates of
+        ``rates``, and which were taught and chosen; ``seconds`` are of all families. Where a known loss is
+        chosen, the teacher says it in every state, and the history is that of the best taught one.
 
     Raises:
         ValueError: as :func:`l2t.teach`, and for no teachers or teachers of several numbers of classes.
@@ -176,9 +177,7 @@ def teach_best(
     teachers, known = starts
     check.best_teachers([teacher.num_classes for teacher in [*teachers, *known]], len(teachers))
     check_arguments(teachers[0], student, train, dev, recipe)
-    rates = (
-        recipe.probe_lrs[::2] if recipe.lr is None else [recipe.lr * factor for factor in recipe.trial_rates]
-    )
+    rates = recipe.probe_lrs if recipe.lr is None else [recipe.lr * factor for factor in recipe.trial_rates]
     seen, held = split_dev(dev, recipe, seed)
     check.best_rows("train", len(train[1]), 3)
     if seen is not None:
@@ -189,7 +188,12 @@ def teach_best(
     trials = _Trials(place, resume, {"starts": [one.config() for one in every], **same})
 
     def judged(
-        score: Score, candidates: Sequence[AnyTeacher], train: Data, rows: Data | None, *parts: int
+        score: Score,
+        rates: Sequence[float],
+        candidates: Sequence[AnyTeacher],
+        train: Data,
+        rows: Data | None,
+        *parts: int,
     ) -> Errors:
         with threads(recipe.threads):
             seen = trial(candidates, student, train, rows, recipe, rates, seed_of(seed, *parts), score)
@@ -214,7 +218,8 @@ def teach_best(
     for index, teacher in enumerate(teachers):
         own = {name: value for name, value in teacher.config().items() if name not in START}
         families.setdefault(json.dumps(own, sort_keys=True), []).append(index)
-    found = trials.once("starts", judged, wrong, [teacher.neutral() for teacher in teachers], train, held, 5)
+    starting = [teacher.neutral() for teacher in teachers]
+    found = trials.once("starts", judged, wrong, rates[::2], starting, train, held, 5)
     chosen = [min(family, key=lambda index: min(found[index])) for family in families.values()]
 
     # Runs need no margin over their start, which is among the known losses.
@@ -228,7 +233,9 @@ def teach_best(
         name = f"fold-{fold}"
         folds.append([taught(number, learn, seen_rows, short, name) for number in range(len(chosen))])
         candidates = [*(one.teacher for one in folds[-1]), *neutrals]
-        verdicts.append(trials.once(name, judged, calibrated_error, candidates, learn, unseen, 6, fold))
+        verdicts.append(
+            trials.once(name, judged, calibrated_error, rates, candidates, learn, unseen, 6, fold)
+        )
     final = torch.tensor(verdicts, dtype=torch.float64).mean(0)
     least = final.amin(1).tolist()
     best = min(range(len(chosen)), key=least.__getitem__)
@@ -252,7 +259,7 @@ def teach_best(
             zip([*(teachers[start] for start in chosen), *known_losses], final, strict=True)
         )
     ]
-    result.history["rates"] = list(rates)
+    result.history["rates"] = {"starts": list(rates[::2]), "choice": list(rates)}
     runs = [*([result] if won < len(chosen) else []), *(one for fold in folds for one in fold)]
     result.history["seconds"] = {
         **{part: sum(one.history["seconds"][part] for one in runs) for part in result.history["seconds"]},

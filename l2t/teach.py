@@ -218,7 +218,7 @@ class Recipe(Rules):
     probe_agreement: float = 0.05
     probe_margin: float = 0.75
     trial_students: int = 10
-    trial_rates: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
+    trial_rates: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
     trial_margin: float = 2.0
     perturb: float = 0.0
 

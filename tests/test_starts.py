@@ -93,6 +93,7 @@ def faked(monkeypatch):
 
     def trial(candidates, make, train, dev, recipe, rates, seed, score):
         trial.scores.append(score)
+        trial.rates.append(list(rates))
         rows = None if dev is None else sorted(dev[0][:, 0].tolist())
         judged.append((sorted(train[0][:, 0].tolist()), rows))
         found = torch.zeros(len(candidates), len(rates), 3, 100)
@@ -100,7 +101,7 @@ def faked(monkeypatch):
             found[index, ..., : round(100 * errors[getattr(one, "name", "known")])] = 1.0
         return found
 
-    trial.scores = []
+    trial.scores, trial.rates = [], []
     monkeypatch.setattr(module, "teach", teach)
     monkeypatch.setattr(module, "trial", trial)
     monkeypatch.setattr(module, "check_arguments", lambda *_: None)
@@ -171,6 +172,17 @@ def test_the_least_error_wins_and_a_known_loss_where_none_is_less(faked):
     taught = teach_best(Starts(FAMILIES[1:], []), student, numbered(20), **settings)
     assert [row["chosen"] for row in taught.history["choice"]] == [True]  # without a guard no start competes
     assert len(lessons) == 4
+
+
+def test_what_competes_is_tried_at_rates_between_those_of_the_starts(faked):
+    for lr, coarse, fine in ((0.2, [0.1], [0.1, 0.2]), (None, [0.4, 0.1], [0.4, 0.2, 0.1])):
+        rates = sys.modules["l2t.starts"].trial.rates = []
+        recipe = dataclasses.replace(RECIPE, lr=lr, probe_lrs=(0.4, 0.2, 0.1))
+        taught = teach_best(Starts(FAMILIES, []), student, numbered(20), recipe=recipe, progress=False)
+        assert rates == [coarse, *[fine] * 3]
+        assert taught.history["rates"] == {"starts": coarse, "choice": fine}
+        assert [len(row["dev_error"]) for row in taught.history["starts"]] == [len(coarse)] * 2
+        assert [len(row["expected_error"]) for row in taught.history["choice"]] == [len(fine)] * 4
 
 
 def test_folds_count_alike_at_the_rate_that_is_best_over_all(monkeypatch, faked):
@@ -309,7 +321,7 @@ def test_the_rows_held_back_are_not_taught_with():
     x, y = data(80)
     found = [
         teach_best(
-            default_starts(4), student, data(), (x, labels), recipe=held, progress=False, seed=3
+            Starts(FAMILIES[1:], []), student, data(), (x, labels), recipe=held, progress=False, seed=3
         ).history["updates"][0]["measure"]
         for labels in (y, held_back_swapped(y, held, 3))
     ]

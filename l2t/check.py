@@ -2250,13 +2250,78 @@ def compare_counts(teachers: int, students: int, tuning_students: int, grid: Seq
     if teachers < 1:
         raise ValueError("l2t.compare: teachers must be one or more, got none. Teach one with l2t.teach.")
     for name, count, least in (("students", students, 2), ("tuning_students", tuning_students, 1)):
-        if count < least:
+        if not isinstance(count, int) or count < least:
             raise ValueError(
-                f"l2t.compare: {name} must be {least} or more, got {count}. A spread needs two, a test twenty."
+                f"l2t.compare: {name} must be a whole number of {least} or more, got {count}. A spread needs two, a test "
+                "twenty."
             )
-    if not grid or not all(0 < lr < float("inf") for lr in grid):
+    if not isinstance(grid, (tuple, list)) or not grid or not all(0 < lr < float("inf") for lr in grid):
         raise ValueError(
-            f"l2t.compare: grid must be positive learning rates, got {tuple(grid)}. Leave it out for the default."
+            f"l2t.compare: grid must be positive learning rates, got {grid}. Leave it out for the default."
+        )
+
+
+def compare_teachers(name: str, teachers: object, kind: type) -> None:
+    """Teachers by name."""
+    made = teachers.values() if isinstance(teachers, Mapping) else [teachers]
+    if not isinstance(teachers, Mapping) or not all(isinstance(one, kind) for one in made):
+        raise TypeError(
+            f"l2t.compare: {name} must be a dict of teachers by name, got "
+            f"{' and '.join(sorted({type(one).__name__ for one in made}))}. Write for example {{'mine': taught.teacher}}."
+        )
+
+
+def compare_alike(teachers: Sequence[tuple[str, int, torch.dtype]]) -> None:
+    """Teachers that the same students can learn from."""
+    if len({(classes, dtype) for _, classes, dtype in teachers}) > 1:
+        got = ", ".join(f"{name!r} with {classes} and {dtype}" for name, classes, dtype in teachers)
+        raise ValueError(
+            f"l2t.compare: teachers must be of one number of classes and one dtype, got {got}. Compare them one by one."
+        )
+
+
+def compare_arms(arms: object, kind: type, dev: bool) -> None:
+    """Baselines by name, and what they learn from."""
+    made = arms if isinstance(arms, Mapping) else {"arms": arms}
+    for name, arm in made.items():
+        if not isinstance(arms, Mapping) or not isinstance(arm, kind):
+            raise TypeError(
+                f"l2t.compare: arms must be a dict of l2t.baselines.Arm by name, got a {type(arm).__name__} for {name!r}. "
+                "Wrap a loss of logits and targets as Arm(stateless(loss))."
+            )
+        known("compare", f"rows of the arm {name!r}", arm.rows, ("all", "dev", "both"))  # type: ignore[attr-defined]
+        if arm.rows != "all" and not dev:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"l2t.compare: dev must be given where an arm learns from it, as {name!r} does, got None. Pass the clean rows "
+                "as dev."
+            )
+
+
+def compare_names(names: Sequence[str], taken: Collection[str]) -> None:
+    """Arms that can be told apart."""
+    for place, name in enumerate(names):
+        if name in taken or name in names[:place]:
+            raise ValueError(
+                f"l2t.compare: arms and also must have names that no other arm has, got {name!r}. Take another name."
+            )
+
+
+def compare_noise(noise: Tensor, classes: int) -> None:
+    """The true noise matrix of an oracle."""
+    rows_sum = noise.dim() == 2 and bool(((noise.sum(1) - 1.0).abs() < 1e-4).all() and (noise >= 0).all())
+    if tuple(noise.shape) != (classes, classes) or not rows_sum:
+        raise ValueError(
+            f"l2t.compare: noise must be of shape ({classes}, {classes}) with rows of probabilities that sum to 1, got shape "
+            f"{tuple(noise.shape)}. Give T[i, j], the probability that class i was seen as class j."
+        )
+
+
+def compare_done(missing: Sequence[str]) -> None:
+    """A result needs all arms."""
+    if missing:
+        raise ValueError(
+            f"l2t.compare: all arms must be made before the result, got none of {', '.join(missing)}. Call run(name) for each "
+            "name in missing()."
         )
 
 

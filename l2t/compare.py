@@ -211,10 +211,15 @@ class Comparison:
         only: Sequence[str] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
+        also = also or {}
+        check.compare_teachers("teachers", teachers, AnyTeacher)
+        check.compare_teachers("also", also, AnyTeacher)
         check.compare_counts(len(teachers), students, tuning_students, grid)
-        self.classes = next(iter(teachers.values())).num_classes
-        dtype = next(next(iter(teachers.values())).parameters()).dtype
+        everyone = [*teachers.items(), *also.items()]
+        kinds = [(name, one.num_classes, next(one.parameters()).dtype) for name, one in everyone]
+        _, self.classes, dtype = kinds[0]
         check.teach_precision(dtype, "compare")
+        check.compare_alike(kinds)
         others = {"test": test, **({} if dev is None else {"dev": dev})}
         check.teach_tensors("compare", train=train, **others)
         check.one_device("compare", train[0], **{name: inputs for name, (inputs, _) in others.items()})
@@ -224,16 +229,20 @@ class Comparison:
         check.augments("compare", recipe.augment, train[0])
         check.teach_student_fits(student, train[0], self.classes, recipe.batch_size, "compare")
         check.compare_dev_is_there(dev is not None, dev_is_clean)
+        if noise is not None:
+            check.compare_noise(noise, self.classes)
 
         if arms is None:
             arms = baselines(torch.bincount(train[1], minlength=self.classes), noise, dev_is_clean)
+        check.compare_arms(arms, Arm, dev is not None)
         if only is not None:
             chosen = {check.known("compare", "arm", slug(name), map(slug, arms)) for name in only}
             arms = {name: arm for name, arm in arms.items() if slug(name) in chosen}
         self.teachers, self.student, self.test, self.recipe = teachers, student, test, recipe
         self.students, self.tuning_students, self.seed = students, tuning_students, seed
         self.grid = tuple(sorted(grid))
-        self.also = dict(also or {})
+        self.also = dict(also)
+        check.compare_names([*arms, *also], {"taught", *map(_own, teachers)})
         self.others = {**arms, **{name: _taught(teacher, train[0]) for name, teacher in self.also.items()}}
         self.arms = self.others | {_own(name): _taught(one, train[0]) for name, one in teachers.items()}
         self.rows = _Rows(
@@ -251,15 +260,25 @@ class Comparison:
 
         with threads(self.recipe.threads), torch.no_grad():
             stack = Stack(self.student, [seed_of(self.seed, 2)])
-            answer = evaluate(stack, self.rows.inputs[None, :8].cpu())
+            inputs = self.rows.inputs[None, :8].cpu()
+            answers = [evaluate(stack, inputs)]
+            with seeded(0):
+                learning = stack(inputs)
+            if not torch.equal(learning, answers[0]):  # dropout, BatchNorm
+                answers += [learning, *stack.buffers()]
         shapes = {name: list(value.shape[1:]) for name, value in stack.student.state_dict().items()}
+        frozen = [name for name, weight in stack.student.named_parameters() if not weight.requires_grad]
         recipe = self.recipe.to_json()
         return {
             "version": __version__,
             **about,
             "data": _digest(*self.rows[:2], *self.test),
             "training rows": self.rows.train,
-            "student": {"shapes": shapes, "answer": _digest(answer)},
+            "student": {
+                "shapes": shapes,
+                "answer": _digest(*answers),
+                **({"frozen": frozen} if frozen else {}),
+            },
             "course": {name: recipe[name] for name in COURSE},
             "grid": list(self.grid),
             "tuning_students": self.tuning_students,
@@ -272,7 +291,8 @@ class Comparison:
         if self.directory is None:
             return None
         arm = self.arms[name]
-        own = {"arm": "taught" if isinstance(arm.loss, GivenLoss) else name, **_describe(arm, self.classes)}
+        its = _describe(arm, self.classes, self.recipe.steps)
+        own = {"arm": "taught" if isinstance(arm.loss, GivenLoss) else name, **its}
         of = json.loads(to_json({**self._identity, **own}))
         digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
         return self.directory / f"{slug(own['arm'])}-{digest[:12]}.json", of
@@ -319,6 +339,7 @@ class Comparison:
         Returns:
             JSON-able: ``tuning``, ``curve``, ``test_error`` and ``test_loss`` (one a student), ``seconds``.
         """
+        check.known("compare", "arm", name, self.arms)
         row, arm = dict(self._kept(name)), self.arms[name]
         with threads(self.recipe.threads):
             if "tuning" not in row:
@@ -351,7 +372,8 @@ class Comparison:
         return row
 
     def result(self) -> dict[str, dict[str, Any]]:
-        """What :func:`compare` returns, of arms that are done."""
+        """What :func:`compare` returns, once all arms are done."""
+        check.compare_done(self.missing())
         made = {name: self._kept(name) for name in self.arms}
         errors = {name: row["test_error"] for name, row in made.items()}
         tests = {
@@ -466,8 +488,8 @@ def _digest(*tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _describe(arm: Arm, classes: int) -> dict[str, Any]:
-    """What an arm is, by its teacher or by what its loss says of a fixed batch."""
+def _describe(arm: Arm, classes: int, steps: int) -> dict[str, Any]:
+    """What an arm is, by its teacher or by what its loss says of a fixed batch along a run."""
     about = {"rows": arm.rows, "wants_dev": arm.wants_dev}
     if isinstance(arm.loss, GivenLoss):
         teacher = arm.loss.teacher
@@ -475,9 +497,13 @@ def _describe(arm: Arm, classes: int) -> dict[str, Any]:
         return {**about, "teacher": teacher.config(), "weights": _digest(*parameters)}
     logits = torch.linspace(-9.0, 9.0, 2 * 3 * classes * classes).sin().reshape(2, -1, classes)
     target = (torch.arange(logits.shape[1]) % classes).expand(2, -1)
-    half = torch.full((2,), 0.5)
     with torch.no_grad():
-        return {**about, "loss": _digest(arm.loss(4.0 * logits, target, StudentState(*[half] * 5), 0))}
+        first, *along = (
+            arm.loss(4.0 * logits, target, StudentState(*[torch.full((2,), part)] * 5), round(at * steps))
+            for part, at in [(0.5, 0.0), *((place / 20, place / 20) for place in range(20))]
+        )
+    same = all(torch.equal(first, later) for later in along)
+    return {**about, "loss": _digest(first) if same else _digest(first, *along)}
 
 
 class _Share(NamedTuple):
@@ -643,6 +669,9 @@ def _beyond(levels: Mapping[float, float]) -> float | None:
     return float(f"{best * best / neighbour:.2g}")
 
 
+ROUNDING = 1e-6  # of the largest error: differences of errors in float32 that are nearer than this are one
+
+
 class Paired(NamedTuple):
     """A paired t-test: its two-sided p (None where all differences are one), and the 95 % interval."""
 
@@ -660,7 +689,8 @@ def paired(mine: Sequence[float], other: Sequence[float]) -> Paired:
     from scipy import stats
 
     first, *others = (one - two for one, two in zip(mine, other, strict=True))
-    if all(difference == first for difference in others):
+    bound = ROUNDING * max(map(abs, (*mine, *other)))
+    if all(abs(difference - first) <= bound for difference in others):
         return Paired(None, (first, first))
     found = stats.ttest_rel(mine, other)
     low, high = found.confidence_interval(0.95)

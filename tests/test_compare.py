@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -320,6 +321,14 @@ def test_the_interval_is_that_of_the_mean_difference_and_fits_the_p():
     assert paired([0.5, 0.25], [0.25, 0.0]) == (None, (0.25, 0.25))
 
 
+def test_differences_that_only_rounding_tells_apart_are_one():
+    """Errors of float32 that all differ by a tenth: without a spread there is no test, and no win."""
+    mine, other = (torch.tensor(errors).tolist() for errors in ([0.1, 0.2, 0.3], [0.2, 0.3, 0.4]))
+    assert len({one - two for one, two in zip(mine, other, strict=True)}) > 1
+    assert paired(mine, other).p is None
+    assert paired([0.1, 0.2001], [0.2, 0.3]).p is not None
+
+
 def test_the_protocol_says_what_was_done():
     x, y = data()
     told = " ".join(run(dev=(x[200:250], y[200:250]), noise=NOISE, dev_is_clean=True)["mine"]["protocol"])
@@ -385,6 +394,15 @@ def test_a_comparison_that_is_broken_off_goes_on_where_it_was(tmp_path, monkeypa
     assert names == {slug(arm) for arm in first["mine"]["test_error"]}
 
 
+def late(step):
+    """A loss that stops at a step."""
+
+    def loss(logits, target, state, now):
+        return cross_entropy(logits, target) * (now < step)
+
+    return loss
+
+
 def tanh_mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, CLASSES))
 
@@ -408,6 +426,7 @@ def relu_mlp() -> nn.Module:
         ({"recipe": l2t.Recipe(steps=20, batch_size=16, updates=3, teacher_lr=1.0)}, 0),
         ({"train": data(299)}, 2),
         ({"arms": {"a": Arm(stateless(label_smoothing(0.1)))}}, 1),
+        ({"arms": {"a": Arm(late(15))}}, 1),
     ],
 )
 def test_an_arm_is_taken_from_its_file_only_where_it_is_the_same(changes, made, tmp_path, monkeypatch):
@@ -424,6 +443,31 @@ def test_an_arm_is_taken_from_its_file_only_where_it_is_the_same(changes, made, 
     assert len(calls) == 2 * made
     fresh = run(**{**options, **changes, "directory": None})
     assert without_seconds(found) == without_seconds(fresh)
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        (nn.Dropout(0.1), nn.Dropout(0.5)),
+        (nn.BatchNorm1d(5), nn.BatchNorm1d(5, momentum=0.5)),
+        (nn.Linear(5, 5), nn.Linear(5, 5).requires_grad_(False)),
+    ],
+)
+def test_an_arm_of_students_that_learn_otherwise_is_made_again(was, now, tmp_path):
+    """Students that answer alike before they have learned."""
+    x, y = data()
+
+    def comparison(part):
+        return Comparison(
+            {"mine": l2t.Teacher(CLASSES)}, lambda: nn.Sequential(copy.deepcopy(part), nn.Linear(5, CLASSES)),
+            (x[:200], y[:200]), (x[200:], y[200:]), recipe=RECIPE, students=2, grid=(0.2,),
+            tuning_students=1, directory=tmp_path,
+        )  # fmt: skip
+
+    now.load_state_dict(was.state_dict())
+    comparison(was).run("cross-entropy")
+    assert "cross-entropy" not in comparison(was).missing()
+    assert "cross-entropy" in comparison(now).missing()
 
 
 def test_an_arm_whose_file_is_not_whole_is_made_again(tmp_path, monkeypatch):
@@ -477,8 +521,12 @@ def test_data_that_are_no_tensors_say_so():
     ("options", "sentence"),
     [
         ({"teachers": {}}, "teachers must be one or more, got none. Teach one with l2t.teach"),
-        ({"students": 1}, "students must be 2 or more, got 1. A spread needs two, a test twenty"),
-        ({"tuning_students": 0}, "tuning_students must be 1 or more, got 0"),
+        (
+            {"students": 1},
+            "students must be a whole number of 2 or more, got 1. A spread needs two, a test twenty",
+        ),
+        ({"students": 2.5}, "students must be a whole number of 2 or more, got 2.5"),
+        ({"tuning_students": 0}, "tuning_students must be a whole number of 1 or more, got 0"),
         ({"grid": ()}, "grid must be positive learning rates, got ()"),
         ({"grid": (0.1, -0.1)}, "grid must be positive learning rates, got (0.1, -0.1)"),
         ({"dev_is_clean": True}, "dev must be given where dev_is_clean is True, got None"),
@@ -487,6 +535,33 @@ def test_data_that_are_no_tensors_say_so():
             {"dev": (torch.zeros(4, 3), torch.arange(4) % 3)},
             "l2t.compare: dev inputs must have rows of shape (5,), ",
         ),
+        (
+            {"teachers": {"a": l2t.Teacher(3), "b": l2t.Teacher(4)}},
+            "teachers must be of one number of classes and one dtype, got 'a' with 3 and torch.float32, 'b'",
+        ),
+        ({"also": {"b": l2t.Teacher(3).double()}}, "with 3 and torch.float64. Compare them one by one"),
+        (
+            {"also": {"taught": l2t.Teacher(3)}},
+            "arms and also must have names that no other arm has, got 'taught'. Take another name",
+        ),
+        ({"also": {"cross-entropy": l2t.Teacher(3)}}, "names that no other arm has, got 'cross-entropy'"),
+        (
+            {"arms": {"taught by mine": Arm(stateless(cross_entropy))}},
+            "names that no other arm has, got 'taught by mine'",
+        ),
+        (
+            {"arms": {"a": Arm(stateless(cross_entropy), rows="devs")}},
+            "the rows of the arm 'a' must be one of all, dev, both, got 'devs'",
+        ),
+        (
+            {"arms": {"a": Arm(stateless(cross_entropy), rows="dev")}},
+            "dev must be given where an arm learns from it, as 'a' does, got None. Pass the clean rows",
+        ),
+        (
+            {"noise": torch.ones(3, 3)},
+            "noise must be of shape (3, 3) with rows of probabilities that sum to 1, got shape (3, 3).",
+        ),
+        ({"noise": torch.eye(4)}, "rows of probabilities that sum to 1, got shape (4, 4)"),
         ({"student": linear()}, "a function that returns a fresh torch.nn.Module, got a made Linear. Pass"),
         ({"student": lambda: nn.Linear(5, 9)}, "l2t.compare: student must return logits of shape (2, 3)"),
     ],
@@ -496,3 +571,34 @@ def test_bad_arguments_say_so(options, sentence, monkeypatch):
     with pytest.raises(ValueError) as caught:
         run(**options)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"teachers": [l2t.Teacher(3)]}, "teachers must be a dict of teachers by name, got list. Write for"),
+        ({"also": {"a": None}}, "also must be a dict of teachers by name, got NoneType"),
+        (
+            {"arms": {"a": cross_entropy}},
+            "arms must be a dict of l2t.baselines.Arm by name, got a function for 'a'. Wrap a loss of logits",
+        ),
+        ({"arms": ["a"]}, "a dict of l2t.baselines.Arm by name, got a list for 'arms'"),
+    ],
+)
+def test_what_is_no_dict_of_teachers_or_arms_says_so(options, sentence):
+    with pytest.raises(TypeError) as caught:
+        run(**options)
+    assert sentence in str(caught.value)
+
+
+def test_a_result_needs_all_arms():
+    x, y = data()
+    comparison = Comparison(
+        {"mine": l2t.Teacher(CLASSES)}, linear, (x[:200], y[:200]), (x[200:], y[200:]), recipe=RECIPE,
+        students=2, grid=(0.2,), tuning_students=1, only=["cross-entropy"],
+    )  # fmt: skip
+    comparison.run("cross-entropy")
+    with pytest.raises(ValueError, match=r"be made before the result, got none of taught by mine\. Call run"):
+        comparison.result()
+    with pytest.raises(ValueError, match="the arm must be one of cross-entropy, taught by mine, got 'focal'"):
+        comparison.run("focal")

@@ -201,6 +201,7 @@ class _Call:
         (pickle.dumps({b"data": Path("x"), b"labels": [0]}), "Path"),
         (b"cos\nmkdir\n(S'harm'\ntR.", "os.mkdir"),
         (b"\x80\x04\x8c\x05numpy\x8c\x0a__loader__\x93.", "numpy.__loader__"),
+        (pickle.dumps(_Call(np.ndarray, (1,), np.dtype("O"), b"pointers")), "numpy.dtype 'O8'"),
     ],
 )
 def test_a_pickle_that_names_anything_else_is_refused_and_does_nothing(tmp_path, monkeypatch, content, named):

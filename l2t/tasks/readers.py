@@ -132,17 +132,31 @@ def idx_samples(images: File, labels: File, num_classes: int) -> Samples:
 
 # ---- CIFAR
 
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
-_ADMITTED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-}
-
 
 class _RefusedError(Exception):
-    """A pickle names something that is neither an array nor a plain container."""
+    """A pickle names something that is neither an array of numbers nor a plain container."""
+
+
+def _array(*_: Any) -> Bytes:
+    """An array for the pickle to fill; of numpy's own type it could take any bytes for pointers."""
+    return np.empty(0, np.uint8)
+
+
+def _dtype(code: Any, *_: Any) -> np.dtype[Any]:
+    """A dtype of numbers, of those that numpy lets nobody change."""
+    found: np.dtype[Any] = np.dtype(code)
+    if found.isbuiltin != 1 or found.hasobject:
+        named = "numpy", f"dtype {code!r}"
+        raise _RefusedError(*named)
+    return found
+
+
+_ADMITTED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): None,  # an argument of the two below
+    ("numpy", "dtype"): _dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _array,
+    ("numpy._core.multiarray", "_reconstruct"): _array,
+}
 
 
 class _Unpickler(pickle.Unpickler):

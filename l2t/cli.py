@@ -988,8 +988,10 @@ def _translate(options: argparse.Namespace) -> int:
 
     with _asking():
         translator = course.load(options.directory)
-    given = options.sentences
-    sentences = sys.stdin.read().splitlines() if given in ([], ["-"]) else given
+    sentences = options.sentences
+    if sentences in ([], ["-"]):  # lines end in a newline and nothing else, as other tools count them
+        read = sys.stdin.read()
+        sentences = read.removesuffix("\n").split("\n") if read else []
     for text in translator.translate(sentences, options.beam):
         print(text)
     return 0

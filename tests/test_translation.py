@@ -799,7 +799,7 @@ def test_the_commands_train_score_and_translate(
     both = capsys.readouterr().out
     assert both.count("\n") == 2
     for more in ([], ["-"]):
-        monkeypatch.setattr(sys, "stdin", io.StringIO("rot hund\n\n \nnie\n"))
+        monkeypatch.setattr(sys, "stdin", io.StringIO("rot hund\n\n\x85\u2028\x0c\nnie\n"))  # of one line
         assert main(["translate", str(tmp_path / "out"), *more]) == 0
         first, second = both.splitlines()
         assert capsys.readouterr().out.split("\n") == [first, "", "", second, ""]

@@ -75,6 +75,7 @@ _STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of runs and arms may have dollars
 }
 
 Parameters = ParamSpec("Parameters")
@@ -158,7 +159,11 @@ def _rounded(found: re.Match[str]) -> str:
 def _label_ends(
     ax: Axes, x: float, heights: Sequence[float], labels: Sequence[str], colours: Sequence[str]
 ) -> None:
-    """Writes each line's label beside its end (x, height), moved apart where they would overlap."""
+    """Writes each line's label beside its end (x, height), moved apart where they would overlap.
+
+    Where there are more than the axes have room for, lines at even ranks from the lowest to the highest end
+    have theirs.
+    """
     to_screen = ax.transData
     points = to_screen.transform([(x, height) for height in heights])[:, 1]
     low, high = (float(edge) for edge in ax.transAxes.transform([(0, 0), (0, 1)])[:, 1])
@@ -167,6 +172,9 @@ def _label_ends(
     gap = 13.0 * (high - low) / (figure.get_figheight() * 96 * 0.78)  # 13 CSS pixels of an axes' height
     places: list[float] = []
     order = np.argsort(points, kind="stable")
+    room = int((high - low) / gap) + 1
+    if len(order) > room:
+        order = order[np.linspace(0, len(order) - 1, room).round().astype(int)]
     for index in order:
         places.append(max(float(points[index]), places[-1] + gap) if places else float(points[index]))
     excess = max(0.0, places[-1] - high) if places else 0.0
@@ -232,7 +240,7 @@ def curves(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]], taught: Sequence[str], ylabel: str
 ) -> str:
     """What students come to over their training steps, one line an arm."""
-    figure, ax = _figure(680, 300)
+    figure, ax = _figure(680, max(300, 17 * len(series)))  # room for every label
     others = [arm for arm in series if arm not in taught]
     tints = []
     for arm, (steps, errors) in series.items():

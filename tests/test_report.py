@@ -2,6 +2,7 @@
 
 import base64
 import builtins
+import html
 import io
 import json
 import math
@@ -259,6 +260,25 @@ def test_labels_at_line_ends_keep_apart_and_in_order():
     rising = sorted(places.values())
     assert all(b - a > 0.06 for a, b in pairwise(rising))
     assert sorted(places, key=places.__getitem__) == ["a", "d", "b", "c", "e"]
+
+
+@pytest.mark.parametrize("count", [30, 100])
+def test_of_many_lines_as_many_have_a_label_as_there_is_room_for(count):
+    values = torch.linspace(0.5, 1.5, count).expand(9, count)
+    names = [f"class {label}" for label in range(count)]
+    svg = figures.over_progress(values, torch.linspace(0, 1, 9).tolist(), "emphasis", names)
+    shown = re.findall(r"class \d+", svg)
+    assert 10 < len(shown) < 20
+    assert {"class 0", f"class {count - 1}"} <= set(shown)
+    series = {name: ([1, 2], [100.0, 50.0 + label]) for label, name in enumerate(names[:30])}
+    svg = figures.curves(series, ["class 0"], "dev error, %")
+    assert set(names[:30]) <= set(re.findall(r"class \d+", svg))
+
+
+@pytest.mark.parametrize("name", ["costs $5 and $6", r"$\foo$"])
+def test_names_with_dollars_are_no_formulas(name):
+    assert html.escape(name) in figures.comparison({name: [1.0, 2.0]}, [name])
+    assert html.escape(name) in figures.history({name: ([0], [1.0]), "b": ([0], [2.0])}, "norm")
 
 
 def test_figures_follow_the_theme_and_leave_matplotlib_alone():

@@ -276,6 +276,15 @@ def test_a_comparison_has_headline_table_tuning_bootstrap_and_protocol(tmp_path:
     assert "Settings of seed-0; the others differ in seed." in text
 
 
+def test_a_static_taught_loss_is_no_baseline(tmp_path: Path) -> None:
+    save(tmp_path / "seed-0", moved())
+    found = comparison_of()
+    found["arms"]["static taught loss"] = arm([25.0, 27.0], [10.0, 11.0, 9.0])
+    found["tests"]["taught by seed-0"]["static taught loss"] = found["tests"]["taught by seed-0"]["focal-1"]
+    (tmp_path / "comparison.json").write_text(json.dumps({**found, "best_baseline": "static taught loss"}))
+    assert "against 24.00 under the best tuned baseline, focal-1" in page_of(tmp_path)
+
+
 # ---- the command
 
 

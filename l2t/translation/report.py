@@ -41,7 +41,7 @@ from l2t.report import (
 from l2t.teacher import StudentState
 from l2t.translation import runs
 from l2t.translation.contest import in_order, told_apart
-from l2t.translation.course import Course, rising
+from l2t.translation.course import LOSSES, Course, rising
 from l2t.translation.token_teacher import TokenTeacher
 
 _STUDENTS = {
@@ -70,7 +70,8 @@ def headline(found: Sequence[Run]) -> str:
     """The result in a sentence or two, whatever it is, as HTML."""
     said = []
     for comparison in comparisons_of(found):
-        arms, tests, best = comparison["arms"], comparison["tests"], comparison["best_baseline"]
+        arms, tests = comparison["arms"], comparison["tests"]
+        best = next(arm for arm in in_order(comparison) if arm in LOSSES)  # a static taught loss is none
         bleu = statistics.fmean(value for name in tests for value in arms[name]["bleu"])
         rivals = [best] if best == "maximum-likelihood" else [best, "maximum-likelihood"]
         how = [_outcome(comparison, arm) if arm in arms else "" for arm in rivals]

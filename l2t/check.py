@@ -245,6 +245,11 @@ def not_positive(text: str) -> str:
     return f"it must be a whole number of 1 or more, got {text}"
 
 
+def not_a_seed(text: str) -> str:
+    """A seed on the command line."""
+    return f"it must be a whole number of 64 bits, got {text}"
+
+
 def weight_net_flags(given: Sequence[str]) -> None:
     """Flags that say what loss a teacher sets, for one that weighs rows."""
     if given:

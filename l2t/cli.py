@@ -175,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         help="build from texts of your own, in any two languages: train.LANG, dev.LANG (or valid.LANG) and "
         "test.LANG, a sentence a line; or gettext catalogues, as in de/LC_MESSAGES/app.mo",
     )
-    pairs.add_argument("--seed", metavar="N", type=int, help="draws dev and test; default: 0")
+    pairs.add_argument("--seed", metavar="N", type=_seed, help="draws dev and test; default: 0")
 
     teach = _command(commands, "teach", "teach a teacher on a task", TEACH, TEACH_EXAMPLES)
     teach.add_argument("task", metavar="TASK", help="name of a task (see l2t --help), or translation")
@@ -189,14 +189,14 @@ def _parser() -> argparse.ArgumentParser:
         dest="seeds",
         metavar="N",
         nargs="+",
-        type=int,
+        type=_seed,
         default=[0],
         help="one teacher a seed; default: 0",
     )
     teach.add_argument(
         "--data-seed",
         metavar="N",
-        type=int,
+        type=_seed,
         help="draws noise, subset and dev set, never the test set; default: 0",
     )
     teach.add_argument(
@@ -356,7 +356,7 @@ def _add_translation(commands: Any) -> None:
         default="maximum-likelihood",
         help="name of a loss, or folder of a run of `l2t teach translation`; default: %(default)s",
     )
-    train.add_argument("--seed", metavar="N", type=int, default=0, help="default: 0")
+    train.add_argument("--seed", metavar="N", type=_seed, default=0, help="default: 0")
     train.add_argument(
         "--pieces",
         metavar="V",
@@ -415,7 +415,7 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
         help="learning rates to tune; default: 0.01 to 1, translators 0.5, 1 and 2 times that of teaching",
     )
     command.add_argument(
-        "--seed", metavar="N", type=int, default=0, help="of students, batches and splits; default: 0"
+        "--seed", metavar="N", type=_seed, default=0, help="of students, batches and splits; default: 0"
     )
     command.add_argument(
         "--jobs", metavar="N", type=_positive, default=1, help="arms at a time, each in a process; default: 1"
@@ -479,7 +479,14 @@ def _positive(text: str) -> int:
     return number
 
 
-_positive.__name__ = "whole number"  # what argparse calls a value that is none
+def _seed(text: str) -> int:
+    number = int(text)
+    if not -(2**63) <= number < 2**63:
+        raise argparse.ArgumentTypeError(check.not_a_seed(text))
+    return number
+
+
+_positive.__name__ = _seed.__name__ = "whole number"  # what argparse calls a value that is none
 
 
 class _UsageError(Exception):

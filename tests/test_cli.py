@@ -174,6 +174,9 @@ def test_a_count_is_a_whole_number_of_one_or_more(capsys):
     assert "it must be a whole number of 1 or more, got 0" in capsys.readouterr().err
     assert cli.main(["teach", "digits", "--updates", "few"]) == 2
     assert "invalid whole number value: 'few'" in capsys.readouterr().err
+    for flag in ("--seeds", "--data-seed"):
+        assert cli.main(["teach", "digits", flag, str(2**63)]) == 2
+        assert f"it must be a whole number of 64 bits, got {2**63}" in capsys.readouterr().err
 
 
 # ---- data

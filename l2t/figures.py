@@ -423,7 +423,7 @@ def pull_by_class(teacher: Teacher, stages: Sequence[StudentState]) -> str | Non
         ax.set_title(f"{_percent(state)} of the run" if len(stages) > 1 else "taught")
         ax.set_xlim(0, 1)
         ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
-        ax.set_xlabel("probability of the true class")
+    figure.supxlabel("probability of the true class", fontsize=9)  # below one panel it would reach the next
     axes[0].set_ylabel("pull on the true logit")
     heights = drawn[-1].pull[:, -1].tolist()
     _label_ends(axes[-1], 1.0, heights, [str(label) for label in range(teacher.num_classes)], tints)

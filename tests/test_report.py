@@ -275,6 +275,17 @@ def test_of_many_lines_as_many_have_a_label_as_there_is_room_for(count):
     assert set(names[:30]) <= set(re.findall(r"class \d+", svg))
 
 
+def test_panels_side_by_side_have_one_label_between_them():
+    """As long as it is, it would reach from one panel into the next."""
+    teacher = l2t.Teacher(3, "full", link="identity")
+    with torch.no_grad():
+        for value in teacher.parameters():
+            value.add_(0.2 * torch.arange(value.numel()).sin().reshape(value.shape))
+    svg = figures.pull_by_class(teacher, [StudentState(part, 1.0, 0.5) for part in (0.0, 0.5, 1.0)])
+    assert svg is not None
+    assert svg.count("probability of the true class") == 1
+
+
 @pytest.mark.parametrize("name", ["costs $5 and $6", r"$\foo$"])
 def test_names_with_dollars_are_no_formulas(name):
     assert html.escape(name) in figures.comparison({name: [1.0, 2.0]}, [name])

@@ -477,7 +477,7 @@ def slug(name: str) -> str:
         >>> slug("focal loss, gamma 2")
         'focal-loss-gamma-2'
     """
-    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+    return re.sub(r"(?:[^\w.]|_)+", "-", name).strip("-")  # letters of every alphabet stay
 
 
 def _digest(*tensors: Tensor) -> str:

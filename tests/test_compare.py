@@ -470,6 +470,11 @@ def test_an_arm_of_students_that_learn_otherwise_is_made_again(was, now, tmp_pat
     assert "cross-entropy" in comparison(now).missing()
 
 
+def test_names_of_every_alphabet_are_told_apart_as_files():
+    assert slug("taught by größe_1, 教师") == "taught-by-größe-1-教师"
+    assert slug("focal loss, gamma 2.5") == "focal-loss-gamma-2.5"
+
+
 def test_an_arm_whose_file_is_not_whole_is_made_again(tmp_path, monkeypatch):
     options = {"grid": (0.2,), "arms": {"a": Arm(stateless(cross_entropy))}, "directory": tmp_path}
     found = run(**options)

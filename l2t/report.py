@@ -229,8 +229,8 @@ def p_value(p: float | None) -> str:
         return "–"
     if p >= 0.001:
         return f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
-    exponent = math.floor(math.log10(p)) if p > 0 else -99
-    return f"{p / 10.0**exponent:.1f}·10<sup>−{-exponent}</sup>" if p > 0 else "0"
+    digits, exponent = f"{p:.1e}".split("e")
+    return f"{digits}·10<sup>−{-int(exponent)}</sup>" if p > 0 else "0"
 
 
 def static_arms(also: Iterable[str]) -> list[str]:

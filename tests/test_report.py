@@ -323,6 +323,7 @@ def test_history_is_drawn_whatever_happened(values):
         (0.0012, "0.0012"),
         (3.2e-7, "3.2·10<sup>−7</sup>"),
         (0.0, "0"),
+        (9.97e-15, "1.0·10<sup>−14</sup>"),
     ],
 )
 def test_p_values(p, shown):

@@ -163,12 +163,21 @@ def _quickly(
     if not ops.ordinary(*tensors):
         return None
     try:
-        with_grad = kind != ops.NONE and torch.is_grad_enabled() and logits.requires_grad
-        settings = (False, with_grad, (number, ignore_index, 1, kind, 1))
+        settings = (False, _with_grad(logits, kind), (number, ignore_index, 1, kind, 1))
         loss: Tensor = autograd.Loss.apply(settings, *tensors)
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+    except (AttributeError, IndexError, OverflowError, RuntimeError, TypeError, ValueError):
         return None  # the conversion, or the sentence, is the long way's
     return loss if loss.dtype is logits.dtype else loss.to(result_dtype(logits))
+
+
+def _with_grad(logits: Tensor, kind: int) -> bool:
+    """Whether the forward pass makes the gradient to the logits.
+
+    Not in float16: that of a mean may be below all its numbers until backward's cotangent, that of a
+    `torch.amp.GradScaler` say, has scaled it.
+    """
+    wanted = kind != ops.NONE and torch.is_grad_enabled() and logits.requires_grad
+    return wanted and logits.dtype is not torch.float16
 
 
 def _losses(
@@ -187,7 +196,7 @@ def _losses(
     if inplace:
         check.inplace_logits(logits, direct)
     if direct:
-        with_grad = kind != ops.NONE and not inplace and torch.is_grad_enabled() and logits.requires_grad
+        with_grad = not inplace and _with_grad(logits, kind)
         try:
             loss: Tensor = autograd.Loss.apply((inplace, with_grad, where[7:]), *where[:7])
         except ValueError:

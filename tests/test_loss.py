@@ -665,6 +665,19 @@ def test_half_precision_is_storage(structure, dtype):
             torch.testing.assert_close(gradient, wide.to(x.dtype))
 
 
+def test_a_scaled_loss_keeps_gradients_that_float16_could_not_hold():
+    """What a GradScaler is for: a mean over many rows and classes has a gradient near 1e-8 here."""
+    logits, target = torch.randn(512, 4000).half(), torch.randint(4000, (512,))
+    exact, ours = logits.double().requires_grad_(), logits.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(F.cross_entropy(exact, target), exact)
+    with torch.autocast("cpu", torch.float16):
+        loss = l2t.dynamic_loss(ours, target, link="identity")
+    (found,) = torch.autograd.grad(loss * 2.0**16, ours)
+    others = torch.ones_like(expected).scatter_(1, target.unsqueeze(1), 0.0)
+    off = (found.double() / 2**16 - expected) * others
+    assert off.norm() <= 1e-3 * (expected * others).norm()
+
+
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_autocast_computes_as_cross_entropy_does(dtype, amp):

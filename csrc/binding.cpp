@@ -82,7 +82,7 @@ class Call {
   // stats [N, 3]
   void* stats() { return tensor("stats", arithmetic_, {rows.n, 3}); }
   // A number a loss: loss, its cotangent, its tangent.
-  void* losses(const char* name) { return tensor(name, arithmetic_, {rows.losses}); }
+  void* losses(const char* name) { return tensor(name, arithmetic_, {rows.losses}, true); }
   // [N, C] of the logits' dtype.
   void* like_logits(const char* name) { return tensor(name, kTypes[rows.dtype], {rows.n, rows.c}); }
 
@@ -149,11 +149,12 @@ class Call {
   }
 
   // The memory of the next argument, null for None; contiguous, of this dtype and shape, where the logits are.
-  // A line of one number may be 0-dimensional.
-  void* tensor(const char* name, dlpack::DataType dtype, std::initializer_list<int64_t> shape) {
+  // A line of one number may be 0-dimensional where that is said.
+  void* tensor(const char* name, dlpack::DataType dtype, std::initializer_list<int64_t> shape,
+               bool or_scalar = false) {
     dlpack::Tensor x;
     if (!view(next(), x)) return nullptr;
-    const bool scalar = x.dims == 0 && shape.size() == 1 && *shape.begin() == 1;
+    const bool scalar = or_scalar && x.dims == 0 && *shape.begin() == 1;
     bool fits = same(x.dtype, dtype) && x.device.type == device_.type && x.device.id == device_.id &&
                 (scalar || x.dims == static_cast<int32_t>(shape.size()));
     int64_t count = 1;

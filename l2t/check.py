@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -684,8 +685,9 @@ def third_derivative() -> Exception:
 
 
 def inplace_logits(logits: torch.Tensor, direct: bool) -> None:
-    """Logits that backward may overwrite."""
-    if not direct or not logits.is_contiguous() or (logits.requires_grad and logits.is_leaf):
+    """Logits that backward may overwrite: no leaf's memory, which a view shares."""
+    owner = logits if logits._base is None else logits._base
+    if not direct or not logits.is_contiguous() or (owner.requires_grad and owner.is_leaf):
         raise ValueError(
             "l2t.dynamic_loss: logits must be a contiguous (N, C) result of the student, of which one backward is taken in "
             f"eager mode, for inplace_backward=True, got {_described(logits)}. Leave inplace_backward out."
@@ -720,8 +722,33 @@ def loss_choice(argument: str, name: object, names: Collection[str]) -> None:
         )
 
 
+def loss_ignore_index(value: object) -> int:
+    """A target that takes no part is a number as targets are."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = 2**63
+    if not -(2**63) <= number < 2**63:
+        raise TypeError(
+            f"l2t.dynamic_loss: ignore_index must be an integer of 64 bits, got {value!r}. Leave it out where no target is ignored."
+        )
+    return number
+
+
+def _loss_layout(name: str, tensor: object) -> None:
+    """Sparse, nested and other tensors without strides."""
+    if isinstance(tensor, torch.Tensor) and (tensor.layout is not torch.strided or tensor.is_nested):
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        raise TypeError(
+            f"l2t.dynamic_loss: {name} must be a dense tensor, got a {kind} one. Convert it with .to_dense(), or put the "
+            "rows of a nested one together with torch.cat(x.unbind())."
+        )
+
+
 def loss_tensors(logits: object, target: object) -> None:
     """Logits and target, to each other."""
+    _loss_layout("logits", logits)
+    _loss_layout("target", target)
     if not isinstance(logits, torch.Tensor) or not logits.is_floating_point() or logits.dim() == 0:
         raise _loss_logits(logits)
     if not isinstance(target, torch.Tensor) or target.dtype not in (torch.int64, torch.uint8):
@@ -777,6 +804,7 @@ def loss_weight(weight: object) -> Exception:
 
 def loss_matrix(weight: torch.Tensor, num_classes: int, logits: torch.Tensor) -> None:
     """A weight that is a plain tensor."""
+    _loss_layout("weight", weight)
     if weight.shape not in ((num_classes,), (num_classes, num_classes)):
         raise ValueError(
             f"l2t.dynamic_loss: weight must be of shape ({num_classes}, {num_classes}) or ({num_classes},), got "
@@ -787,6 +815,7 @@ def loss_matrix(weight: torch.Tensor, num_classes: int, logits: torch.Tensor) ->
 
 def loss_table(name: str, tensor: object, shape: Sequence[int], logits: torch.Tensor) -> None:
     """A part of the weight, the bias, the scale, or the sample weights."""
+    _loss_layout(name, tensor)
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
             f"l2t.dynamic_loss: {name} must be a tensor, got {_described(tensor)}. Use torch.tensor(...)."

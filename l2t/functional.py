@@ -81,7 +81,8 @@ def dynamic_loss(
 
     Raises:
         ValueError: a shape, a device, a link or a reduction that does not fit.
-        TypeError: a dtype that does not fit, or a weight that is no coefficient matrix.
+        TypeError: a dtype or a layout that does not fit, a weight that is no coefficient matrix, or an
+            ignore_index that is no integer.
         IndexError: a target that is neither a class nor ``ignore_index``.
 
     Example:
@@ -100,6 +101,7 @@ def dynamic_loss(
             return loss
     check.loss_choice("link", link, LINKS)
     check.loss_choice("reduction", reduction, REDUCTIONS)
+    ignore_index = check.loss_ignore_index(ignore_index)
     check.loss_tensors(logits, target)
     tables = checked_tables(logits, weight, bias, scale)
     if sample_weight is not None:
@@ -109,7 +111,7 @@ def dynamic_loss(
     if logits.dim() != 2:
         num_classes = logits.shape[min(logits.dim(), 2) - 1]
         logits = logits.movedim(min(logits.dim(), 2) - 1, -1).reshape(target.numel(), num_classes)
-        target = target.reshape(-1)
+        target = target.reshape(target.numel())
     if target.dtype is torch.uint8:
         target = target.long()
     if logits.dtype not in NATIVE:
@@ -121,7 +123,7 @@ def dynamic_loss(
         loss = _losses(logits, target, tables, link, ignore_index, reduction, inplace_backward)
     else:
         loss = _losses(logits, target, tables, link, ignore_index, "none", inplace_backward)
-        factor = torch.where(target != ignore_index, sample_weight.reshape(-1), 0.0)
+        factor = torch.where(target != ignore_index, sample_weight.reshape(target.shape), 0.0)
         loss = loss * factor
         if reduction != "none":
             loss = loss.sum()

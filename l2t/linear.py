@@ -115,6 +115,7 @@ def dynamic_linear_loss(
     """
     check.loss_choice("link", link, LINKS)
     check.loss_choice("reduction", reduction, REDUCTIONS)
+    ignore_index = check.loss_ignore_index(ignore_index)
     check.linear_tensors(hidden, head, head_bias, target)
     check.linear_chunk_rows(chunk_rows)
     hidden, head = _as_linear_takes_it(hidden), _as_linear_takes_it(head)
@@ -122,13 +123,13 @@ def dynamic_linear_loss(
     check.linear_dtypes(hidden, head, head_bias)
 
     shape = target.shape
-    hidden, target = hidden.reshape(target.numel(), hidden.shape[-1]), target.reshape(-1).long()
+    hidden, target = hidden.reshape(target.numel(), hidden.shape[-1]), target.reshape(target.numel()).long()
     n, c = hidden.shape[0], head.shape[0]
     stand_in = hidden.new_empty(()).expand(n, c)  # what the logits would be, for the checks
     tables = checked_tables(stand_in, weight, bias, scale)
     if sample_weight is not None:
         check.loss_table("sample_weight", sample_weight, shape, stand_in)
-        sample_weight = sample_weight.reshape(-1)
+        sample_weight = sample_weight.reshape(target.shape)
     if not n or not c:
         loss = dynamic_loss(
             F.linear(hidden, head, head_bias),

@@ -74,7 +74,7 @@ class DynamicLoss(nn.Module):
         if given:
             checked_tables(given[0].new_empty(0, given[0].shape[0]), weight, bias, scale)
         self.link = link
-        self.ignore_index = ignore_index
+        self.ignore_index = check.loss_ignore_index(ignore_index)
         self.reduction = reduction
         self._structure = None if weight is None else type(weight)
         for name, tensor in tensors.items():

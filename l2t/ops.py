@@ -224,13 +224,18 @@ def _fitted(name: str, *arguments: Any) -> list[Any] | None:
             raise check.op_argument(argument, x, shape, want, logits)
         if x.dtype != want or x.device != logits.device:
             raise check.op_argument(argument, x, shape, want, logits)
-        fitted[i] = x.contiguous()
-    fitted[1] = target.contiguous()
+        fitted[i] = _in_memory(x)
+    fitted[1] = _in_memory(target)
     if not target.is_cuda:
         row = _native.check_target(fitted[1], classes, ignore_index)
         if row >= 0:
             raise check.target_range(int(target[row]), row, c, groups, ignore_index)
     return fitted if classes and (segments or reduction == NONE) else None
+
+
+def _in_memory(x: Tensor) -> Tensor:
+    """What the core can read: contiguous, and with numbers where it is torch's promise of zeros."""
+    return x.clone(memory_format=torch.contiguous_format) if torch._is_zerotensor(x) else x.contiguous()
 
 
 def room(logits: Tensor, tables: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
@@ -512,7 +517,7 @@ def _in_group(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     moved = target + torch.arange(0, batch * classes, classes, device=target.device).unsqueeze(1)
     if readable(target) and not target.is_cuda and not 0 <= ignore_index < classes:
         try:
-            if _native.check_target(target.reshape(-1), classes, 0) < 0:
+            if _native.check_target(target.reshape(-1).contiguous(), classes, 0) < 0:
                 return moved
         except RuntimeError:  # a level of torch.func around the tensor: its memory is not there to be read
             pass

@@ -400,6 +400,15 @@ def test_whoever_reads_overwritten_logits_is_told():
         loss.backward()
 
 
+@pytest.mark.parametrize("shape", [(C,), (2, C, 1), (2 * C,)], ids=str)
+def test_a_leaf_is_not_overwritten_through_a_view(shape):
+    leaf = torch.randn(shape, requires_grad=True)
+    logits = leaf.view(2, C) if shape == (2 * C,) else leaf
+    target = torch.zeros(logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else (), dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"logits must be a contiguous \(N, C\) result of the student"):
+        l2t.dynamic_loss(logits, target, inplace_backward=True)
+
+
 def test_logits_that_must_not_be_overwritten_are_refused():
     leaf, target = torch.randn(N, C, requires_grad=True), torch.randint(C, (N,))
     sentence = r"logits must be a contiguous \(N, C\) result of the student"
@@ -602,6 +611,32 @@ def test_forward_mode_and_jvp():
     with forward_ad.dual_level():
         dual = [forward_ad.make_dual(x, t) for x, t in zip(inputs, tangents, strict=True)]
         torch.testing.assert_close(forward_ad.unpack_dual(case.loss(*dual)).tangent, expected)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_reverse_over_forward_of_a_loss_whose_value_nobody_wants(reduction):
+    """Its cotangent is torch's promise of zeros, which has no memory."""
+    target, factors = torch.randint(C, (N,)), torch.randn(N)
+    logits, tangent = torch.randn(N, C), torch.randn(N, C)
+
+    def along(loss):
+        def total(z):
+            return (loss(z, target, reduction=reduction) * factors).sum()
+
+        return torch.func.grad(lambda z: torch.func.jvp(total, (z,), (tangent,))[1])(logits)
+
+    ours = along(lambda z, y, **options: l2t.dynamic_loss(z, y, link="identity", **options))
+    torch.testing.assert_close(ours, along(F.cross_entropy))
+
+
+def test_promised_zeros_are_zeros():
+    promised, target = torch._efficientzerotensor(N, C), torch.arange(N) % C
+    torch.testing.assert_close(
+        l2t.dynamic_loss(promised, target), l2t.dynamic_loss(torch.zeros(N, C), target)
+    )
+    nothing = torch._efficientzerotensor(N, dtype=torch.int64)
+    logits = torch.randn(N, C)
+    assert torch.equal(l2t.dynamic_loss(logits, nothing), l2t.dynamic_loss(logits, torch.zeros_like(target)))
 
 
 def test_linearize():
@@ -811,6 +846,54 @@ Z, Y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
 META = torch.ones(3, device="meta")
 
 ERRORS = {
+    "sparse logits": (
+        (Z.to_sparse(), Y),
+        {},
+        TypeError,
+        "logits must be a dense tensor, got a sparse_coo one",
+    ),
+    "sparse weight": (
+        (Z, Y, torch.eye(3).to_sparse()),
+        {},
+        TypeError,
+        "weight must be a dense tensor, got a sparse_coo one",
+    ),
+    "sparse bias": (
+        (Z, Y),
+        {"bias": torch.ones(3).to_sparse()},
+        TypeError,
+        "bias must be a dense tensor, got a sparse_coo one",
+    ),
+    "nested logits": (
+        (torch.nested.nested_tensor(list(Z), layout=torch.jagged), Y),
+        {},
+        TypeError,
+        "logits must be a dense tensor, got a nested one. Convert it with .to_dense(), or put",
+    ),
+    "ignore_index None": (
+        (Z, Y),
+        {"ignore_index": None},
+        TypeError,
+        "ignore_index must be an integer of 64 bits, got None",
+    ),
+    "ignore_index 2**63": (
+        (Z, Y),
+        {"ignore_index": 2**63},
+        TypeError,
+        "ignore_index must be an integer of 64 bits, got 9223372036854775808",
+    ),
+    "scalar target of one row": (
+        (Z[:1], Y[0]),
+        {},
+        ValueError,
+        "target must be of shape (1,) for logits of shape (1, 3), got shape ()",
+    ),
+    "scalar bias of one class": (
+        (Z[:, :1], Y * 0),
+        {"bias": torch.tensor(1.0)},
+        ValueError,
+        "bias must be of shape (1,) for logits",
+    ),
     "integer logits": (
         (Z.long(), Y),
         {},
@@ -1027,6 +1110,8 @@ def test_errors_of_the_module():
         l2t.DynamicLoss("full")
     with pytest.raises(ValueError, match="reduction must be one of mean, sum, none"):
         l2t.DynamicLoss(reduction="max")
+    with pytest.raises(TypeError, match=r"ignore_index must be an integer of 64 bits, got 0\.5"):
+        l2t.DynamicLoss(ignore_index=0.5)
     with pytest.raises(ValueError, match="coefficients must be parameters or tensors without gradient"):
         l2t.DynamicLoss(torch.ones(3, requires_grad=True) * 2)
     with pytest.raises(

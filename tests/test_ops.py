@@ -434,6 +434,8 @@ def test_a_batch_of_nothing():
     second = torch.autograd.grad(sum(x.sum() for x in first), (logits, weight))
     for each in (first, second):
         assert [x.shape for x in each] == [logits.shape, weight.shape]
+    weighted = torch.vmap(lambda z, y, w: l2t.dynamic_loss(z, y, sample_weight=w))
+    assert weighted(logits, target, torch.randn(0, N)).shape == (0,)
 
 
 def test_nested_vmap():
@@ -459,6 +461,18 @@ def test_vmap_is_one_native_call(monkeypatch):
     weight = l2t.Full(torch.randn(6, C, C))
     torch.vmap(lambda x, y, w: l2t.dynamic_loss(x, y, w))(logits, target, weight)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("rows", [1, N])
+def test_targets_of_any_stride_under_vmap(rows):
+    """One target for all of the batch is expanded, and so not contiguous, even where it is of one row."""
+    logits, weight = torch.randn(rows, C), torch.randn(3, C, C)
+    shared, own = torch.randint(C, (rows,)), torch.randint(C, (rows, 6))[:, ::2]
+    for target, dim in ((shared, None), (own, 1)):
+        found = torch.vmap(lambda y, w: l2t.dynamic_loss(logits, y, w), (dim, 0))(target, weight)
+        each = [target if dim is None else target[:, b] for b in range(3)]
+        expected = [l2t.dynamic_loss(logits, y, w) for y, w in zip(each, weight, strict=True)]
+        torch.testing.assert_close(found, torch.stack(expected))
 
 
 @pytest.mark.parametrize("bad", [C, C + 3, -1, -7])

@@ -38,8 +38,9 @@ def mlp() -> nn.Module:
 
 
 def run(teacher=None, dev=None, *, recipe=SMALL, **options):
-    options = {"progress": False, **options}
-    return l2t.teach(teacher or l2t.Teacher(CLASSES), mlp, data(), dev, recipe=recipe, **options)
+    options = {"progress": False, "student": mlp, **options}
+    student = options.pop("student")
+    return l2t.teach(teacher or l2t.Teacher(CLASSES), student, data(), dev, recipe=recipe, **options)
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
@@ -671,6 +672,10 @@ def test_a_run_is_not_overwritten(tmp_path):
         ("data and start weights", {"teacher": l2t.Teacher(CLASSES, seed=1)}),
         ("data and start weights", {"dev": data(100)}),
         ("guard", {"guard": False}),
+        ("student, student's modules.", {"student": lambda: nn.Linear(6, CLASSES)}),
+        ("different student's modules.", {"student": lambda: relu_in_place_of_tanh(mlp())}),
+        ("different student's modules.", {"student": lambda: frozen_below(mlp())}),
+        ("different student's modules.", {"student": lambda: mlp().eval()}),
     ],
 )
 def test_a_run_of_other_arguments_is_not_resumed(tmp_path, what, arguments):
@@ -680,6 +685,16 @@ def test_a_run_of_other_arguments_is_not_resumed(tmp_path, what, arguments):
     ) as caught:
         run(directory=tmp_path, resume=True, **arguments)
     assert what in str(caught.value)
+
+
+def relu_in_place_of_tanh(student):
+    student[1] = nn.ReLU()
+    return student
+
+
+def frozen_below(student):
+    student[0].requires_grad_(False)
+    return student
 
 
 def test_a_checkpoint_that_is_not_whole_is_named(tmp_path):

@@ -10,7 +10,7 @@ learning rate.
     teachers  what a teacher sets, how many stages it has, and what it sees of the student
 
 Run: python benchmarks/studies.py [edge few-dev teachers] [--seeds 0 1 2] [--jobs 2], which goes on where it
-was broken off; then `make results`.
+was broken off, with as many students; then `make results`.
 """
 
 from __future__ import annotations
@@ -168,6 +168,12 @@ def measure(job: tuple[str, str, int, int]) -> dict[str, Any]:
     }
 
 
+def kept(path: Path, students: int) -> list[dict[str, Any]]:
+    """The rows that are there already, of as many students."""
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return [row for row in rows if len(row["test_error"]) == students]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -184,7 +190,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.studies or STUDIES:
         study, path = STUDIES[name], options.out / f"{name}.json"
-        rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        rows = kept(path, options.students)
         done = {(row["option"], row["seed"]) for row in rows}
         jobs = [
             (name, choice, seed, options.students)
@@ -194,10 +200,10 @@ def main() -> None:
         ]
         with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
             for row in pool.imap(measure, jobs):
-                rows.append(row)
+                rows.append({**row, "commit": commit()})
                 content = {
                     "command": f"python benchmarks/studies.py {name}",
-                    "commit": commit(),
+                    "commit": ", ".join(dict.fromkeys(row["commit"] for row in rows)),
                     "versions": versions(),
                     "about": study.words,
                     "words": {choice: option.words for choice, option in study.options.items()},

@@ -257,6 +257,15 @@ def test_the_table_of_a_study_says_what_its_rows_say(tmp_path):
     assert "Of edges. `python it` (commit abc)" in page
 
 
+def test_a_study_goes_on_from_rows_of_as_many_students(tmp_path):
+    path = tmp_path / "edge.json"
+    assert studies.kept(path, 2) == []
+    few, many = {"option": "none", "test_error": [0.5] * 2}, {"option": "rate", "test_error": [0.5] * 20}
+    path.write_text(json.dumps({"rows": [few, many]}))
+    assert studies.kept(path, 2) == [few]
+    assert studies.kept(path, 20) == [many]
+
+
 @pytest.mark.parametrize("name", studies.STUDIES)
 def test_every_option_of_a_study_can_be_taught(name):
     """Recipe, teacher and student of each are what they should be, and differ from the study's own."""

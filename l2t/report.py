@@ -108,13 +108,13 @@ def find_runs(*directories: Path) -> list[Run]:
         FileNotFoundError: for a folder that holds none.
         ValueError: for a file of a run that is not whole.
     """
-    found = []
+    found: list[Run] = []
     for directory in directories:
         inside = [directory, *sorted(directory.glob("*/"), key=_by_number)]
         runs = [path for path in inside if (path / "teacher.safetensors").is_file()]
         if not runs:
             raise check.no_run(directory)
-        found += [_read(path, directory) for path in runs]
+        found += map(_read, runs)
     return found
 
 
@@ -123,7 +123,7 @@ def _by_number(path: Path) -> tuple[str, int]:
     return (stem, int(number)) if number.isdigit() else (path.name, 0)
 
 
-def _read(directory: Path, above: Path) -> Run:
+def _read(directory: Path) -> Run:
     """The run in a folder; a comparison of several is in the one above."""
 
     def content(path: Path) -> dict[str, Any] | None:
@@ -144,7 +144,8 @@ def _read(directory: Path, above: Path) -> Run:
             **history,
         },
         config=content(directory / "config.json") or {},
-        comparison=content(directory / "comparison.json") or content(above / "comparison.json"),
+        comparison=content(directory / "comparison.json")
+        or content(directory.resolve().parent / "comparison.json"),
     )
 
 

@@ -274,6 +274,9 @@ def test_a_comparison_has_headline_table_tuning_bootstrap_and_protocol(tmp_path:
     assert "and 20.0 times the CPU time of training a student under it." in text
     assert text.count("How it was measured") == 1  # two runs, one comparison
     assert "Settings of seed-0; the others differ in seed." in text
+    alone = page_of(tmp_path / "seed-0")
+    assert "against 24.00 under the best tuned baseline, focal-1" in alone
+    assert "seed-1" not in alone.split("How it was measured")[1]
 
 
 def test_a_static_taught_loss_is_no_baseline(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ examples:
   l2t teach digits --updates 100 --set steps=200        any field of l2t.Recipe
   l2t teach digits --set steps=5000 memory=64MB         a long run in bounded memory, its plan printed first
   l2t teach digits --updates 100 --set steps=200 --resume    the same run again after Ctrl-C or a crash
-  l2t teach translation --student transformer --steps 1500   a loss over a vocabulary, on windows of the run
+  l2t teach translation --student transformer --steps 2500   a loss over a vocabulary, on windows of the run
 """
 
 COMPARE = """\
@@ -137,7 +137,7 @@ and scores it on the test set (greedy). The folder holds it, and after Ctrl-C th
 TRAIN_EXAMPLES = """\
 examples:
   l2t train translation                                   an LSTM, into {runs}/translation-lstm
-  l2t train translation --student transformer --steps 1500
+  l2t train translation --student transformer --steps 2500
   l2t train translation --loss label-smoothing-0.1 --out {runs}/smoothed
   l2t train translation --loss {runs}/translation-lstm/seed-0 --out {runs}/taught
 """
@@ -271,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of sentence pairs; default: that of German and English",
     )
     pairs.add_argument("--pieces", metavar="V", type=_positive, help="of the vocabulary; default: 3000")
-    pairs.add_argument("--steps", metavar="N", type=_positive, help="of a whole run; default: 3300")
+    pairs.add_argument("--steps", metavar="N", type=_positive, help="of a whole run; default: 5000")
     pairs.add_argument("--window", metavar="T", type=_positive, help="steps of a window; default: 50")
     pairs.add_argument(
         "--measure",
@@ -346,7 +346,7 @@ def _add_translation(commands: Any) -> None:
     train.add_argument(
         "--student", metavar="NAME", default="lstm", help="lstm (default), lstm-2, transformer"
     )
-    train.add_argument("--steps", metavar="N", type=_positive, default=3300, help="default: 3300")
+    train.add_argument("--steps", metavar="N", type=_positive, default=5000, help="default: 5000")
     train.add_argument(
         "--lr", metavar="RATE", type=float, help="highest rate of Adam; default: the student's"
     )

@@ -100,7 +100,7 @@ class Course:
     """
 
     student: str = "lstm"
-    steps: int = 3300
+    steps: int = 5000
     lr: float | None = None
     warmup: int = 200
     tokens: int = 1000

@@ -101,7 +101,7 @@ class WindowRecipe(Rules):
         [0.005, 1.0, 1.0, 0.005]
     """
 
-    run_steps: int = 3300
+    run_steps: int = 5000
     steps: int = 50
     optimizer: str = "adam"
     lr: float = 0.003

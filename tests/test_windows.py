@@ -43,6 +43,7 @@ from l2t.translation.windows import (
     window,
     window_level,
     write_stages,
+    wrong_tokens,
 )
 
 DOUBLE = {"dtype": torch.float64}
@@ -246,6 +247,20 @@ def test_measures_are_means_over_all_tokens_without_dropout(measure, of):
         ]
     student.train()
     torch.testing.assert_close(measured(student, DEV, measure), torch.stack(values).mean())
+    assert student.training
+
+
+def test_wrong_tokens_are_those_that_are_not_the_likeliest():
+    student = student_of(dropout=0.5).eval()
+    wrong = []
+    for batch in DEV:
+        logits = F.linear(student(batch.source, batch.target_in), student.head, student.head_bias)
+        for i, j in (batch.target_out != -100).nonzero().tolist():
+            likeliest = max(range(VOCABULARY), key=logits[i, j].tolist().__getitem__)
+            wrong.append(likeliest != int(batch.target_out[i, j]))
+    found = wrong_tokens(student.train(), DEV)
+    assert found == pytest.approx(sum(wrong) / len(wrong))
+    assert 0 < found < 1
     assert student.training
 
 

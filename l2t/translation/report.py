@@ -468,5 +468,5 @@ OF_TRANSLATORS = Kind(
     loss=learned,
     said=said_of_the_teaching,
     drawn=drawn_of_the_teaching,
-    error="Mean over dev tokens of 1 − the probability of the right one, where windows end.",
+    error="Share of dev tokens that are not the likeliest, where windows end.",
 )

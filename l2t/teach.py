@@ -882,8 +882,7 @@ class Outer:
             return
         check.may_start("teach", directory, resume)
         saved = read_json(marker, "tensors", "identity", "numbers", "history")
-        known = {name: value for name, value in self.identity.items() if name in saved["identity"]}
-        check.is_the_same("teach", directory, differing(saved["identity"], known))  # an older file says less
+        check.is_the_same("teach", directory, differing(saved["identity"], self.identity))
         tensors, _ = read_tensors(directory / saved["tensors"])
         groups: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
@@ -1073,7 +1072,10 @@ def identity(
     guard: bool,
     starts: Sequence[AnyTeacher],
 ) -> dict[str, Any]:
-    """What a run must share with the one that it goes on with, but for the settings of its teachers."""
+    """What a run must share with the one that it goes on with, but for the settings of its teachers.
+
+    Students are told by what they are made of, not by what they answer: a run may go on on another machine.
+    """
     digest = hashlib.sha256()
 
     def add(tensor: Tensor) -> None:

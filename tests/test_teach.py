@@ -687,6 +687,16 @@ def test_a_run_of_other_arguments_is_not_resumed(tmp_path, what, arguments):
     assert what in str(caught.value)
 
 
+def test_a_run_that_does_not_say_what_its_students_are_is_not_resumed(tmp_path):
+    run(directory=tmp_path)
+    marker = tmp_path / "checkpoint.json"
+    content = json.loads(marker.read_text())
+    del content["identity"]["student's modules"]
+    marker.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"got different student's modules\."):
+        run(directory=tmp_path, resume=True)
+
+
 def relu_in_place_of_tanh(student):
     student[1] = nn.ReLU()
     return student

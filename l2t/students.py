@@ -493,6 +493,19 @@ def train(
         then(len(lesson.batches))
 
 
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Run the body with a module in evaluation mode; afterwards each of its parts is in its own again."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(modes[module])
+        for part, mode in modes.items():  # such as a BatchNorm that a student keeps frozen
+            part.training = mode
+
+
 def evaluate(stack: Stack, inputs: Tensor, chunk: int = 4096) -> Tensor:
     """Logits (S, D, C) of the students on inputs (S, D, ...), in evaluation mode.
 
@@ -503,14 +516,8 @@ def evaluate(stack: Stack, inputs: Tensor, chunk: int = 4096) -> Tensor:
         inputs: what each runs on; ``inputs.expand(S, ...)`` gives all the same.
         chunk: rows a call, over all students.
     """
-    modes = {module: module.training for module in stack.modules()}
-    stack.eval()
-    try:
+    with evaluating(stack):
         return torch.cat([stack(part) for part in inputs.split(max(1, chunk // stack.size), 1)], 1)
-    finally:
-        stack.train(modes[stack])
-        for module, mode in modes.items():  # such as a BatchNorm that a student keeps frozen
-            module.training = mode
 
 
 @torch.no_grad()

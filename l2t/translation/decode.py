@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from l2t import check
+from l2t.students import evaluating
 from l2t.translation.batches import BEGIN, END, PAD, UNKNOWN, Ids, padded
 from l2t.translation.networks import Translator
 
@@ -153,17 +154,13 @@ def translate_ids(
     check.search_sizes(width, rows, 1.0)
     order = sorted(range(len(source)), key=lambda row: len(source[row]))
     found: Ids = [[] for _ in source]
-    was, device = student.training, student.head.device
-    student.eval()
-    try:
+    with evaluating(student):
         for begin in range(0, len(order), rows):
             chosen = order[begin : begin + rows]
-            batch = padded([[*source[row], END] for row in chosen]).to(device)
+            batch = padded([[*source[row], END] for row in chosen]).to(student.head.device)
             said = greedy(student, batch) if width == 1 else beam(student, batch, width)
             for row, ids in zip(chosen, said, strict=True):
                 found[row] = ids
-    finally:
-        student.train(was)
     full = sum(len(said) + 1 >= limit_of(len(ids)) for said, ids in zip(found, source, strict=True))
     if full:
         warnings.warn(check.translations_cut(full, len(found)), stacklevel=2)

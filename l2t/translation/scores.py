@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from l2t import check
+from l2t.students import evaluating
 from l2t.translation.batches import IGNORE, Encoded, batches_of, by_length
 from l2t.translation.networks import Translator
 
@@ -166,18 +167,14 @@ class Fit(NamedTuple):
 def fit(student: Translator, encoded: Encoded) -> Fit:
     """The :class:`Fit` of a student to pairs; it is left in its mode."""
     loss, right, count = 0.0, 0, 0
-    was, device = student.training, student.head.device
-    student.eval()
-    try:
+    with evaluating(student):
         for batch in batches_of(by_length(encoded)):
-            source, target_in, target_out = (x.to(device) for x in batch)
+            source, target_in, target_out = (x.to(student.head.device) for x in batch)
             logits = student.logits(student(source, target_in)).flatten(0, 1)
             target = target_out.flatten()
             loss += float(F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum"))
             right += int((logits.argmax(1) == target).sum())
             count += int((target != IGNORE).sum())
-    finally:
-        student.train(was)
     return Fit(loss / count, right / count)
 
 

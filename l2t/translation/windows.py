@@ -35,7 +35,7 @@ from l2t import check
 from l2t.files import read_tensors, write_tensors
 from l2t.linear import dynamic_linear_loss
 from l2t.optim import SGD, Adam, Hyper, Optimizer, Point, Slot, Tensors
-from l2t.students import Make, seed_of, seeded
+from l2t.students import Make, evaluating, seed_of, seeded
 from l2t.tape import Student
 from l2t.teach import Episode, Outer, Rules, threads
 from l2t.teacher import StudentState
@@ -49,6 +49,7 @@ OPTIMIZERS = ("adam", "sgd")
 KNOWN = (0.05, 0.1, 0.2)
 """Strengths of label smoothing that what was taught has to be ahead of."""
 
+_ROWS = 512  # tokens whose logits are held at a time
 _PIECE = 200  # steps of a run of the trial between checkpoints
 _RUNS = "calibrated-cross-entropy"  # by which it is judged
 
@@ -188,7 +189,7 @@ def _tokens(batches: Sequence[Batch]) -> int:
 
 @torch.no_grad()
 def inverse_temperature(
-    hidden: Tensor, head: Tensor, head_bias: Tensor | None, target: Tensor, rows: int = 512
+    hidden: Tensor, head: Tensor, head_bias: Tensor | None, target: Tensor, rows: int = _ROWS
 ) -> float:
     """What the logits of tokens are to be multiplied by for the least mean cross-entropy.
 
@@ -239,27 +240,21 @@ MEASURES: dict[str, Callable[[Any, Sequence[Batch], int], Tensor]] = {
 
 def measured(student: nn.Module, batches: Sequence[Batch], measure: str, samples: int = 4) -> Tensor:
     """A measure of MEASURES over batches, in evaluation mode: 0-dim, differentiable."""
-    training = student.training
-    student.eval()
-    try:
+    with evaluating(student):
         return MEASURES[measure](student, batches, samples)
-    finally:
-        student.train(training)
 
 
 @torch.no_grad()
 def wrong_tokens(student: Any, batches: Sequence[Batch]) -> float:
     """The share of tokens that are not the likeliest, in evaluation mode: no temperature changes it."""
-    training, right = student.training, 0
-    student.eval()
-    try:
+    right = 0
+    with evaluating(student):
         for batch in batches:
-            logits = nn.functional.linear(
-                student(batch.source, batch.target_in), student.head, student.head_bias
-            )
-            right += int((logits.argmax(-1) == batch.target_out).sum())
-    finally:
-        student.train(training)
+            hidden = student(batch.source, batch.target_in).flatten(0, 1)
+            target = batch.target_out.flatten()
+            for part, wanted in zip(hidden.split(_ROWS), target.split(_ROWS), strict=True):
+                logits = nn.functional.linear(part, student.head, student.head_bias)
+                right += int((logits.argmax(-1) == wanted).sum())
     return 1.0 - right / _tokens(batches)
 
 

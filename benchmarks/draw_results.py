@@ -147,7 +147,8 @@ def best(row: Row, arms: Iterable[str]) -> str | None:
 
 def best_baseline(row: Row) -> str:
     """Of what knows no more than the taught loss and is not one itself; a weight net is among them."""
-    found = best(row, row["arms"].keys() - set(row["oracles"]) - set(static_arms(row["also"])))
+    out = {*row["oracles"], *static_arms(row["also"])}
+    found = best(row, (arm for arm in row["arms"] if arm not in out))  # the first where several are as good
     assert found is not None
     return found
 

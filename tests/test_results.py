@@ -204,6 +204,16 @@ def test_a_weight_net_is_a_baseline_and_no_static_loss(tmp_path):
     assert line[6:] == ["even", "26.00 ± 1.00", "-4.00", "even"]
 
 
+def test_of_arms_that_are_as_good_the_first_is_the_best_baseline():
+    """Whatever order a set of their names would have."""
+    names = [f"arm {number}" for number in range(9)]
+    arms = {name: {"test_error": [0.2, 0.3]} for name in names}
+    for _ in names:
+        names.append(names.pop(0))
+        row = {"arms": {name: arms[name] for name in names}, "oracles": [], "also": []}
+        assert draw_results.best_baseline(row) == names[0]
+
+
 def test_without_rows_the_page_says_so(tmp_path):
     assert "There are no rows yet." in draw_results.page(tmp_path)
 

@@ -22,7 +22,7 @@ from scipy import stats
 from l2t.compare import ALPHA, called, holm
 from l2t.files import write_whole
 from l2t.report import static_arms
-from l2t.translation.contest import in_order, notes
+from l2t.translation.contest import in_order, mean_perplexity, notes
 from l2t.translation.course import LOSSES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -334,7 +334,7 @@ def translator(row: Row) -> list[str]:
                 f"p {p_value(test['p_corrected'])}, {MARKED[called(test['difference'], test['p_corrected'])]}"
             ))  # fmt: skip
         name = f"**{arm}**" if arm in tests else arm
-        perplexity = f"{statistics.fmean(arms[arm]['perplexity']):.2f}"
+        perplexity = f"{mean_perplexity(arms[arm]):.2f}"
         lines.append(
             [name, bleu(row, arm), bleu(row, arm, "chrf"), perplexity, rate(arms[arm]["tuning"]), *cells]
         )

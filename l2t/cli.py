@@ -533,11 +533,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "L2T_TRACEBACK" in os.environ:
             raise
-        refused = isinstance(error, _UsageError)
-        print(
-            check.command_failed(error.__cause__ if refused and error.__cause__ else error), file=sys.stderr
-        )
-        return 2 if refused else 1
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """Says what is wrong, in one sentence; the exit code that is due."""
+    refused = isinstance(error, _UsageError)
+    print(check.command_failed(error.__cause__ if refused and error.__cause__ else error), file=sys.stderr)
+    return 2 if refused else 1
 
 
 # ---- data ----
@@ -825,7 +828,8 @@ def _teach_one(lesson: _Lesson) -> int:
     task, config = tasks.get(lesson.task), lesson.config
     data = task.load(config["regime"], config["data_seed"]).to(config["device"])
     recipe = l2t.Recipe(**config["recipe"])
-    check.augments("teach", recipe.augment, data.train[0])
+    with _asking():
+        check.augments("teach", recipe.augment, data.train[0])
     began = time.perf_counter()
     if not lesson.quiet and not sys.stderr.isatty():  # a log file wants no moving bar
         print(f"teaching {lesson.directory}", flush=True)
@@ -938,8 +942,7 @@ def _child(lesson: _Lesson) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        print(check.command_failed(error), file=sys.stderr)
-        sys.exit(1)
+        sys.exit(_failed(error))
 
 
 # ---- translators ----

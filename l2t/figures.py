@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 # Drawn in these numbers and renamed to the page's variables afterwards.
 SERIES = 10
 STAGES = 5
+LINES = 100  # of one figure: more would say no more, and a page of 1,000 classes would have 20 MB
+_LOGITS = 1 << 22  # that a shape is computed by at once
 _VARIABLES = (
     *("ink", "muted", "grid", "paper", "taught", "plain"),
     *(f"series-{i}" for i in range(SERIES)),
@@ -161,8 +163,7 @@ def _label_ends(
 ) -> None:
     """Writes each line's label beside its end (x, height), moved apart where they would overlap.
 
-    Where there are more than the axes have room for, lines at even ranks from the lowest to the highest end
-    have theirs.
+    Where there are more than the axes have room for, some have theirs (`_at_even_ranks`).
     """
     to_screen = ax.transData
     points = to_screen.transform([(x, height) for height in heights])[:, 1]
@@ -171,10 +172,7 @@ def _label_ends(
     assert figure is not None
     gap = 13.0 * (high - low) / (figure.get_figheight() * 96 * 0.78)  # 13 CSS pixels of an axes' height
     places: list[float] = []
-    order = np.argsort(points, kind="stable")
-    room = int((high - low) / gap) + 1
-    if len(order) > room:
-        order = order[np.linspace(0, len(order) - 1, room).round().astype(int)]
+    order = _at_even_ranks(points, int((high - low) / gap) + 1)
     for index in order:
         places.append(max(float(points[index]), places[-1] + gap) if places else float(points[index]))
     excess = max(0.0, places[-1] - high) if places else 0.0
@@ -187,6 +185,14 @@ def _label_ends(
             labels[index], (x, place), (4, 0), textcoords="offset points", va="center", fontsize=8,
             color=colours[index], annotation_clip=False,
         )  # fmt: skip
+
+
+def _at_even_ranks(ends: Any, count: int) -> Any:
+    """The indices of `count` of the ends, at even ranks from the lowest to the highest; of all if they are
+    no more.
+    """
+    order = np.argsort(np.asarray(ends), kind="stable")
+    return order if len(order) <= count else order[np.linspace(0, len(order) - 1, count).round().astype(int)]
 
 
 # ---- results ----
@@ -320,19 +326,27 @@ class _Shape(NamedTuple):
         return float(self.p[before] + share * (self.p[after] - self.p[before]))
 
 
-def _shape(classes: int, loss_of: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> _Shape:
-    """What `loss_of(logits, target)` gives, and by its gradient how it pulls, for each true class."""
+def _shape(
+    classes: int, loss_of: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype, *, alike: bool = False
+) -> _Shape:
+    """What `loss_of(logits, target)` gives, and by its gradient how it pulls, for each true class; where they
+    are all alike, one says it for all.
+    """
     p = torch.linspace(0.005, 0.995, 100, dtype=torch.float64)
     p = torch.cat([p, torch.tensor([1.0 / classes], dtype=torch.float64)]).sort().values
-    target = torch.arange(classes).repeat_interleave(len(p))  # [C * P]
-    rows = torch.arange(len(target))
-    logits = torch.zeros(len(target), classes, dtype=dtype)
-    logits[rows, target] = torch.log(p / (1 - p) * (classes - 1)).to(dtype).repeat(classes)
-    logits.requires_grad_()
-    loss = loss_of(logits, target)
-    (slope,) = torch.autograd.grad(loss.sum(), logits)
-    pull = -slope[rows, target].double().reshape(classes, -1)
-    shape = _Shape(p, loss.detach().double().reshape(classes, -1), pull)
+    at_once = max(1, _LOGITS // (len(p) * classes))
+    losses, pulls = [], []
+    for labels in torch.arange(1 if alike else classes).split(at_once):
+        target = labels.repeat_interleave(len(p))  # [labels * P]
+        rows = torch.arange(len(target))
+        logits = torch.zeros(len(target), classes, dtype=dtype)
+        logits[rows, target] = torch.log(p / (1 - p) * (classes - 1)).to(dtype).repeat(len(labels))
+        logits.requires_grad_()
+        loss = loss_of(logits, target)
+        (slope,) = torch.autograd.grad(loss.sum(), logits)
+        losses.append(loss.detach().double().reshape(len(labels), -1))
+        pulls.append(-slope[rows, target].double().reshape(len(labels), -1))
+    shape = _Shape(p, torch.cat(losses).expand(classes, -1), torch.cat(pulls).expand(classes, -1))
     return shape._replace(loss=shape.loss - shape.loss[:, shape.guess, None])
 
 
@@ -356,7 +370,9 @@ def known_shapes(classes: int) -> dict[str, _Shape]:
     }
 
     def shape(plain: Plain) -> _Shape:
-        found = _shape(classes, lambda logits, target: plain(logits[:, None], target[:, None]), torch.float64)
+        found = _shape(
+            classes, lambda logits, target: plain(logits[:, None], target[:, None]), torch.float64, alike=True
+        )
         factor = (1.0 - 1.0 / classes) / found.pull[:, found.guess, None]
         return found._replace(loss=factor * found.loss, pull=factor * found.pull)
 
@@ -409,15 +425,19 @@ def learned_loss(teacher: Teacher, stages: Sequence[StudentState]) -> tuple[str,
 
 @_styled
 def pull_by_class(teacher: Teacher, stages: Sequence[StudentState]) -> str | None:
-    """The pull on the true logit against p_y, a line a true class, a panel a stage; None if all are alike."""
+    """The pull on the true logit against p_y, a line a true class, a panel a stage; None if all are alike.
+
+    Of more than LINES classes as many are drawn, at even ranks of the pull at the last p_y and stage.
+    """
     drawn = [shape_of(teacher, state) for state in stages]
     if max(float((shape.pull - shape.pull[:1]).abs().max()) for shape in drawn) < 1e-3:
         return None
     known = known_shapes(teacher.num_classes)["cross-entropy"]
     figure, axes = _panels(70 + 168 * len(stages), 220, len(stages), sharey=True)
-    tints = [colour(f"series-{label % SERIES}") for label in range(teacher.num_classes)]
+    labels = np.sort(_at_even_ranks(drawn[-1].pull[:, -1], LINES))
+    tints = [colour(f"series-{label % SERIES}") for label in labels]
     for ax, state, shape in zip(axes, stages, drawn, strict=True):
-        for tint, line in zip(tints, shape.pull, strict=True):
+        for tint, line in zip(tints, shape.pull[labels], strict=True):
             ax.plot(shape.p, line, color=tint, linewidth=1.1)
         ax.plot(known.p, known.pull[0], color=colour("ink"), linestyle=(0, (4, 3)), linewidth=1.2)
         ax.set_title(f"{_percent(state)} of the run" if len(stages) > 1 else "taught")
@@ -425,8 +445,7 @@ def pull_by_class(teacher: Teacher, stages: Sequence[StudentState]) -> str | Non
         ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
     figure.supxlabel("probability of the true class", fontsize=9)  # below one panel it would reach the next
     axes[0].set_ylabel("pull on the true logit")
-    heights = drawn[-1].pull[:, -1].tolist()
-    _label_ends(axes[-1], 1.0, heights, [str(label) for label in range(teacher.num_classes)], tints)
+    _label_ends(axes[-1], 1.0, drawn[-1].pull[labels, -1].tolist(), [str(label) for label in labels], tints)
     return _svg(figure, "Pull on the true logit by class, at several stages", broad=True)
 
 
@@ -525,15 +544,28 @@ def class_by_class(teacher: Teacher, stages: Sequence[StudentState]) -> tuple[st
 _PLUS, _MINUS = (59, 130, 246), (239, 68, 68)
 
 
+def block(classes: int) -> int:
+    """How many classes a side a cell of a heat map stands for: there are 250 cells a side at most."""
+    return -(-classes // 250)
+
+
 def _heat(ax: Axes, values: Any) -> None:
-    """Cells in the colour of their sign, the more opaque the larger; full colour is 1."""
+    """Cells in the colour of their sign, the more opaque the larger; full colour is 1. A cell that stands for
+    several values has the largest.
+    """
+    side = block(len(values))
+    cells = -(-len(values) // side)
+    padded = np.pad(values, (0, cells * side - len(values)))
+    values = padded.reshape(cells, side, cells, side).swapaxes(1, 2).reshape(cells, cells, -1)
+    values = np.take_along_axis(values, np.abs(values).argmax(-1)[..., None], -1)[..., 0]
     ax.grid(False)
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.tick_params(length=0)
     pixels = np.zeros((*values.shape, 4))
     pixels[..., :3] = np.where((values > 0)[..., None], _PLUS, _MINUS) / np.float64(255)
     pixels[..., 3] = np.abs(values).clip(0.03, 1)
-    ax.imshow(pixels, interpolation="none", aspect="auto")
+    end = side * cells - 0.5
+    ax.imshow(pixels, interpolation="none", aspect="auto", extent=(-0.5, end, end, -0.5))
 
 
 @_styled
@@ -546,8 +578,13 @@ def over_progress(
     *,
     log: bool = False,
 ) -> str:
-    """Numbers of the teacher along a student's run: values (T, n), one line a column."""
+    """Numbers of the teacher along a student's run: values (T, n), one line a column.
+
+    Of more than LINES columns as many are drawn, at even ranks of the last values.
+    """
     figure, ax = _figure(430, 250)
+    shown = np.sort(_at_even_ranks(values[-1], LINES))
+    values, names = values[:, shown], [names[column] for column in shown]
     columns = values.shape[1]
     tints = [colour(f"series-{i % SERIES}") for i in range(columns)]
     if reference is not None:

@@ -622,13 +622,16 @@ def _loss_figures(run: Run) -> list[Picture]:
         "Known losses are scaled to pull like cross-entropy at a guess, as the taught one does: a factor is "
         "a matter of the learning rate, of which each loss has its own."
     )
+    classes = teacher.num_classes
+    drawn = f" Of {classes:,} classes {figures.LINES} are drawn, at even ranks of where their lines end."
+    drawn = drawn if classes > figures.LINES else ""
     found = [
         (pull, f"How hard the loss pulls the true logit up, mean over the classes. {beside}"),
         (loss, "The loss itself. The rest of the probability is spread evenly over the other classes."),
     ]
     pulls = figures.pull_by_class(teacher, stages)
     if pulls is not None:
-        found.append((pulls, "The pull again, one line a true class; dashed is cross-entropy."))
+        found.append((pulls, f"The pull again, one line a true class; dashed is cross-entropy.{drawn}"))
     maps = figures.class_by_class(teacher, thinned(states, 1 if run.is_static else 3))
     if maps is not None:
         svg, bound = maps
@@ -642,12 +645,13 @@ def _loss_figures(run: Run) -> list[Picture]:
                 f"raises its logit, red lowers it; full colour is {bound:.2g} and more. Cross-entropy has 1 "
                 f"for the true class and 0 for the others. {caption}"
             )
+            if (side := figures.block(classes)) > 1:
+                caption += f" A cell is the largest weight of {side} by {side} classes."
         found.append((svg, caption))
     if run.is_static:
         return found
-    names = [f"class {label}" for label in range(teacher.num_classes)]
+    names = [f"class {label}" for label in range(classes)]
     with torch.no_grad():
-        coefficients = [teacher(state) for state in course]
         mix = torch.stack([teacher._mix(teacher._features(state)) for state in course])
     weights = torch.stack([figures.emphasis(teacher, state) for state in course])
     shown: list[tuple[Tensor, str, str, float | None]] = []
@@ -655,16 +659,22 @@ def _loss_figures(run: Run) -> list[Picture]:
         caption = "Emphasis along the run; cross-entropy has 1 for every class."
         shown.append((weights, "emphasis", caption, 1.0))
     if teacher.link != "identity":
-        exponents = torch.stack([figures.dense(c.weight).diagonal() for c in coefficients])
+        exponents, biases = [], []
+        with torch.no_grad():
+            for state in course:  # one matrix at a time
+                weight, bias, _ = teacher(state)
+                exponents.append(figures.dense(weight).diagonal().clone())
+                biases.append(bias)
         caption = "Diagonal a of the coefficients: the smaller, the closer to cross-entropy."
-        shown.append((exponents, "a", caption, None))
-        biases = torch.stack([c.bias for c in coefficients if c.bias is not None])
+        shown.append((torch.stack(exponents), "a", caption, None))
         caption = "Bias b: the lower, the less samples count that look mislabelled."
-        shown.append((biases, "b", caption, None))
+        shown.append((torch.stack(biases), "b", caption, None))
     for values, ylabel, caption, reference in shown:
+        some = drawn
         if float((values - values[:, :1]).abs().max()) < 1e-6:
-            values = values[:, :1]
-        found.append((figures.over_progress(values, progress, ylabel, names, reference), caption))
+            values, some = values[:, :1], ""
+        svg = figures.over_progress(values, progress, ylabel, names, reference)
+        found.append((svg, caption + some))
     found.append((figures.mix(mix, progress), "Attention over the slots along the student's training."))
     return found
 

@@ -282,7 +282,7 @@ def test_a_long_run_prints_its_plan_first(here, capsys):
 
 
 def test_augmentation_of_what_is_no_image_leaves_nothing_behind(here, capsys):
-    assert cli.main(["teach", "digits", *TINY, "augment=crop", "--quiet"]) == 1
+    assert cli.main(["teach", "digits", *TINY, "augment=crop", "--quiet"]) == 2
     assert "train inputs must be images (N, C, H, W) with augment='crop'" in one_line(capsys)
     assert not any(here.iterdir())
 

@@ -15,10 +15,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import l2t
 from l2t import cli, figures, report, schedule
+from l2t.report import Run
 from l2t.schedule import Action
 from l2t.teacher import GateTeacher, StudentState, static_teacher
 
@@ -273,6 +275,35 @@ def test_of_many_lines_as_many_have_a_label_as_there_is_room_for(count):
     series = {name: ([1, 2], [100.0, 50.0 + label]) for label, name in enumerate(names[:30])}
     svg = figures.curves(series, ["class 0"], "dev error, %")
     assert set(names[:30]) <= set(re.findall(r"class \d+", svg))
+
+
+def test_of_many_classes_some_are_drawn_as_lines_and_heat_maps_keep_the_largest(monkeypatch):
+    """A page of a thousand classes would have 20 MB, and take gigabytes to make."""
+    classes = 301
+    teacher = l2t.Teacher(classes, "full", slots=1, link="identity", dtype=torch.float64)
+    with torch.no_grad():
+        teacher.off_diagonal += 0.01 * torch.arange(teacher.off_diagonal.numel()).sin().reshape(
+            teacher.off_diagonal.shape
+        )
+    svg = figures.pull_by_class(teacher, [START])
+    assert figures.LINES < svg.count("<path") < figures.LINES + 40  # cross-entropy, grid and ticks besides
+    run = Run("seed-0", Path("seed-0"), teacher, history_of(), {}, None)
+    said = [caption for _, caption in report._loss_figures(run)]
+    assert ["Of 301 classes 100 are drawn" in caption for caption in said] == [False, False, True, False]
+    assert "A cell is the largest weight of 2 by 2 classes." in said[3]
+
+    svg, bound = figures.class_by_class(teacher, [START])
+    targets = figures.soft_targets(teacher, START)
+    padded = F.pad((targets / bound).abs(), (0, 1, 0, 1))
+    most = F.max_pool2d(padded[None], 2)[0]
+    (shown, *_) = panels_of(svg)
+    assert shown.shape == (151, 151, 4)
+    torch.testing.assert_close(shown[..., 3].double(), most.clamp(0.03, 1), atol=0.01, rtol=0)
+
+    whole = figures.shape_of(teacher, START)
+    monkeypatch.setattr(figures, "_LOGITS", 7 * 101 * classes)  # seven classes at a time
+    for one, other in zip(figures.shape_of(teacher, START), whole, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_panels_side_by_side_have_one_label_between_them():

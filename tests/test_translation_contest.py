@@ -53,6 +53,12 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where / "runs"
 
 
+def file_of(out: Path, arm: str) -> Path:
+    """The one file of an arm; no other arm's name goes on as this one's does."""
+    (file,) = (out / "arms").glob(f"{arm}-*.json")
+    return file
+
+
 @pytest.fixture
 def found(out: Path) -> dict:
     return json.loads((out / "comparison.json").read_text())
@@ -92,6 +98,7 @@ def test_the_page_of_results_says_what_a_comparison_found(out: Path, found: dict
     row["bootstrap"] = {"taught by seed-0": [{"difference": 1.0, "p": 0.01}, {"difference": 1.0, "p": 0.1}]}
     row["best_baseline"] = "static taught loss"
     row["arms"]["focal-1"]["tuning"] |= {"grid": [0.03, 9.0], "dev_bleu": [1.0, None]}
+    row["arms"]["focal-1"]["perplexity"] = [2.0, None, 3.0]  # the second is infinite
     row["teachers"]["seed-0"]["chosen"] = "neutral"
     (tmp_path / "translation-toy.json").write_text(json.dumps(row))
     page = draw_results.page(tmp_path)
@@ -113,6 +120,7 @@ def test_the_page_of_results_says_what_a_comparison_found(out: Path, found: dict
     assert of["focal-1"][5] == "+0.50 [-0.50, +1.50], p –, even"
     chrf = row["arms"]["focal-1"]["chrf"]
     assert of["focal-1"][2] == f"{statistics.fmean(chrf):.2f} ± {statistics.stdev(chrf):.2f}"
+    assert of["focal-1"][3] == "inf"
     assert (
         "against static taught loss, paired bootstrap over test sentences, p < 0.05: ahead in 1 and" in page
     )
@@ -124,7 +132,7 @@ def test_the_page_of_results_says_what_a_comparison_found(out: Path, found: dict
 
 def test_a_student_of_an_arm_is_what_a_course_trains(out: Path, found: dict) -> None:
     arm = found["arms"]["focal-1"]
-    kept = json.loads((out / "arms" / "focal-1.json").read_text())
+    kept = json.loads(file_of(out, "focal-1").read_text())
     vocabulary, corpus = runs.load(out / "seed-0").vocabulary, small()
     seed = token_contest.seed_of(0, 2, 1)
     how = course.Course(**{**found["course"], "lr": arm["tuning"]["lr"], "seed": seed})
@@ -277,9 +285,9 @@ def test_tests_are_those_of_scipy_and_sacrebleu(out: Path, tmp_path: Path) -> No
     wanted = [target for _, target in small().test]
     shutil.copytree(out, tmp_path / "runs")
     for name, values in made_up.items():
-        file = tmp_path / "runs" / "arms" / f"{name}.json"
+        file = file_of(tmp_path / "runs", name)
         row = json.loads(file.read_text())
-        row["bleu"] = values
+        row["bleu"], row["perplexity"][0] = values, None  # which is what a file has of infinity
         others = [
             ["red dog"] * len(wanted),
             wanted[1:] + wanted[:1],
@@ -308,6 +316,7 @@ def test_tests_are_those_of_scipy_and_sacrebleu(out: Path, tmp_path: Path) -> No
     assert len({round(x) for x in ahead}) == 3
     assert rows[0]["p"] < 0.05
     lines = {line.split("  ")[0]: line for line in token_contest.table("toy", found)}
+    assert " inf " in lines["focal-1"]
     assert "win" in lines["focal-1"]  # 3 * ps[0] is below 0.01
     assert "win" not in lines["maximum-likelihood"]
     assert any("ahead in 3 and behind in 0 of 3" in line for line in lines.values())
@@ -332,7 +341,7 @@ def test_the_same_command_again_makes_nothing_and_what_was_broken_off_alone(
     assert "taught by seed-0 less this" in said
     assert "static taught loss" in said
     assert "paired bootstrap over test sentences" in said
-    (out / "arms" / "focal-1.json").write_text("{")  # which is as if there were none
+    file_of(out, "focal-1").write_text("{")  # which is as if there were none
     assert main(["compare", str(out), *COMPARE]) == 130
     assert main(["compare", str(out), *COMPARE]) == 0
     assert calls == ["focal-1"] * (rates + 2 + 3)  # tuned before; the courses that are there are read
@@ -342,10 +351,9 @@ def test_the_same_command_again_makes_nothing_and_what_was_broken_off_alone(
             arm.pop("cpu_seconds")
         one.pop("teaching")
     assert again == found
-    left = [path.name for path in (out / "arms").iterdir()]
-    assert sorted(name for name in left if not name.startswith("focal-2-")) == [  # which diverged, above
-        "focal-1.json", "maximum-likelihood.json", "static-taught-loss.json", "taught-by-seed-0.json",
-    ]  # fmt: skip
+    left = {path.name for path in (out / "arms").iterdir() if not path.name.startswith("focal-2-")}
+    arms = "focal-1", "maximum-likelihood", "static-taught-loss", "taught-by-seed-0"
+    assert left == {file_of(out, arm).name for arm in arms}  # focal-2 diverged, above
 
 
 def test_a_process_of_its_own_makes_an_arm_from_the_contest_alone(

@@ -222,12 +222,13 @@ class TokenComparison:
         return json.loads(json.dumps(about))  # type: ignore[no-any-return]
 
     def _work(self, name: str) -> Path:
-        """Where the courses of an arm are."""
+        """Where the courses of an arm are; its file is beside it."""
         digest = hashlib.sha256(to_json(self._identity(name)).encode()).hexdigest()
         return self.folder / "arms" / f"{slug(name)}-{digest[:12]}"
 
     def _file(self, name: str) -> Path:
-        return self.folder / "arms" / f"{slug(name)}.json"
+        work = self._work(name)
+        return work.with_name(f"{work.name}.json")
 
     def _kept(self, name: str) -> dict[str, Any]:
         """What there is of an arm, made of the same things."""
@@ -336,10 +337,10 @@ def table(title: str, found: Mapping[str, Any]) -> list[str]:
 
     def cells(row: Mapping[str, Any]) -> str:
         bleu = row["bleu"]
-        chrf, perplexity = statistics.fmean(row["chrf"]), statistics.fmean(row["perplexity"])
         return (
-            f"{statistics.fmean(bleu):6.2f} ± {statistics.stdev(bleu):4.2f}  {chrf:6.2f}  "
-            f"{perplexity:10.2f}  {rate_cell(row['tuning']):>9}"
+            f"{statistics.fmean(bleu):6.2f} ± {statistics.stdev(bleu):4.2f}  "
+            f"{statistics.fmean(row['chrf']):6.2f}  {mean_perplexity(row):10.2f}  "
+            f"{rate_cell(row['tuning']):>9}"
         )
 
     def against(test: Mapping[str, Any]) -> Against:
@@ -387,6 +388,11 @@ def told_apart(rows: Sequence[Mapping[str, float]]) -> tuple[int, int]:
     """In how many of these bootstraps a loss is ahead and behind, at p < 0.05."""
     sure = [row["difference"] for row in rows if row["p"] < 0.05]
     return sum(difference > 0 for difference in sure), sum(difference < 0 for difference in sure)
+
+
+def mean_perplexity(arm: Mapping[str, Any]) -> float:
+    """The mean over an arm's students; infinity is null in a file."""
+    return statistics.fmean(math.inf if value is None else value for value in arm["perplexity"])
 
 
 def diverged(tuning: Mapping[str, Any]) -> list[float]:

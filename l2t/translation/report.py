@@ -40,7 +40,7 @@ from l2t.report import (
 )
 from l2t.teacher import StudentState
 from l2t.translation import runs
-from l2t.translation.contest import in_order, told_apart
+from l2t.translation.contest import in_order, mean_perplexity, told_apart
 from l2t.translation.course import LOSSES, Course, rising
 from l2t.translation.token_teacher import TokenTeacher
 
@@ -153,7 +153,7 @@ def _result(comparison: Mapping[str, Any]) -> str:
 def _means(arm: Mapping[str, Any]) -> str:
     spread = [f"{statistics.fmean(arm[name]):.2f} ± {statistics.stdev(arm[name]):.2f}" for name in _SCORES]
     star = "*" if arm["tuning"]["at_edge"] else ""
-    cells = [*spread, f"{statistics.fmean(arm['perplexity']):.2f}", f"{arm['tuning']['lr']:g}{star}"]
+    cells = [*spread, f"{mean_perplexity(arm):.2f}", f"{arm['tuning']['lr']:g}{star}"]
     return "".join(f"<td>{cell}</td>" for cell in cells)
 
 

@@ -560,7 +560,7 @@ def _run(
     device = rows.inputs.device
     stack = Stack(student, [seed_of(seed, 2, index) for index in range(size)] * count).to(device)
     held = share.dev.repeat(count, 1)
-    dev = (rows.inputs[held], rows.targets[held]) if arm.wants_dev else None
+    dev = (rows.inputs[share.dev], rows.targets[held]) if arm.wants_dev else None
     lesson = Lesson((rows.inputs, rows.targets), batches.to(device), arm.loss, classes, dev, recipe.augment)
     curve: list[Tensor] = []
 

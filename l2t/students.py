@@ -513,11 +513,14 @@ def evaluate(stack: Stack, inputs: Tensor, chunk: int = 4096) -> Tensor:
 
     Args:
         stack: the students; each of their modules is left in the mode it was in.
-        inputs: what each runs on; ``inputs.expand(S, ...)`` gives all the same.
+        inputs: what each runs on; ``inputs.expand(S, ...)`` gives all the same. Where they are of fewer
+            students, the next ones run on them again, and only a part at a time is brought together.
         chunk: rows a call, over all students.
     """
+    times = [stack.size // len(inputs), *[1] * (inputs.dim() - 1)]
+    parts = inputs.split(max(1, chunk // stack.size), 1)
     with evaluating(stack):
-        return torch.cat([stack(part) for part in inputs.split(max(1, chunk // stack.size), 1)], 1)
+        return torch.cat([stack(part.repeat(times) if times[0] > 1 else part) for part in parts], 1)
 
 
 @torch.no_grad()

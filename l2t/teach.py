@@ -457,7 +457,7 @@ def trial(
     size, count = recipe.trial_students, len(rates)
     seeds, batches, held = _course(train, dev, recipe, seed, size)
     batches = batches.repeat(1, count, 1)
-    held = held[0].repeat(count, *[1] * (held[0].dim() - 1)), held[1].repeat(count, 1)
+    held = held[0], held[1].repeat(count, 1)  # inputs are the same for every rate
     found = []
     for teacher in teachers:
         stack = Stack(student, seeds * count).to(train[0].device)

@@ -440,6 +440,16 @@ def test_evaluate_goes_by_chunks_and_restores_the_mode():
     assert not stack.training
 
 
+def test_inputs_of_fewer_students_are_those_of_the_next_ones_too_a_part_at_a_time(monkeypatch):
+    """A trial of 110 students on 15,000 images would else copy these 110 times."""
+    stack, x = Stack(mlp, range(6)), torch.randn(2, 50, 6)
+    expected, seen = evaluate(stack, x.repeat(3, 1, 1), chunk=30), []
+    forward = stack.forward
+    monkeypatch.setattr(stack, "forward", lambda part: seen.append(part.shape) or forward(part))
+    assert torch.equal(evaluate(stack, x, chunk=30), expected)
+    assert seen == [(6, 5, 6)] * 10
+
+
 def test_evaluate_leaves_frozen_modules_frozen():
     def half_frozen() -> nn.Module:
         student = batch_norm()

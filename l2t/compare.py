@@ -29,6 +29,7 @@ from l2t.baselines import Arm, baselines
 from l2t.files import read_json, to_json, write_json
 from l2t.students import (
     GivenLoss,
+    Group,
     Lesson,
     Make,
     Stack,
@@ -38,6 +39,7 @@ from l2t.students import (
     judge,
     seed_of,
     seeded,
+    side_by_side,
     split_pools,
     taught_loss,
     teacher_beside,
@@ -362,9 +364,13 @@ class Comparison:
                 began = time.perf_counter()
                 seed, rate = seed_of(self.seed, 2), row["tuning"]["lr"]
                 share = _share(arm, self.rows, self.recipe, self.students, seed, final=True)
-                stack, _ = _run(arm, self.student, self.rows, share, self.recipe, self.classes, [rate], seed)
+                made, _ = _run(arm, self.student, self.rows, share, self.recipe, self.classes, [rate], seed)
                 # The one look at the test set.
-                error, loss = judge(stack, *(part.expand(stack.size, *part.shape) for part in self.test))
+                found = [
+                    judge(stack, *(part.expand(stack.size, *part.shape) for part in self.test))
+                    for stack in made
+                ]
+                error, loss = (torch.cat(parts) for parts in zip(*found, strict=True))
                 row["test_error"] = error.tolist()
                 row["test_loss"] = [value if math.isfinite(value) else None for value in loss.tolist()]
                 row["seconds"] += time.perf_counter() - began
@@ -545,40 +551,51 @@ def _run(
     rates: Sequence[float],
     seed: int,
     points: Sequence[int] = (),
-) -> tuple[Stack, list[Tensor]]:
-    """Students of ``share``, once for each learning rate, side by side; their dev errors at ``points``."""
-    size, count = len(share.dev), len(rates)
+) -> tuple[list[Stack], list[Tensor]]:
+    """Students of ``share``, once for each learning rate, as many side by side as go; their dev errors at
+    ``points``.
+    """
+    size = len(share.dev)
     parts = len(share.learn)
     sizes = [(recipe.batch_size + part) // parts for part in range(parts)]
-    batches = torch.cat(
+    every_batch = torch.cat(
         [
             draw_batches(pool, recipe.steps, rows_of_pool, seed_of(seed, 3, part))
             for part, (pool, rows_of_pool) in enumerate(zip(share.learn, sizes, strict=True))
         ],
         -1,
-    ).repeat(1, count, 1)
+    )
     device = rows.inputs.device
-    stack = Stack(student, [seed_of(seed, 2, index) for index in range(size)] * count).to(device)
-    held = share.dev.repeat(count, 1)
-    dev = (rows.inputs[share.dev], rows.targets[held]) if arm.wants_dev else None
-    lesson = Lesson((rows.inputs, rows.targets), batches.to(device), arm.loss, classes, dev, recipe.augment)
-    curve: list[Tensor] = []
+    seeds = [seed_of(seed, 2, index) for index in range(size)]
 
-    def look(step: int) -> None:
-        curve.append(_dev_error(stack, rows, held if step == recipe.steps else held[:, :CURVE_ROWS]))
+    def run(group: Group) -> tuple[Stack, list[Tensor]]:
+        mine, count = share.dev[group.students], len(group.rates)
+        stack = Stack(student, seeds[group.students] * count).to(device)
+        held = mine.repeat(count, 1)
+        dev = (rows.inputs[mine], rows.targets[held]) if arm.wants_dev else None
+        batches = every_batch[:, group.students].repeat(1, count, 1).to(device)
+        lesson = Lesson((rows.inputs, rows.targets), batches, arm.loss, classes, dev, recipe.augment)
+        curve: list[Tensor] = []
 
-    with seeded(seed_of(seed, 4)):
-        train_stack(
-            stack,
-            lesson,
-            lr=rows.inputs.new_tensor(rates).repeat_interleave(size),
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            decay=recipe.decay,
-            at=points,
-            then=look,
-        )
-    return stack, curve
+        def look(step: int) -> None:
+            curve.append(_dev_error(stack, rows, held if step == recipe.steps else held[:, :CURVE_ROWS]))
+
+        with seeded(seed_of(seed, 4)):
+            train_stack(
+                stack,
+                lesson,
+                lr=group.lr(rows.inputs),
+                momentum=recipe.momentum,
+                weight_decay=recipe.weight_decay,
+                decay=recipe.decay,
+                at=points,
+                then=look,
+            )
+        return stack, curve
+
+    made = [run(group) for group in side_by_side(student, rows.inputs[: recipe.batch_size], size, rates)]
+    curves = zip(*(curve for _, curve in made), strict=True)
+    return [stack for stack, _ in made], [torch.cat(errors) for errors in curves]
 
 
 @torch.no_grad()

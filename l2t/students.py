@@ -279,7 +279,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def error(logits: Tensor, target: Tensor) -> Tensor:
-    """Share of rows that each student gets wrong: (S, B, C), (S, B) -> (S,)."""
+    """Group of rows that each student gets wrong: (S, B, C), (S, B) -> (S,)."""
     return (logits.argmax(-1) != target).to(arithmetic(logits.dtype)).mean(-1)
 
 
@@ -450,6 +450,70 @@ class Lesson:
         losses = self.loss(logits, target, state, step)
         check.students_losses(losses, stack.size)
         return losses.sum()
+
+
+SIDE_BY_SIDE = 2 << 30
+"""Bytes that students who train side by side may take."""
+
+
+class Group(NamedTuple):
+    """Some of the students of a run, each at each of some learning rates: as many as train side by side.
+
+    Attributes:
+        students: which of them.
+        rates: the learning rates.
+    """
+
+    students: slice
+    rates: tuple[float, ...]
+
+    def lr(self, like: Tensor) -> Tensor:
+        """The learning rate of each, rate by rate."""
+        each = self.students.stop - self.students.start
+        return like.new_tensor(self.rates).repeat_interleave(each)
+
+
+def side_by_side(make: Make, inputs: Tensor, students: int, rates: Sequence[float]) -> list[Group]:
+    """All students at all rates in groups that fit SIDE_BY_SIDE bytes, rate by rate; small ones in one.
+
+    Args:
+        make: makes a student.
+        inputs: a batch of it, (B, ...).
+        students: how many there are.
+        rates: the learning rates, at each of which all of them train.
+    """
+    most = max(1, SIDE_BY_SIDE // max(1, bytes_of(make, inputs)))
+    if most >= students:
+        count = most // students
+        return [
+            Group(slice(0, students), tuple(rates[at : at + count])) for at in range(0, len(rates), count)
+        ]
+    return [
+        Group(slice(at, min(at + most, students)), (rate,))
+        for rate in rates
+        for at in range(0, students, most)
+    ]
+
+
+def bytes_of(make: Make, inputs: Tensor) -> int:
+    """What a student takes in training: weights, gradients and moments, and what a step on ``inputs`` keeps
+    for its backward.
+    """
+    with seeded(0):
+        student = make().to(inputs.device)
+        own = {
+            x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in student.state_dict().values()
+        }
+        kept: dict[int, Tensor] = {}  # alive until they are counted, or one storage would come after another
+
+        def note(x: Tensor) -> Tensor:
+            kept[x.untyped_storage()._cdata] = x.detach()
+            return x
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            student(inputs)
+    beside = [x.untyped_storage().nbytes() for key, x in kept.items() if key not in own]
+    return 3 * int(sum(own.values())) + int(sum(beside))
 
 
 def learning_rates(lr: float | Tensor, steps: int, decay: str) -> list[float | Tensor]:

@@ -40,6 +40,7 @@ from l2t.plan import Plan, plan
 from l2t.students import (
     DECAYS,
     GivenLoss,
+    Group,
     Lesson,
     Make,
     Stack,
@@ -52,6 +53,7 @@ from l2t.students import (
     learning_rates,
     seed_of,
     seeded,
+    side_by_side,
     split_pools,
     taught_loss,
     teacher_beside,
@@ -454,13 +456,16 @@ def trial(
     """How wrong the same fresh students are on dev under each teacher and learning rate: 0 or 1, or what else
     ``score`` says, (teachers, rates, students, rows).
     """
-    size, count = recipe.trial_students, len(rates)
-    seeds, batches, held = _course(train, dev, recipe, seed, size)
-    batches = batches.repeat(1, count, 1)
-    held = held[0], held[1].repeat(count, 1)  # inputs are the same for every rate
-    found = []
-    for teacher in teachers:
-        stack = Stack(student, seeds * count).to(train[0].device)
+    size = recipe.trial_students
+    seeds, every_batch, every_held = _course(train, dev, recipe, seed, size)
+    groups = side_by_side(student, train[0][: recipe.batch_size], size, rates)
+
+    def scores(teacher: AnyTeacher, group: Group) -> list[Tensor]:
+        count, mine = len(group.rates), group.students
+        batches = every_batch[:, mine].repeat(1, count, 1)
+        inputs, targets = every_held[0][mine], every_held[1][mine]  # the same for every rate
+        held = inputs, targets.repeat(count, 1)
+        stack = Stack(student, seeds[mine] * count).to(train[0].device)
         taught = taught_loss(teacher_beside(teacher, train[0]))
         lesson = Lesson(
             train, batches, taught, teacher.num_classes, _dev_features(teacher, held), recipe.augment
@@ -469,15 +474,17 @@ def trial(
             train_stack(
                 stack,
                 lesson,
-                lr=train[0].new_tensor(rates).repeat_interleave(size),
+                lr=group.lr(train[0]),
                 momentum=recipe.momentum,
                 weight_decay=recipe.weight_decay,
                 decay=recipe.decay,
             )
         with torch.no_grad():
-            logits = evaluate(stack, held[0]).split(size)
-        found.append(torch.stack([score(*rate) for rate in zip(logits, held[1].split(size), strict=True)]))
-    return torch.stack(found).cpu()
+            logits = evaluate(stack, inputs).split(len(targets))
+        return [score(rate, targets) for rate in logits]
+
+    found = [torch.cat([rows for group in groups for rows in scores(one, group)]) for one in teachers]
+    return torch.stack(found).reshape(len(teachers), len(rates), size, -1).cpu()
 
 
 def standard_error(values: Tensor, same_rows: bool) -> float:

@@ -13,6 +13,7 @@ from torch import nn
 
 import l2t
 from l2t import compare as compare_module
+from l2t import students as students_module
 from l2t.baselines import Arm, baselines, label_smoothing, stateless
 from l2t.compare import Comparison, compare, holm, paired, slug
 from l2t.students import cross_entropy
@@ -99,6 +100,17 @@ def test_it_is_seeded_to_the_bit():
         one["mine"].pop("seconds")
     assert a == b
     assert a["mine"]["test_error"] != other["mine"]["test_error"]
+
+
+def test_students_who_do_not_fit_side_by_side_train_in_turn(monkeypatch):
+    teachers = {"mine": l2t.Teacher(CLASSES, features=("progress", "dev_loss"))}
+    together = run(teachers)["mine"]
+    monkeypatch.setattr(students_module, "SIDE_BY_SIDE", 2 * students_module.bytes_of(linear, data()[0][:16]))
+    in_turn = run(teachers)["mine"]
+    assert in_turn["tuning"] == together["tuning"]
+    assert in_turn["test_error"] == together["test_error"]
+    for arm, losses in together["test_loss"].items():
+        assert in_turn["test_loss"][arm] == pytest.approx(losses)
 
 
 def test_students_are_paired(monkeypatch):
@@ -265,7 +277,7 @@ def test_a_grid_goes_on_where_its_best_rate_is_at_an_end(grid, added, chosen, at
     def made(arm, student, rows, share, recipe, classes, rates, seed, points):
         """Two students whose dev error is least at a rate of 1, and falls along the run."""
         error = torch.tensor([abs(math.log10(rate)) for rate in rates]).repeat_interleave(2)
-        return None, [error + 1.0 / point for point in points]
+        return [], [error + 1.0 / point for point in points]
 
     monkeypatch.setattr(compare_module, "_run", made)
     x, y = data()

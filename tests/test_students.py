@@ -14,11 +14,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import l2t
+from l2t import students as module
 from l2t.students import (
     Lesson,
     Stack,
     TaughtLoss,
     Tracker,
+    bytes_of,
     calibrated_cross_entropy,
     calibrated_error,
     cross_entropy,
@@ -28,6 +30,7 @@ from l2t.students import (
     judge,
     learning_rates,
     seed_of,
+    side_by_side,
     split_pools,
     train,
 )
@@ -448,6 +451,33 @@ def test_inputs_of_fewer_students_are_those_of_the_next_ones_too_a_part_at_a_tim
     monkeypatch.setattr(stack, "forward", lambda part: seen.append(part.shape) or forward(part))
     assert torch.equal(evaluate(stack, x, chunk=30), expected)
     assert seen == [(6, 5, 6)] * 10
+
+
+def test_students_train_side_by_side_as_many_as_fit(monkeypatch):
+    def sizes(most, students, rates):
+        monkeypatch.setattr(module, "SIDE_BY_SIDE", most * one)
+        groups = side_by_side(mlp, x, students, rates)
+        every = [
+            (index, rate)
+            for group in groups
+            for rate in group.rates
+            for index in range(students)[group.students]
+        ]
+        assert every == [(index, rate) for rate in rates for index in range(students)]
+        assert [len(group.lr(x)) for group in groups] == [
+            len(range(students)[group.students]) * len(group.rates) for group in groups
+        ]
+        return [len(group.lr(x)) for group in groups]
+
+    x = torch.randn(16, 6)
+    one = bytes_of(mlp, x)
+    # Weights, gradients and moments of 6 x 8 + 8 + 8 x 3 + 3 numbers; what enters each layer.
+    assert one == 4 * (3 * 83 + 16 * 6 + 16 * 8)
+    assert sizes(100, 3, (0.1, 0.2, 0.4)) == [9]
+    assert sizes(7, 3, (0.1, 0.2, 0.4)) == [6, 3]
+    assert sizes(2, 3, (0.1, 0.2)) == [2, 1, 2, 1]
+    assert sizes(0, 2, (0.1,)) == [1, 1]
+    assert side_by_side(mlp, x, 2, (0.3, 0.1))[0].lr(x).tolist() == pytest.approx([0.3])
 
 
 def test_evaluate_leaves_frozen_modules_frozen():

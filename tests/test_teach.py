@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import l2t
+from l2t import students
 from l2t.compare import Comparison
 from l2t.students import calibrated_error, seed_of
 from l2t.teach import MEASURES, Episode, Guard, episode, standard_error, threads
@@ -493,6 +494,26 @@ def test_the_trial_takes_each_teacher_at_its_best_rate(monkeypatch):
     errors[1] = 0.5
     assert run(recipe=recipe).history["trial"]["chosen"] == "neutral"
     assert run(recipe=dataclasses.replace(recipe, trial_margin=1.5)).history["trial"]["chosen"] == "average"
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_students_who_do_not_fit_side_by_side_are_tried_in_turn(monkeypatch, given):
+    """A trial of ResNets took gigabytes at once."""
+    module = __import__("sys").modules["l2t.teach"]
+    teachers = [l2t.Teacher(4, "full", link="identity"), l2t.Teacher(4, features=("progress", "dev_loss"))]
+    recipe, dev, rates = dataclasses.replace(SMALL, trial_students=3), data() if given else None, (0.1, 0.3)
+
+    def tried():
+        return module.trial(teachers, mlp, data(), dev, recipe, rates, 7, calibrated_error)
+
+    together, calls = tried(), []
+    make = module.Stack
+    monkeypatch.setattr(module, "Stack", lambda *some: calls.append(len(some[1])) or make(*some))
+    for most, sizes in ((4, [3, 3]), (2, [2, 1, 2, 1])):
+        monkeypatch.setattr(students, "SIDE_BY_SIDE", most * students.bytes_of(mlp, data()[0][:16]))
+        calls.clear()
+        torch.testing.assert_close(tried(), together)
+        assert calls == 2 * sizes
 
 
 def test_the_trial_is_judged_by_calibrated_expected_errors():

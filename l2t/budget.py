@@ -7,8 +7,10 @@ step that keeps its graph by trying it twice. Which plans there are is in l2t/sc
 from __future__ import annotations
 
 import math
+import re
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +24,13 @@ from l2t.optim import Slot
 from l2t.schedule import Schedule, Segments, StoreAll, TwoLevel, fit, fit_outside
 from l2t.tape import Randomness, Roots, State, Student
 
-__all__ = ["Sizes", "choose", "sizes", "state_bytes", "tensors_of"]
+__all__ = ["Sizes", "choose", "free_memory", "sizes", "state_bytes", "tensors_of"]
+
+# Of a container's memory what it may take and what it has, in the two versions of control groups.
+_CONTAINER = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 
 
 class Sizes(NamedTuple):
@@ -152,6 +160,24 @@ def _is_plain(x: object) -> bool:
 def _storages(refs: Sequence[weakref.ref[Tensor]]) -> list[torch.UntypedStorage]:
     """Of the tensors that are alive: graphs of which nothing is left have freed theirs."""
     return [x.untyped_storage() for ref in refs if (x := ref()) is not None]
+
+
+def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Bytes that are free where tensors of a device live, within what a container may take; None where the
+    system does not say.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        available = re.search(r"MemAvailable: *(\d+) kB", (root / "proc/meminfo").read_text())
+        found = [1024 * int(available[1])] if available else []
+        groups = root / "sys/fs/cgroup"
+        for limit, taken in _CONTAINER:
+            if (groups / limit).exists() and (most := (groups / limit).read_text().strip()) != "max":
+                found.append(int(most) - int((groups / taken).read_text()))
+        return max(0, min(found)) if found else None
+    except (OSError, ValueError):
+        return None
 
 
 def tensors_of(slots: Sequence[Slot]) -> list[Tensor]:

@@ -2168,6 +2168,14 @@ def teach_interrupted(update: int, updates: int, directory: Path) -> str:
     )
 
 
+def teach_takes_again(needs: int, free: int, budget: int) -> str:
+    """An episode would take much of the memory."""
+    return (
+        f"l2t.teach: an update would remember {needs / 1e9:.3g} GB and {free / 1e9:.3g} GB are free, so it remembers "
+        f"{budget / 1e9:.3g} GB and takes steps again, to the same bits. Say otherwise with memory='8GB' or so."
+    )
+
+
 def probe_found_none(lr: float, norm: float, agreement: float) -> str:
     """No learning rate passed the probe."""
     return (

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from l2t import check, optim
 from l2t.augment import AUGMENTS
+from l2t.budget import free_memory
 from l2t.curvature import CURVATURES
 from l2t.files import read_json, read_tensors, to_json, write_json, write_tensors
 from l2t.plan import Plan, plan
@@ -44,6 +45,7 @@ from l2t.students import (
     Lesson,
     Make,
     Stack,
+    bytes_of,
     calibrated_cross_entropy,
     calibrated_error,
     cross_entropy,
@@ -183,7 +185,8 @@ class Recipe(Rules):
         curvature: how a reverse step gets its second derivatives, as in :func:`l2t.unroll`.
         schedule: what is remembered of a run, a name that :func:`l2t.unroll` knows. Long runs want a
             ``memory``; what they cost is told by :func:`plan_episode`.
-        memory: bytes for it, a number or such as ``"2GB"``; None: all that the schedule wants.
+        memory: bytes for it, a number or such as ``"2GB"``; None: all that the schedule wants, of ``"auto"``
+            a quarter of what is free where the run begins. Bits do not depend on it.
         truncate: walk back over the last so many steps only; None: all.
         damping: factor of the adjoint at every step back, as in :func:`l2t.unroll`.
         perturb: the measure is that of students whose weights are moved by this share of their length, each
@@ -659,6 +662,9 @@ def threads(count: int | None) -> Iterator[None]:
         torch.backends.cudnn.deterministic = before[1]
 
 
+SHARE_OF_FREE = 0.25
+"""Of the free memory, that a run remembers at most which says nothing of it: others may run beside it."""
+
 _NUMBERS = ("update", "since", "averaged", "shrink", "norms", "ended", "finished")
 
 
@@ -967,7 +973,7 @@ class _Teaching(Outer):
         super().__init__(teacher, recipe, seed, directory, guard, progress)
         self.student, self.train, self.given_dev = student, train, dev
         self.dev, self.trial_dev = split_dev(dev, recipe, seed)
-        self.recipe = recipe
+        self.recipe = self.fitted = recipe
         self.history |= {"lr": recipe.lr, "probe": [], "states": {}}
         self.history["seconds"]["probe"] = 0.0
 
@@ -977,9 +983,31 @@ class _Teaching(Outer):
         return Taught(self.teacher, self.history, recipe)
 
     def _begin(self) -> None:
+        if not self.finished:
+            self.fitted = self._fitted()
         if self.history["lr"] is None:
             with self._clocked("probe"):
                 self._probe()
+
+    def _fitted(self) -> Recipe:
+        """The recipe of episodes: one that says nothing of memory stays within a share of what is free."""
+        recipe, device = self.recipe, self.train[0].device
+        free = free_memory(device) if recipe.memory is None and recipe.schedule == "auto" else None
+        if free is None:
+            return recipe
+        size = max(recipe.students, 0 if recipe.lr else recipe.probe_students)
+        budget = int(free * SHARE_OF_FREE)
+        steps = recipe.steps if recipe.truncate is None else min(recipe.steps, recipe.truncate)
+        # A step keeps a few times what a plain one does; where that is little, it is not looked at closely.
+        if 16 * size * steps * bytes_of(self.student, self.train[0][: recipe.batch_size]) < budget:
+            return recipe
+        asked = dataclasses.replace(recipe, students=size)
+        whole = plan_episode(self.teacher, self.student, self.train, self.dev, recipe=asked)
+        needs, budget = whole.needs.memory, max(budget, 2 * sum(whole.sizes))  # a step has to fit
+        if needs <= budget:
+            return recipe
+        self._say(check.teach_takes_again(needs, free, budget))
+        return dataclasses.replace(recipe, memory=budget)
 
     def _gather(self) -> tuple[Episode, dict[str, Any]]:
         seed = seed_of(self.seed, 1, self.update)
@@ -988,7 +1016,7 @@ class _Teaching(Outer):
         return seen, {}
 
     def _episode(self, lr: float, seed: int, size: int) -> Episode:
-        return episode(self.teacher, self.student, self.train, self.dev, self.recipe, lr, seed, size)
+        return episode(self.teacher, self.student, self.train, self.dev, self.fitted, lr, seed, size)
 
     def _probe(self) -> None:
         """Choose the students' learning rate: small norms that agree, then down while the dev error falls.

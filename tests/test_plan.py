@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import l2t
 from l2t import schedule
+from l2t.budget import free_memory
 
 STEPS = 30
 
@@ -145,3 +146,37 @@ def test_a_plan_needs_a_number_of_steps(course: dict[str, Any], batches: Any) ->
         l2t.plan(**(course | {"batches": batches}))
     with pytest.raises(ValueError, match=r"store must be 'exact' with schedule='all'"):
         l2t.plan(**course, schedule="all", store="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, None),
+        ({"proc/meminfo": "nothing of it"}, None),
+        ({"proc/meminfo": "MemFree: 1 kB\nMemAvailable:    3000 kB\n"}, 3_072_000),
+        (
+            {"sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/memory.current": "5"},
+            3_072_000,
+        ),
+        ({"sys/fs/cgroup/memory.max": "9000\n", "sys/fs/cgroup/memory.current": "2000\n"}, 7000),
+        ({"sys/fs/cgroup/memory.max": "9000", "sys/fs/cgroup/memory.current": "9001"}, 0),
+        (
+            {
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "8000",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "1",
+            },
+            7999,
+        ),
+    ],
+)
+def test_free_memory_is_what_the_machine_and_the_container_have(tmp_path, files, free):
+    if any("cgroup" in name for name in files):
+        files = {"proc/meminfo": "MemAvailable: 3000 kB", **files}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert free_memory(torch.device("cpu"), tmp_path) == free
+
+
+def test_free_memory_of_this_machine_is_some():
+    assert free_memory(torch.device("cpu")) > 2**20

@@ -516,6 +516,32 @@ def test_students_who_do_not_fit_side_by_side_are_tried_in_turn(monkeypatch, giv
         assert calls == 2 * sizes
 
 
+def test_a_run_that_says_nothing_of_memory_takes_a_quarter_of_what_is_free(monkeypatch, capsys):
+    module = __import__("sys").modules["l2t.teach"]
+    recipe = dataclasses.replace(SMALL, lr=None, probe_lrs=(0.2, 0.1), updates=2)
+    expected = run(recipe=recipe)
+    assert "takes steps again" not in capsys.readouterr().err
+    memories, plain = [], module.unroll
+    monkeypatch.setattr(module, "unroll", lambda *a, **k: memories.append(k["memory"]) or plain(*a, **k))
+    asked = dataclasses.replace(recipe, students=8)  # as many as the probe has
+    needs = module.plan_episode(l2t.Teacher(CLASSES), mlp, data(), recipe=asked).needs.memory
+    monkeypatch.setattr(module, "free_memory", lambda device: 4 * needs)
+    run(recipe=recipe)
+    assert set(memories) == {None}
+    monkeypatch.setattr(module, "free_memory", lambda device: 2 * needs)
+    memories.clear()
+    found = run(recipe=recipe)
+    assert set(memories) == {needs // 2}
+    assert same_weights(found.teacher, expected.teacher)
+    assert found.recipe == expected.recipe  # says nothing of memory either
+    assert capsys.readouterr().err.count("so it remembers") == 1
+    monkeypatch.setattr(module, "free_memory", lambda device: 1)
+    assert same_weights(run(recipe=recipe).teacher, expected.teacher)  # a step fits
+    memories.clear()
+    run(recipe=dataclasses.replace(recipe, memory="1GB"))
+    assert set(memories) == {"1GB"}
+
+
 def test_the_trial_is_judged_by_calibrated_expected_errors():
     module = __import__("sys").modules["l2t.teach"]
     start = l2t.Teacher(CLASSES, "full", link="identity")

@@ -5,12 +5,13 @@ A study changes one thing at a time of one setting: every option has about the s
 itself. What teaching came to is compared with tuned cross-entropy on fresh students, each arm at its own best
 learning rate.
 
-    edge      the rate at which students train best is one at which teacher gradients do not agree
-    few-dev   a teacher of many numbers overfits the 200 clean rows that it is taught on
-    teachers  what a teacher sets, how many stages it has, and what it sees of the student
+    edge       the rate at which students train best is one at which teacher gradients do not agree
+    gradients  truncated, damped and difference gradients beside the exact one, at a rate where it agrees
+    few-dev    a teacher of many numbers overfits the 200 clean rows that it is taught on
+    teachers   what a teacher sets, how many stages it has, and what it sees of the student
 
-Run: python benchmarks/studies.py [edge few-dev teachers] [--seeds 0 1 2] [--jobs 2], which goes on where it
-was broken off, with as many students; then `make results`.
+Run: python benchmarks/studies.py [edge gradients few-dev teachers] [--seeds 0 1 2] [--jobs 2], which goes on
+where it was broken off, with as many students; then `make results`.
 """
 
 from __future__ import annotations
@@ -81,6 +82,23 @@ STUDIES = {
             "momentum": Option("no momentum, ten times the rate", {"momentum": 0.0, "lr": 3.0}),
             "relu": Option("ReLU in place of tanh", {}, {}, "mlp-relu"),
             "norm": Option("a normalised student", {}, {}, "mlp-norm"),
+        },
+    ),
+    "gradients": Study(
+        "Gradients that are not exact: mnist1d, clean, MLP, at half the rate at which cross-entropy trains "
+        "best, where the exact ones of different students agree.",
+        "clean",
+        {"lr": 0.15, "students": 4, "updates": 40},
+        SOFT,
+        {
+            "exact": Option("exact"),
+            "central": Option("second derivatives by central differences", {"curvature": "central"}),
+            "one-sided": Option("by one-sided differences", {"curvature": "one-sided"}),
+            "truncate-200": Option("reverse pass over the last 200 of 300 steps", {"truncate": 200}),
+            "truncate-100": Option("over the last 100", {"truncate": 100}),
+            "truncate-30": Option("over the last 30", {"truncate": 30}),
+            "damping-98": Option("adjoint damped by 0.98 a step", {"damping": 0.98}),
+            "damping-90": Option("adjoint damped by 0.9 a step", {"damping": 0.9}),
         },
     ),
     "few-dev": Study(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from l2t import check
 from l2t.augment import augment
@@ -453,7 +454,7 @@ class Lesson:
 
 
 SIDE_BY_SIDE = 2 << 30
-"""Bytes that students who train side by side may take."""
+"""Bytes that students who train side by side may take, and what is kept of their dev rows."""
 
 
 class Group(NamedTuple):
@@ -482,7 +483,7 @@ def side_by_side(make: Make, inputs: Tensor, students: int, rates: Sequence[floa
         students: how many there are.
         rates: the learning rates, at each of which all of them train.
     """
-    most = max(1, SIDE_BY_SIDE // max(1, bytes_of(make, inputs)))
+    most = max(1, SIDE_BY_SIDE // max(1, sum(bytes_of(make, inputs))))
     if most >= students:
         count = most // students
         return [
@@ -495,10 +496,17 @@ def side_by_side(make: Make, inputs: Tensor, students: int, rates: Sequence[floa
     ]
 
 
-def bytes_of(make: Make, inputs: Tensor) -> int:
-    """What a student takes in training: weights, gradients and moments, and what a step on ``inputs`` keeps
-    for its backward.
+class Bytes(NamedTuple):
+    """What a student takes in training: weights, gradients and moments, and what a step keeps for its
+    backward.
     """
+
+    own: int
+    step: int
+
+
+def bytes_of(make: Make, inputs: Tensor) -> Bytes:
+    """The :class:`Bytes` of a student, of a step on ``inputs`` (B, ...)."""
     with seeded(0):
         student = make().to(inputs.device)
         own = {
@@ -511,9 +519,9 @@ def bytes_of(make: Make, inputs: Tensor) -> int:
             return x
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-            student(inputs)
+            student(inputs.clone())  # of its own: a batch may be a part of all data
     beside = [x.untyped_storage().nbytes() for key, x in kept.items() if key not in own]
-    return 3 * int(sum(own.values())) + int(sum(beside))
+    return Bytes(3 * sum(own.values()), sum(beside))
 
 
 def learning_rates(lr: float | Tensor, steps: int, decay: str) -> list[float | Tensor]:
@@ -585,6 +593,33 @@ def evaluate(stack: Stack, inputs: Tensor, chunk: int = 4096) -> Tensor:
     parts = inputs.split(max(1, chunk // stack.size), 1)
     with evaluating(stack):
         return torch.cat([stack(part.repeat(times) if times[0] > 1 else part) for part in parts], 1)
+
+
+def evaluate_again(
+    stack: Stack,
+    inputs: Tensor,
+    rows: int,
+    around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> Tensor:
+    """The logits of :func:`evaluate`, of so many rows a student at a time: the backward runs these again, so
+    that it has the graph of no more than them in memory.
+
+    Args:
+        stack: the students.
+        inputs: (S, D, ...).
+        rows: of each student at a time.
+        around: makes what every part is run in, the first time and again.
+    """
+
+    def one(part: Tensor) -> Tensor:
+        with around(), evaluating(stack):
+            logits: Tensor = stack(part)
+            return logits
+
+    parts = inputs.split(rows, 1)
+    return torch.cat(
+        [checkpoint(one, part, use_reentrant=False, preserve_rng_state=False) for part in parts], 1
+    )
 
 
 @torch.no_grad()

@@ -40,6 +40,7 @@ from l2t.files import read_json, read_tensors, to_json, write_json, write_tensor
 from l2t.plan import Plan, plan
 from l2t.students import (
     DECAYS,
+    SIDE_BY_SIDE,
     GivenLoss,
     Group,
     Lesson,
@@ -52,6 +53,7 @@ from l2t.students import (
     draw_batches,
     error,
     evaluate,
+    evaluate_again,
     learning_rates,
     seed_of,
     seeded,
@@ -361,11 +363,21 @@ def episode(
     """
     stack, lesson, loss, held, settings = _unrolled(teacher, student, train, dev, recipe, lr, seed, size)
     errors: list[Tensor] = []
+    batch = train[0][: recipe.batch_size]
+    of_a_row = max(1, bytes_of(student, batch).step // len(batch))
+    rows = max(1, SIDE_BY_SIDE // of_a_row // size)  # dev rows of each student, in the memory that there is
 
     def measure(model: nn.Module) -> Tensor:
         assert isinstance(model, Stack)
-        with model.perturbed(recipe.perturb, seed_of(seed, 5)):
-            logits = evaluate(model, held[0])
+
+        def moved() -> contextlib.AbstractContextManager[None]:
+            return model.perturbed(recipe.perturb, seed_of(seed, 5))
+
+        if held[1].shape[1] > rows:
+            logits = evaluate_again(model, held[0], max(1, rows // 8), moved)
+        else:
+            with moved():
+                logits = evaluate(model, held[0])
         errors[:] = [error(logits.detach(), held[1])]
         return MEASURES[recipe.measure](logits, held[1], recipe.sharpness)
 
@@ -999,7 +1011,7 @@ class _Teaching(Outer):
         budget = int(free * SHARE_OF_FREE)
         steps = recipe.steps if recipe.truncate is None else min(recipe.steps, recipe.truncate)
         # A step keeps a few times what a plain one does; where that is little, it is not looked at closely.
-        if 16 * size * steps * bytes_of(self.student, self.train[0][: recipe.batch_size]) < budget:
+        if 16 * size * steps * sum(bytes_of(self.student, self.train[0][: recipe.batch_size])) < budget:
             return recipe
         asked = dataclasses.replace(recipe, students=size)
         whole = plan_episode(self.teacher, self.student, self.train, self.dev, recipe=asked)

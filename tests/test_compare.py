@@ -105,7 +105,9 @@ def test_it_is_seeded_to_the_bit():
 def test_students_who_do_not_fit_side_by_side_train_in_turn(monkeypatch):
     teachers = {"mine": l2t.Teacher(CLASSES, features=("progress", "dev_loss"))}
     together = run(teachers)["mine"]
-    monkeypatch.setattr(students_module, "SIDE_BY_SIDE", 2 * students_module.bytes_of(linear, data()[0][:16]))
+    monkeypatch.setattr(
+        students_module, "SIDE_BY_SIDE", 2 * sum(students_module.bytes_of(linear, data()[0][:16]))
+    )
     in_turn = run(teachers)["mine"]
     assert in_turn["tuning"] == together["tuning"]
     assert in_turn["test_error"] == together["test_error"]

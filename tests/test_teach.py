@@ -510,10 +510,26 @@ def test_students_who_do_not_fit_side_by_side_are_tried_in_turn(monkeypatch, giv
     make = module.Stack
     monkeypatch.setattr(module, "Stack", lambda *some: calls.append(len(some[1])) or make(*some))
     for most, sizes in ((4, [3, 3]), (2, [2, 1, 2, 1])):
-        monkeypatch.setattr(students, "SIDE_BY_SIDE", most * students.bytes_of(mlp, data()[0][:16]))
+        monkeypatch.setattr(students, "SIDE_BY_SIDE", most * sum(students.bytes_of(mlp, data()[0][:16])))
         calls.clear()
         torch.testing.assert_close(tried(), together)
         assert calls == 2 * sizes
+
+
+@pytest.mark.parametrize("perturb", [0.0, 0.05])
+def test_many_dev_rows_are_evaluated_again_in_the_backward(monkeypatch, perturb):
+    module = __import__("sys").modules["l2t.teach"]
+    recipe = dataclasses.replace(SMALL, perturb=perturb)
+    arguments = l2t.Teacher(CLASSES, "full", link="identity"), mlp, data(), None, recipe, 0.1, 3, 4
+    whole, calls, plain = episode(*arguments), [], module.evaluate_again
+    monkeypatch.setattr(module, "evaluate_again", lambda *a: calls.append(a[2]) or plain(*a))
+    of_a_row = students.bytes_of(mlp, data()[0][:16]).step // 16
+    monkeypatch.setattr(module, "SIDE_BY_SIDE", 4 * 40 * of_a_row)  # of 48 dev rows
+    found = episode(*arguments)
+    assert calls == [5]
+    torch.testing.assert_close(found.measure, whole.measure)
+    torch.testing.assert_close(found.dev_error, whole.dev_error)
+    torch.testing.assert_close(found.gradient, whole.gradient)
 
 
 def test_a_run_that_says_nothing_of_memory_takes_a_quarter_of_what_is_free(monkeypatch, capsys):

@@ -685,7 +685,12 @@ class Outer:
 
     What it learns from is a subclass's: :meth:`_gather`, the trial of the results and what a run must share
     with the one that it goes on with.
+
+    Attributes:
+        unsaid: entries of its identity that checkpoints of older versions lack: these go on all the same.
     """
+
+    unsaid: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -907,7 +912,12 @@ class Outer:
             return
         check.may_start("teach", directory, resume)
         saved = read_json(marker, "tensors", "identity", "numbers", "history")
-        check.is_the_same("teach", directory, differing(saved["identity"], self.identity))
+        said = {
+            name: value
+            for name, value in self.identity.items()
+            if name in saved["identity"] or name not in self.unsaid
+        }
+        check.is_the_same("teach", directory, differing(saved["identity"], said))
         tensors, _ = read_tensors(directory / saved["tensors"])
         groups: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
@@ -1140,14 +1150,19 @@ def identity(
         "seed": seed,
         "recipe": recipe.to_json(),
         "student": {name: list(value.shape[1:]) for name, value in made.state_dict().items()},
-        "student's modules": {
-            "are": re.sub(r" at 0x[0-9a-f]+", "", repr(made)),
-            "frozen": [name for name, weight in made.named_parameters() if not weight.requires_grad],
-            "in eval()": [name for name, module in made.named_modules() if not module.training],
-        },
+        "student's modules": modules_of(made),
         "device": train[0].device.type,
         "guard": guard,
         "data and start weights": digest.hexdigest(),
+    }
+
+
+def modules_of(student: nn.Module) -> dict[str, Any]:
+    """What a student is made of, which the shapes of its weights do not say."""
+    return {
+        "are": re.sub(r" at 0x[0-9a-f]+", "", repr(student)),
+        "frozen": [name for name, weight in student.named_parameters() if not weight.requires_grad],
+        "in eval()": [name for name, module in student.named_modules() if not module.training],
     }
 
 

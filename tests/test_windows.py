@@ -560,6 +560,22 @@ def test_what_is_taught_must_be_ahead_of_every_known_loss(capsys):
     assert "under what was taught (calibrated cross-entropy on dev: neutral" in capsys.readouterr().err
 
 
+def test_a_finished_run_gives_the_known_loss_that_its_trial_chose(tmp_path, monkeypatch):
+    whole_run = _Windows._whole_run
+
+    def best(self, teacher, *given):
+        found = whole_run(self, teacher, *given)
+        return 0.0 if teacher.smoothing == 0.2 else found
+
+    monkeypatch.setattr(_Windows, "_whole_run", best)
+    recipe = WindowRecipe(**SMALL | {"updates": 1})
+    first = taught(tmp_path, recipe=recipe)
+    assert (first.history["trial"]["chosen"], first.teacher.smoothing) == ("label-smoothing-0.2", 0.2)
+    again = taught(tmp_path, recipe=recipe, resume=True)
+    assert again.teacher.config() == first.teacher.config()
+    assert same(first, again)
+
+
 def test_without_whole_runs_what_was_taught_is_tried_on_windows(tmp_path, capsys, monkeypatch):
     recipe = WindowRecipe(**SMALL | {"updates": 3, "trial_runs": 0})
     result = taught(recipe=recipe)
@@ -669,6 +685,23 @@ def test_another_run_in_the_directory_is_refused(tmp_path):
     write_whole(tmp_path / ".pool-000000.safetensors.1.part", b"cut short")
     taught(tmp_path, recipe=recipe, guard=False, resume=True)
     assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_run_of_another_student_is_not_resumed(tmp_path):
+    class Other(Toy):
+        pass
+
+    given = {"recipe": WindowRecipe(**SMALL | {"updates": 1}), "guard": False, "progress": False}
+    teacher = TokenTeacher(COUNTS, slots=2, hats=3)
+    teach_translator(teacher, Toy, Batches, DEV, directory=tmp_path, **given)
+    for make in (lambda: Toy(dropout=0.5), Other, lambda: Toy().eval()):
+        with pytest.raises(ValueError, match=r"got different student's modules\."):
+            teach_translator(teacher, make, Batches, DEV, directory=tmp_path, resume=True, **given)
+    marker = tmp_path / "checkpoint.json"
+    content = json.loads(marker.read_text())
+    del content["identity"]["student's modules"]  # as an older version has written it
+    marker.write_text(json.dumps(content))
+    teach_translator(teacher, Toy, Batches, DEV, directory=tmp_path, resume=True, **given)
 
 
 @pytest.mark.parametrize(("settings", "sentence"), [

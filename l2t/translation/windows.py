@@ -37,8 +37,8 @@ from l2t.linear import dynamic_linear_loss
 from l2t.optim import SGD, Adam, Hyper, Optimizer, Point, Slot, Tensors
 from l2t.students import Make, evaluating, seed_of, seeded
 from l2t.tape import Student
-from l2t.teach import Episode, Outer, Rules, threads
-from l2t.teacher import StudentState
+from l2t.teach import Episode, Outer, Rules, modules_of, threads
+from l2t.teacher import AnyTeacher, StudentState
 from l2t.translation.batches import IGNORE, Batch
 from l2t.translation.course import rise_and_fall
 from l2t.translation.expected_bleu import expected_bleu, token_losses
@@ -557,6 +557,8 @@ def _spread(of: Sequence[T], count: int, seed: int) -> list[T]:
 class _Windows(Outer):
     """One run of :func:`teach_translator`."""
 
+    unsaid = ("student's modules",)
+
     def __init__(
         self,
         teacher: TokenTeacher,
@@ -762,6 +764,11 @@ class _Windows(Outer):
         if chosen == "neutral":
             self._event("trial", check.windows_chose_neutral(self.recipe.measure, means))
 
+    def _open(self, directory: Path, resume: bool) -> None:
+        super()._open(directory, resume)
+        if self.finished:  # the trial may have chosen another strength of smoothing, which is no parameter
+            self.teacher = AnyTeacher.load(directory)
+
     def _identity(self) -> dict[str, Any]:
         digest = hashlib.sha256()
         for batch in (*self.dev, self.batches(self.seed)[0]):
@@ -774,6 +781,7 @@ class _Windows(Outer):
             "recipe": self.recipe.to_json(),
             "teacher": self.start.config(),
             "student": {name: list(value.shape) for name, value in self.student.state_dict().items()},
+            "student's modules": modules_of(self.student),
             "guard": self.guard is not None,
             "data and start weights": digest.hexdigest(),
         }

@@ -11,6 +11,7 @@ import math
 import operator
 import os
 import re
+import signal
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -132,6 +133,17 @@ def corpus_file(path: Path, requirement: str, actual: str) -> ValueError:
     return ValueError(
         f"l2t.translation: {path} must be {requirement}, got {actual}. Mend it, or build the corpus again without it."
     )
+
+
+def corpus_pairs(split: str, pairs: Sequence[tuple[str, str]], whole: bool = True) -> None:
+    """A split that is to be learned from, or written a sentence a line."""
+    if not pairs:
+        raise ValueError(f"l2t.translation: {split} must have sentence pairs, got none. Give it some.")
+    for at, pair in enumerate(pairs if whole else ()):
+        if not all(side.strip() for side in pair):
+            raise ValueError(
+                f"l2t.translation: both sides of a pair must say something, got {pair!r} at {at} of {split}. Leave it out."
+            )
 
 
 def corpus_file_missing(path: Path) -> FileNotFoundError:
@@ -298,6 +310,15 @@ def run_data(folder: Path, differing: Sequence[str]) -> None:
         )
 
 
+def run_data_there(folder: Path, there: bool) -> None:
+    """The sentence pairs of a run of translators."""
+    if not there:
+        raise FileNotFoundError(
+            f"l2t.cli: the sentence pairs of the run must be in {folder}, where they were when it was begun, got none there. "
+            "Put them back, or a link to where they are now."
+        )
+
+
 def one_contest(directory: Path, differing: Sequence[str]) -> None:
     """Translators' runs that are to be compared."""
     if differing:
@@ -398,6 +419,21 @@ def command_failed(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"l2t: {text}"
     return f"l2t: {type(error).__name__}: {text}. Set L2T_TRACEBACK=1 to see where."
+
+
+def process_killed(name: str, code: int, makes_missing: bool) -> str:
+    """A process that somebody else has ended, and that could not say so itself."""
+    try:
+        by = signal.Signals(-code).name
+    except ValueError:
+        by = f"signal {-code}"
+    again = (
+        "Give the same command again, which makes what is missing" if makes_missing else "Go on with --resume"
+    )
+    return (
+        f"l2t.cli: a process must run to its end, got {name} ended by {by}. "
+        f"{again}; where memory ran out, with a smaller --jobs."
+    )
 
 
 # ---- teacher ---------------------------------------------------------------------------------------------------------
@@ -2456,12 +2492,27 @@ def search_sizes(width: int, longest: int | None, penalty: float) -> None:
         raise ValueError(f"l2t.translation: penalty must be 0 or more, got {penalty}. Take 1, or 0 for none.")
 
 
-def sentences(given: object) -> None:
+def sentences(given: Iterable[str]) -> None:
     """Sentences to translate: a string would be taken for as many as it has letters."""
     if isinstance(given, (str, bytes)):
         raise ValueError(
             f"l2t.translation: sentences must be a list of strings, got the string {given[:40]!r}. Put it into a list."
         )
+    for sentence in given:
+        try:
+            sentence.encode()
+        except UnicodeEncodeError as error:  # what Python makes of bytes that it cannot decode
+            raise ValueError(
+                f"l2t.translation: sentences must be Unicode text, got {sentence[:40]!r}. Decode it by its encoding first."
+            ) from error
+
+
+def text_to_translate(error: UnicodeDecodeError) -> ValueError:
+    """Bytes on the standard input that are no text."""
+    return ValueError(
+        f"l2t.translation: the lines to translate must be {error.encoding} text, got another byte at {error.start:,}. "
+        "Convert them, by iconv for example."
+    )
 
 
 def translations_cut(count: int, total: int) -> str:

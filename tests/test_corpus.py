@@ -705,3 +705,26 @@ def test_a_language_and_itself_are_no_pair(home, tmp_path, capsys):
     with pytest.raises(ValueError, match=said):
         corpus.from_folder(tmp_path, "en", "en")
     assert not (tmp_path / "made").exists()
+
+
+def test_entries_of_a_po_that_are_out_of_use_say_nothing_of_the_next(tmp_path):
+    (tmp_path / "de.po").write_text(
+        'msgid "first"\nmsgstr "erste"\n\n#, fuzzy\n#~ msgid "old"\n#~ msgstr "alt"\n\n'
+        'msgid "new"\nmsgstr "neu\\r\\nhier"\n\n#, fuzzy\nmsgid "guess"\nmsgstr "geraten"\n'
+    )
+    found = corpus.read_catalogues(tmp_path, "de", "en")
+    assert sorted(found) == [("erste", "first"), ("neu\r\nhier", "new")]
+
+
+def test_a_folder_has_a_sentence_a_line_whatever_is_in_it(tmp_path):
+    pairs = [("ein\nHaus", "a  house"), ("zwei\u2028Hüte", "two\r\nhats")]
+    made = corpus.Corpus(pairs, pairs[:1], pairs[1:], "de", "en", {})
+    corpus.write_folder(made, tmp_path / "there")
+    found = corpus.read_folder(tmp_path / "there")
+    assert found.train == [("ein Haus", "a house"), ("zwei Hüte", "two hats")]
+    said = r"both sides of a pair must say something, got \('x', ' '\) at 1 of dev"
+    with pytest.raises(ValueError, match=said):
+        corpus.write_folder(made._replace(dev=[*pairs[:1], ("x", " ")]), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"l2t\.translation: test must have sentence pairs, got none"):
+        corpus.write_folder(made._replace(test=[]), tmp_path / "other")
+    assert not (tmp_path / "other").exists()

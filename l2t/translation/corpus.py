@@ -367,7 +367,7 @@ def _po(path: Path) -> dict[str, str]:
         if found is None or not (found["text"] is None or found["field"] or field):
             raise check.corpus_file(path, "a gettext catalogue", f"the line {line[:60]!r}")
         begins = found["text"] is None or found["field"] in ("msgctxt", "msgid")
-        if begins and "msgid" in entries[-1]:
+        if (begins and "msgid" in entries[-1]) or line.startswith("#~"):  # an entry that is out of use
             entries.append({})
         field = found["field"] or (field if found["text"] is not None else "")
         if found["text"] is not None:
@@ -383,7 +383,7 @@ def _po(path: Path) -> dict[str, str]:
 
 
 def _unescaped(text: str) -> str:
-    return re.sub(r"\\(.)", lambda found: {"n": "\n", "t": "\t"}.get(found[1], found[1]), text)
+    return re.sub(r"\\(.)", lambda found: {"n": "\n", "t": "\t", "r": "\r"}.get(found[1], found[1]), text)
 
 
 # ---- the folder ----
@@ -422,19 +422,24 @@ def find(source: str = "de", target: str = "en") -> Path:
 def write_folder(corpus: Corpus, folder: Path) -> None:
     """Writes a corpus as a folder of Moses layout with ``corpus.json``: whole, or not at all.
 
+    White space is folded, so that a sentence is a line.
+
     Raises:
         FileExistsError: the folder is there.
-        ValueError: both languages are one, whose files would be the same.
+        ValueError: both languages are one, whose files would be the same; a split has no pairs, or one with
+            nothing on a side.
     """
     check.two_languages(corpus.source, corpus.target)
     check.corpus_not_there(folder)
+    for name in SPLITS:
+        check.corpus_pairs(name, getattr(corpus, name))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=folder.parent) as part:
         made = Path(part) / folder.name
         files = {}
         for name in SPLITS:
             for side, language in enumerate((corpus.source, corpus.target)):
-                text = "".join(f"{pair[side]}\n" for pair in getattr(corpus, name))
+                text = "".join(f"{' '.join(pair[side].split())}\n" for pair in getattr(corpus, name))
                 write_whole(made / f"{name}.{language}", text)
                 files[f"{name}.{language}"] = digest(text.encode(), "sha256:")
         about = {"source": corpus.source, "target": corpus.target, **corpus.info, "files": files}

@@ -326,6 +326,8 @@ def train(
             return load(folder)
     if folder is not None:
         _settle(folder, config)
+    for split in ("train", "dev"):
+        check.corpus_pairs(split, getattr(corpus, split), whole=False)
     pairs, dev = vocabulary.encode_pairs(corpus.train), vocabulary.encode_pairs(corpus.dev)
     with threads(course.threads):
         running = _Running(course, vocabulary.size, pairs, dev, loss)

@@ -297,7 +297,7 @@ class Comparison:
         own = {"arm": "taught" if isinstance(arm.loss, GivenLoss) else name, **its}
         of = json.loads(to_json({**self._identity, **own}))
         digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
-        return self.directory / f"{slug(own['arm'])}-{digest[:12]}.json", of
+        return self.directory / f"{arm_stem(own['arm'], digest)}.json", of
 
     def _kept(self, name: str) -> dict[str, Any]:
         """What there is of an arm, in memory or in its file, where another process may have put it."""
@@ -484,6 +484,11 @@ def slug(name: str) -> str:
         'focal-loss-gamma-2'
     """
     return re.sub(r"(?:[^\w.]|_)+", "-", name).strip("-")  # letters of every alphabet stay
+
+
+def arm_stem(name: str, digest: str) -> str:
+    """The name of an arm's file before its ending; of an arm's name that is too long for one, the end."""
+    return f"{slug(name).encode()[-180:].decode(errors='ignore')}-{digest[:12]}"
 
 
 def _digest(*tensors: Tensor) -> str:

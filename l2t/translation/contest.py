@@ -20,15 +20,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from l2t import check
-from l2t.compare import ALPHA, EXTENSIONS, GROWS, Against, called, grown, holm, paired, rate_cell, slug, tuned
+from l2t.compare import (
+    ALPHA,
+    EXTENSIONS,
+    GROWS,
+    Against,
+    arm_stem,
+    called,
+    grown,
+    holm,
+    paired,
+    rate_cell,
+    tuned,
+)
 from l2t.compare import table as table_of
 from l2t.contest import Budget, as_arms, parted
 from l2t.files import read_json, to_json, write_json
-from l2t.report import find_runs
+from l2t.report import Run, find_runs
 from l2t.students import seed_of
 from l2t.teach import threads
 from l2t.translation import runs, scores
-from l2t.translation.course import LOSSES, Course, Trained, rising, train
+from l2t.translation.course import LOSSES, VOCABULARY, Course, Trained, rising, train
 from l2t.translation.token_teacher import TokenLoss, TokenTeacher
 
 STUDENTS, TUNING_STUDENTS = 5, 1
@@ -58,15 +70,22 @@ def of_runs(folders: Sequence[Path], budget: Budget) -> TokenContest:
     """
     found = find_runs(*folders)
     for run in found:
-        check.one_contest(
-            run.directory, [key for key in _SHARED if run.config.get(key) != found[0].config.get(key)]
-        )
+        other = [key for key in _SHARED if run.config.get(key) != found[0].config.get(key)]
+        if not other and _pieces_of(run) != _pieces_of(found[0]):
+            other = [VOCABULARY]
+        check.one_contest(run.directory, other)
     check.recipe_count("students", budget.students, 2, "compare")
     for rate in budget.grid:
         check.recipe_number("grid", rate, 0.0, float("inf"), open_low=True, op="compare")
     for name in budget.only or ():
         check.known("compare", "arm", name, LOSSES)
     return TokenContest(tuple(run.directory for run in found), budget, folders[0])
+
+
+def _pieces_of(run: Run) -> bytes:
+    """The vocabulary of a run: another version of sentencepiece may make another one of the same pairs."""
+    file = run.directory / VOCABULARY
+    return file.read_bytes() if file.is_file() else b""
 
 
 def set_up(contest: TokenContest) -> TokenComparison:
@@ -224,7 +243,7 @@ class TokenComparison:
     def _work(self, name: str) -> Path:
         """Where the courses of an arm are; its file is beside it."""
         digest = hashlib.sha256(to_json(self._identity(name)).encode()).hexdigest()
-        return self.folder / "arms" / f"{slug(name)}-{digest[:12]}"
+        return self.folder / "arms" / arm_stem(name, digest)
 
     def _file(self, name: str) -> Path:
         work = self._work(name)

@@ -130,6 +130,7 @@ def corpus_of(config: Mapping[str, Any]) -> Corpus:
         ValueError: they are others.
     """
     folder, files = Path(config["data"]["folder"]), config["data"]["files"]
+    check.run_data_there(folder, (folder / "corpus.json").is_file())
     corpus = read_folder(folder)
     check.run_data(folder, [name for name in files if corpus.info["files"].get(name) != files[name]])
     return corpus

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import multiprocessing
@@ -189,8 +190,8 @@ def _parser() -> argparse.ArgumentParser:
         dest="seeds",
         metavar="N",
         nargs="+",
+        action="extend",
         type=_seed,
-        default=[0],
         help="one teacher a seed; default: 0",
     )
     teach.add_argument(
@@ -241,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
         "--features",
         metavar="NAME",
         nargs="+",
+        action="extend",
         help="what it sees of a student: some of progress, train_loss, train_accuracy, dev_loss and "
         "dev_accuracy, or none, which is a static loss",
     )
@@ -257,6 +259,7 @@ def _parser() -> argparse.ArgumentParser:
         "--set",
         metavar="FIELD=VALUE",
         nargs="+",
+        action="extend",
         default=[],
         help="any field of l2t.Recipe; of translation any of WindowRecipe, some of Course and TokenTeacher",
     )
@@ -396,6 +399,7 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
         "--arms",
         metavar="NAME",
         nargs="+",
+        action="extend",
         help="these baselines alone; `--arms list` names those that there are",
     )
     command.add_argument(
@@ -411,6 +415,7 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
         "--grid",
         metavar="RATE",
         nargs="+",
+        action="extend",
         type=float,
         help="learning rates to tune; default: 0.01 to 1, translators 0.5, 1 and 2 times that of teaching",
     )
@@ -637,6 +642,7 @@ def _pairs_lines(folder: Path, pairs: Corpus) -> list[str]:
 
 
 def _teach(options: argparse.Namespace) -> int:
+    options.seeds = options.seeds or [0]  # as a default of the parser it would be one of those that are given
     with _asking():
         if options.task == TRANSLATION:
             lessons = _lessons_of_tokens(options)
@@ -915,12 +921,16 @@ def _teach_several(lessons: Sequence[_Lesson], jobs: int) -> int:
             while waiting and len(running) < jobs:
                 line = min(set(range(jobs)) - running.keys())
                 os.environ["TQDM_POSITION"] = str(line)  # tqdm reads it when the child imports it
-                running[line] = context.Process(target=_child, args=(waiting.pop(0),))
+                lesson = waiting.pop(0)
+                running[line] = context.Process(target=_child, args=(lesson,), name=str(lesson.directory))
                 running[line].start()
             multiprocessing.connection.wait([child.sentinel for child in running.values()])
             for line, child in list(running.items()):
                 if child.exitcode is not None:
                     codes.append(abs(child.exitcode))
+                    if child.exitcode < 0:
+                        said = check.process_killed(child.name, child.exitcode, makes_missing=False)
+                        print(said, file=sys.stderr)
                     del running[line]
     except KeyboardInterrupt:
         for child in running.values():
@@ -998,13 +1008,24 @@ def _translate(options: argparse.Namespace) -> int:
 
     with _asking():
         translator = course.load(options.directory)
-    sentences = options.sentences
-    if sentences in ([], ["-"]):  # lines end in a newline and nothing else, as other tools count them
-        read = sys.stdin.read()
-        sentences = read.removesuffix("\n").split("\n") if read else []
+        sentences = options.sentences
+        if sentences in ([], ["-"]):
+            sentences = _lines_to_translate()
+        check.sentences(sentences)
     for text in translator.translate(sentences, options.beam):
         print(text)
     return 0
+
+
+def _lines_to_translate() -> list[str]:
+    """Lines of the standard input, which end in a newline and nothing else, as other tools count them."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(newline="\n", errors="strict")
+    try:
+        read = sys.stdin.read().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise check.text_to_translate(error) from error
+    return read.removesuffix("\n").split("\n") if read else []
 
 
 # ---- compare, report, doctor ----

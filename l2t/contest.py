@@ -227,6 +227,9 @@ def _in_processes(
         for worker in workers:
             if worker.pid is not None:
                 worker.join()
+    for worker in workers:
+        if worker.exitcode and worker.exitcode < 0:
+            print(check.process_killed(worker.name, worker.exitcode, makes_missing=True), file=sys.stderr)
     return all(worker.exitcode == 0 for worker in workers)
 
 

@@ -813,3 +813,40 @@ def test_the_commands_train_score_and_translate(
     assert main([*train, "--resume"]) == 0
     assert main(["translate", str(tmp_path), "nie"]) == 2
     assert "must hold a trained translator" in capsys.readouterr().err
+
+
+def test_lines_to_translate_end_in_newlines_alone_and_are_text(
+    corpus: Corpus,
+    vocabulary: Vocabulary,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    course.train(corpus, vocabulary, Course(steps=1, dim=8), directory=tmp_path, progress=False)
+
+    def said(given: bytes, errors: str = "strict") -> tuple[int, str, str]:
+        read = io.TextIOWrapper(io.BytesIO(given), encoding="utf-8", errors=errors)
+        monkeypatch.setattr(sys, "stdin", read)
+        return main(["translate", str(tmp_path)]), *capsys.readouterr()
+
+    plain = said(b"rot hund\nnie\n")
+    assert plain[0] == 0
+    assert plain[1].count("\n") == 2
+    assert said(b"\xef\xbb\xbfrot\rhund\r\nnie\r\n") == plain
+    for errors in ("strict", "surrogateescape"):  # the latter is how Python reads in the locale C
+        code, out, err = said(b"rot\nStra\xdfe\n", errors)
+        assert (code, out) == (2, "")
+        assert "the lines to translate must be utf-8 text, got another byte at 8." in err
+    assert main(["translate", str(tmp_path), "Stra\udcdfe"]) == 2
+    assert r"sentences must be Unicode text, got 'Stra\udcdfe'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_a_course_without_pairs_is_refused_before_its_first_step(
+    corpus: Corpus, vocabulary: Vocabulary, split: str
+) -> None:
+    def never(*_: object) -> torch.Tensor:
+        raise AssertionError
+
+    with pytest.raises(ValueError, match=f"l2t.translation: {split} must have sentence pairs, got none"):
+        course.train(corpus._replace(**{split: []}), vocabulary, SMALL, never, progress=False)

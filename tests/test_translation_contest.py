@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import shutil
 import signal
@@ -21,7 +22,7 @@ from scipy import stats
 from torch import Tensor
 from toy_translator import toy_corpus
 
-from l2t import StudentState, check, contest
+from l2t import StudentState, check, cli, contest
 from l2t.cli import main
 from l2t.report import find_runs
 from l2t.teacher import AnyTeacher
@@ -425,3 +426,58 @@ def test_a_run_whose_settings_break_off_is_named(tmp_path: Path, capsys: pytest.
     (tmp_path / "seed-0" / "config.json").write_text("{")
     assert main(["compare", str(tmp_path)]) == 2
     assert str(tmp_path / "seed-0" / "config.json") in capsys.readouterr().err
+
+
+def test_runs_of_other_vocabularies_do_not_meet(out: Path, tmp_path: Path) -> None:
+    """Of the same pairs and size, but by another version of sentencepiece."""
+    budget = contest.Budget(2, 1, (0.01,), 5, ("maximum-likelihood",))
+    for name in ("one", "other"):
+        shutil.copytree(out / "seed-0", tmp_path / name)
+    assert len(token_contest.of_runs([tmp_path], budget).runs) == 2
+    (tmp_path / "other" / course.VOCABULARY).write_bytes(b"another")
+    with pytest.raises(ValueError, match=r"got another vocabulary\.model in .*other'"):
+        token_contest.of_runs([tmp_path], budget)
+
+
+def test_an_arm_of_a_long_name_has_a_file(out: Path) -> None:
+    comparison = token_contest.set_up(
+        token_contest.of_runs([out], contest.Budget(2, 1, (0.01,), 5, ("maximum-likelihood",)))
+    )
+    short, *long = (comparison._file(name).name for name in ("focal-1", "ü" * 300, "ü" * 300 + " 2"))
+    assert short.startswith("focal-1-")
+    assert len({*long}) == 2
+    assert all(len(name.encode()) < 205 for name in long)  # a temporary neighbour's is longer
+
+
+class Killed:
+    """A process that ran out of memory."""
+
+    name, exitcode, pid = "Process-7", -9, 1
+
+    def __init__(self, **given: Any) -> None:
+        self.name = given.get("name", self.name)
+        self.sentinel, end = os.pipe()
+        os.close(end)
+
+    def start(self) -> None: ...
+
+    def is_alive(self) -> bool:
+        return False
+
+    def join(self) -> None:
+        os.close(self.sentinel)
+
+
+def test_a_process_that_was_killed_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    context = SimpleNamespace(Value=Value, Process=Killed)
+    monkeypatch.setattr(contest.multiprocessing, "get_context", lambda _: context)
+    comparison = SimpleNamespace(missing=lambda: ["one", "two"])
+    assert not contest.make([None], [comparison], 2, False)
+    said = "a process must run to its end, got Process-7 ended by SIGKILL. Give the same command again"
+    assert capsys.readouterr().err.count(said) == 2
+    lessons: list[Any] = [SimpleNamespace(directory=tmp_path / name) for name in ("a", "b")]
+    assert cli._teach_several(lessons, 1) == 9
+    assert f"got {tmp_path / 'b'} ended by SIGKILL. Go on with --resume" in capsys.readouterr().err
+    assert "ended by signal 99" in check.process_killed("x", -99, makes_missing=True)

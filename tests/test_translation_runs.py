@@ -219,3 +219,21 @@ def test_other_sentence_pairs_are_not_taken_for_those_of_the_run(
     config["data"]["folder"] = str(tmp_path / "other")
     with pytest.raises(ValueError, match=r"must be those that the run was begun with, got another train\.de"):
         runs.corpus_of(config)
+    config["data"]["folder"] = str(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match=r"must be in .*moved, where they were when it was"):
+        runs.corpus_of(config)
+
+
+def test_a_flag_of_several_values_that_comes_twice_has_those_of_both(data: Path, tmp_path: Path) -> None:
+    line = teach(
+        data, tmp_path, "--set", "smoothing_range=2", "--seeds", "3", "--seeds", "4", "3", "--seed", "5"
+    )
+    options = cli._parser().parse_args(line)
+    lessons = cli._lessons_of_tokens(options)
+    assert [lesson.config["seed"] for lesson in lessons] == [3, 4, 5]
+    assert lessons[0].config["course"]["dim"] == 8
+    assert lessons[0].config["teacher"] == {"smoothing_range": 2}
+    line = ["compare", "x", "--grid", "0.1", "--arms", "a", "--grid", "0.2", "0.3", "--arms", "b", "c"]
+    options = cli._parser().parse_args(line)
+    assert (options.grid, options.arms) == ([0.1, 0.2, 0.3], ["a", "b", "c"])
+    assert cli._parser().parse_args(line[:2]).grid is None

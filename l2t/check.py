@@ -402,6 +402,18 @@ def run_has_a_task(directory: Path, config: Mapping[str, object]) -> None:
         )
 
 
+def transfer_names(folders: Mapping[str, str]) -> None:
+    """Teachers whose results go to folders of these names."""
+    taken: dict[str, str] = {}
+    for name, folder in folders.items():
+        if folder in taken:
+            raise ValueError(
+                f"l2t.cli: teachers must have names whose letters and digits differ, got {taken[folder]!r} and {name!r}, "
+                f"which would both go to {folder}. Rename one's folder."
+            )
+        taken[folder] = name
+
+
 def transfer_classes(directory: Path, taught: int, task: str, classes: int) -> None:
     """A loss of some classes is none of others."""
     if taught != classes:

@@ -120,6 +120,7 @@ def elsewhere(
     runs = find_runs(*folders)
     for run in runs:
         check.transfer_classes(run.directory, run.teacher.num_classes, task, its.num_classes)
+    check.transfer_names({name: slug(name) for name in parted([run.directory for run in runs])[0]})
     out = Path(
         "runs", "transfer", f"{task}-{regime}-{student}" + ("" if steps is None else f"-{steps}-steps")
     )

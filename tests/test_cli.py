@@ -667,7 +667,7 @@ def test_teachers_teach_elsewhere(taught, here, capsys):
     assert "digits, symmetric" in (out / "report.html").read_text()
 
 
-def test_a_teacher_of_another_number_of_classes_is_refused(taught, here, capsys):
+def test_teachers_that_cannot_go_elsewhere_are_refused(taught, here, capsys):
     l2t.Teacher(3).save(here / "three")
     assert cli.main(["transfer", str(taught), "three", "--to", "digits"]) == 2
     line = one_line(capsys)
@@ -675,6 +675,11 @@ def test_a_teacher_of_another_number_of_classes_is_refused(taught, here, capsys)
         "--to must be a task of 3 classes, as many as the teacher in 'three' has, got 'digits' with 10"
         in line
     )
+    assert not (here / "runs").exists()
+    for name in ("seed_0", "seed-0"):
+        shutil.copytree(taught / "seed-0", here / "alike" / name)
+    assert cli.main(["transfer", "alike", "--to", "digits"]) == 2
+    assert "got 'seed-0' and 'seed_0', which would both go to seed-0. Rename" in one_line(capsys)
     assert not (here / "runs").exists()
 
 

@@ -22,7 +22,7 @@ from l2t.anchors import anchored, reads_weights
 from l2t.curvature import Curvature, gradient
 from l2t.optim import Slot
 from l2t.schedule import Schedule, Segments, StoreAll, TwoLevel, fit, fit_outside
-from l2t.tape import Randomness, Roots, State, Student
+from l2t.tape import Randomness, Roots, State, Student, strided_parts
 
 __all__ = ["Sizes", "choose", "free_memory", "sizes", "state_bytes", "tensors_of"]
 
@@ -54,7 +54,7 @@ def choose(schedule: str, steps: int, memory: int | None, measured: Callable[[],
     if schedule == "disk":
         return fit_outside(steps, size.state, size.step, memory)
     check.schedule_memory(memory, size.step)
-    return Segments(1, (memory - size.step) // size.state)
+    return Segments(1, (memory - size.step) // max(size.state, 1))
 
 
 def sizes(
@@ -159,7 +159,8 @@ def _is_plain(x: object) -> bool:
 
 def _storages(refs: Sequence[weakref.ref[Tensor]]) -> list[torch.UntypedStorage]:
     """Of the tensors that are alive: graphs of which nothing is left have freed theirs."""
-    return [x.untyped_storage() for ref in refs if (x := ref()) is not None]
+    alive = [x for ref in refs if (x := ref()) is not None]
+    return [part.untyped_storage() for x in alive for part in strided_parts(x)]
 
 
 def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
@@ -187,6 +188,7 @@ def tensors_of(slots: Sequence[Slot]) -> list[Tensor]:
 
 def _bytes(tensors: Sequence[Tensor], narrows: bool = False) -> int:
     def width(x: Tensor) -> int:
-        return min(x.element_size(), 2) if narrows and x.is_floating_point() else x.element_size()
+        narrow = narrows and x.is_floating_point() and x.layout is torch.strided
+        return min(x.element_size(), 2) if narrow else x.element_size()
 
-    return sum(x.numel() * width(x) for x in tensors)
+    return sum(part.numel() * width(part) for x in tensors for part in strided_parts(x))

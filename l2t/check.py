@@ -997,6 +997,16 @@ def unroll_not_inference() -> None:
         )
 
 
+def unroll_not_transformed() -> None:
+    """torch.func sees nothing of what a run differentiates by itself."""
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "l2t.unroll: the caller must be outside the transforms of torch.func, got a call inside one. Call "
+            "run.backward() and read .grad in place of torch.func.grad; take several students as one l2t.Stack in place "
+            "of torch.func.vmap."
+        )
+
+
 def schedule_size(name: str, value: int, least: int) -> None:
     """A number of steps or slots."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -1100,6 +1110,14 @@ def states_write(directory: object, error: Exception) -> OSError:
     )
 
 
+def states_read(directory: object, error: Exception) -> OSError:
+    """A state that was written is not there any more."""
+    return OSError(
+        f"l2t.unroll: directory must keep the states of the run until backward(), got an error at {str(directory)!r} "
+        f"({error}). Name one that nothing else cleans up, and unroll again."
+    )
+
+
 def schedule_memory(memory: int, step_bytes: int) -> None:
     """A budget that holds at least one step."""
     if memory < step_bytes:
@@ -1130,6 +1148,11 @@ def unroll_student(student: object) -> None:
             raise ValueError(
                 f"l2t.unroll: parameters of student must have a shape, got the uninitialised {name}. "
                 "Run the module on one batch first."
+            )
+        if p.is_meta:
+            raise ValueError(
+                f"l2t.unroll: parameters of student must have numbers, got {name} on the device meta. Call "
+                "student.to_empty(device=...) and initialise it, or make it on a device that has memory."
             )
         if p.is_complex():
             raise TypeError(
@@ -1191,6 +1214,12 @@ def unroll_batches(batches: object) -> None:
             f"l2t.unroll: batches must be an iterable, got {_described(batches)}. "
             "Give a list of batches, a DataLoader or a generator: one batch a step."
         )
+    named = isinstance(batches, Mapping) and list(batches) != list(range(len(batches)))
+    if named or getattr(batches, "ndim", 1) == 0:
+        raise TypeError(
+            f"l2t.unroll: batches must be one batch a step, got {_described(batches)}, which is not a sequence of them. "
+            "Put a single batch in a list: [batch] * steps."
+        )
 
 
 def unroll_optimizer(optimizer: object, known_type: type) -> None:
@@ -1237,6 +1266,16 @@ def unroll_meta(meta: Iterable[Tensor] | None) -> list[Tensor] | None:
                 "step of the walk back would call. Do to .grad after backward() what the hook does, and remove it."
             )
     return chosen
+
+
+def unroll_hooks_of_leaf(leaf: Tensor) -> None:
+    """A leaf that gets its gradient unnamed, from each step in turn."""
+    if leaf._backward_hooks or getattr(leaf, "_post_accumulate_grad_hooks", None):
+        raise ValueError(
+            "l2t.unroll: leaves that loss and measure reach must have no gradient hooks, got one on that of "
+            f"{_described(leaf)}, which every step of the walk back would call. Do to .grad after backward() what the "
+            "hook does, and remove it; or name in meta the tensors whose .grad is wanted."
+        )
 
 
 def unroll_meta_still(i: int, requires_grad: bool) -> None:
@@ -1583,6 +1622,24 @@ def unroll_in_place(name: str, changed: bool) -> None:
         )
 
 
+def unroll_frozen_in_place(name: str, changed: bool) -> None:
+    """Loss or measure has written to a parameter that is constant in a run."""
+    if changed:
+        raise RuntimeError(
+            "l2t.unroll: parameters of student that require no gradient must stay as they are, got a change of "
+            f"{name} in place. Register it as a buffer, which goes from step to step and comes back as it was."
+        )
+
+
+def unroll_place(name: str, holder: str, fixed: bool) -> None:
+    """Weights of a step can be put where a module reads its parameters."""
+    if fixed:
+        raise ValueError(
+            f"l2t.unroll: parameters of student must be read from places that can be set, got {name} in a tuple in "
+            f"{holder}, which would stay at the start of the run. Make it a list, or read the parameter itself in forward."
+        )
+
+
 def unroll_open(is_open: bool) -> None:
     """A run is walked back once."""
     if not is_open:
@@ -1693,7 +1750,7 @@ class ForwardModeError(Exception):
 def unroll_forward_mode(error: RuntimeError) -> None:
     """Says which operation has no derivative in forward mode; leaves other errors alone."""
     said = str(error)
-    if re.search(r"forward AD|forward mode AD|forward-mode|jvp", said, re.IGNORECASE):
+    if re.search(r"forward AD|forward mode AD|forward-mode|jvp|_efficientzerotensor", said, re.IGNORECASE):
         raise ForwardModeError(
             "l2t.unroll: with curvature='forward' every operation of a step must have a derivative in forward mode, "
             f"got one that has none ({said.splitlines()[0].rstrip('. ')}). The run goes on with curvature='recompute'; "

@@ -142,7 +142,7 @@ class Compiled(Recompute):
             value, g, buffers = trace.gradient(arguments, gradient, t)
         kinds = dtypes(value)
         check.unroll_compiled_dtypes(kinds)
-        self._unit = unit = max(coarsest(w), *(torch.finfo(x).eps for x in kinds))
+        self._unit = unit = max([coarsest(w), *(torch.finfo(x).eps for x in kinds)])
         self._first, self._worst = value.detach(), torch.zeros_like(value)
         eager = [value, *(x for x in g if x is not None), *buffers]
         detached = [x.detach() for x in arguments]

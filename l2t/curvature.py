@@ -188,11 +188,14 @@ class Wanted(NamedTuple):
     """The leaves beside the weights; None for every leaf that is reached."""
 
     def beside(self, weights: Tensors, roots: Sequence[Tensor | GradientEdge]) -> list[Tensor]:
-        """The leaves beside the weights, those of the graphs of ``roots`` if none are named."""
+        """The leaves beside the weights, those of the graphs of ``roots`` if none are named.
+
+        Parameters that were frozen before a loss has asked for their gradient are none of them.
+        """
         if self.others is not None:
             return list(self.others)
         own = {id(w) for w in weights}
-        return [x for x in leaves(roots) if id(x) not in own]
+        return [x for x in leaves(roots) if id(x) not in own and x.requires_grad]
 
 
 class Replay(NamedTuple):
@@ -576,7 +579,8 @@ def _grads(xs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _size(xs: Sequence[Tensor]) -> float:
-    return math.hypot(*(float(torch.linalg.vector_norm(x.double())) for x in xs))
+    wide = [x.to(torch.complex128 if x.is_complex() else torch.float64) for x in xs]
+    return math.hypot(*(float(torch.linalg.vector_norm(x)) for x in wide))
 
 
 CURVATURES: dict[str, Curvature] = {

@@ -118,15 +118,18 @@ def preflight(student: nn.Module, batch: Any, loss: Callable[[nn.Module, Any, in
         Take curvature='reverse' (or any other).
     """
     check.unroll_not_inference()
+    check.unroll_not_transformed()
     check.unroll_student(student)
     check.unroll_functions(loss, lambda: None)
-    devices = Student(student).cuda_devices
+    places = Student(student)
+    devices = places.cuda_devices
     start = Randomness.now(devices)
     grads = [(p, p.grad) for p in student.parameters()]
     try:
         with torch.enable_grad():
             return _look(student, batch, loss, lambda: start.restore(devices))
     finally:
+        places.restore()
         start.restore(devices)
         for p, grad in grads:
             p.grad = grad

@@ -215,6 +215,9 @@ class Run:
         state = self._take(t, state, batch, tapes)
         if self._measures.along is not None and self._measures.after(t + 1):
             self._value = self._measures.take(t + 1, state.weights, state.buffers)
+            if self._meta is None and len(self._measures.values) == 1:
+                for x in leaves([self._value]):
+                    check.unroll_hooks_of_leaf(x)
             self._student.release()
         return state
 
@@ -292,10 +295,11 @@ class Run:
         check.unroll_open(self._end is not None)
         v = check.unroll_cotangent(gradient, self.measure)
         start = perf_counter()
-        devices = self._student.cuda_devices
+        student = self._student
+        devices = student.cuda_devices
         randomness = Randomness.now(devices)
         # meta=None gives every leaf that is reached its gradient, but the student's own are to be left out.
-        own = self._student.parameters if self._meta is None else []
+        own = [*student.parameters, *student.frozen.values()] if self._meta is None else []
         own_grads = [p.grad for p in own]
         metas = self._meta or []
         for i, x in enumerate(metas):
@@ -303,6 +307,7 @@ class Run:
         meta_grads = [x.grad for x in metas]
         for x in [*own, *metas]:
             x.grad = None
+        student.settle()
         try:
             with torch.no_grad():
                 self._walk_back(v)
@@ -311,7 +316,7 @@ class Run:
                     found = self._ranks.gradient(found, metas)
                 meta_grads = [_added(x, y) for x, y in zip(meta_grads, found, strict=True)]
         finally:
-            self._student.release()
+            student.restore()
             self._tape.clear()
             self._states.close()
             self._steps.forget()

@@ -117,7 +117,7 @@ class Segments:
         segments = -(-steps // self.length)
         slots = segments if self.slots is None else self.slots
         if segments:
-            yield from self._back_over(0, segments, slots, steps)
+            yield from self._back_over(segments, slots, steps)
 
     def forward_steps(self, steps: int) -> int:
         """How many steps are taken to be forgotten, in closed form; each step is besides taped once."""
@@ -125,23 +125,34 @@ class Segments:
         slots = segments if self.slots is None else self.slots
         return forwards(segments, slots) * self.length
 
-    def _back_over(self, first: int, count: int, slots: int, steps: int) -> Actions:
-        """Reverses segments [first, first + count) from the state before them, present and remembered."""
-        begin = first * self.length
-        while count > 1:
-            ahead = _split(count, slots)
-            middle = (first + ahead) * self.length
-            for step in range(begin, middle):
-                yield Action.FORWARD, step
-            if slots:
-                yield Action.STORE, middle
-                yield from self._back_over(first + ahead, count - ahead, slots - 1, steps)
-                yield Action.DROP, middle
-            else:
-                yield from self._tape(middle, steps)
-            yield Action.RESTORE, begin
-            count = ahead
-        yield from self._tape(begin, steps)
+    def _back_over(self, count: int, slots: int, steps: int) -> Actions:
+        """Reverses so many segments from the state before them, present and remembered."""
+        # Stretches that wait for the one behind them to be reversed: first segment, segments, slots. No
+        # recursion, since there may be as many as there are slots.
+        waiting: list[tuple[int, int, int]] = []
+        first = 0
+        while True:
+            begin = first * self.length
+            if count > 1:
+                ahead = _split(count, slots)
+                middle = (first + ahead) * self.length
+                for step in range(begin, middle):
+                    yield Action.FORWARD, step
+                if slots:
+                    yield Action.STORE, middle
+                    waiting.append((first, ahead, slots))
+                    first, count, slots = first + ahead, count - ahead, slots - 1
+                else:
+                    yield from self._tape(middle, steps)
+                    yield Action.RESTORE, begin
+                    count = ahead
+                continue
+            yield from self._tape(begin, steps)
+            if not waiting:
+                return
+            yield Action.DROP, begin
+            first, count, slots = waiting.pop()
+            yield Action.RESTORE, first * self.length
 
     def _tape(self, begin: int, steps: int) -> Actions:
         """Tapes the segment from this step on, and reverses it."""

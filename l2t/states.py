@@ -31,7 +31,7 @@ from torch import Tensor
 
 from l2t import check
 from l2t.schedule import WRITING, Action
-from l2t.tape import State, Student
+from l2t.tape import State, Student, strided_parts
 
 __all__ = ["Fingerprints", "States", "fingerprint"]
 
@@ -115,7 +115,7 @@ class _Packed(NamedTuple):
     forms: list[_Form]
     weights: list[_At]
     slots: list[tuple[Any, ...]]
-    buffers: list[_At]
+    buffers: list[_At | Tensor]
 
 
 def _pack(state: State, narrows: bool, to_host: bool) -> _Packed:
@@ -124,7 +124,7 @@ def _pack(state: State, narrows: bool, to_host: bool) -> _Packed:
     places: dict[int, _At] = {}
 
     def put(x: Any) -> Any:
-        if not isinstance(x, Tensor):
+        if not isinstance(x, Tensor) or x.layout is not torch.strided:  # sparse ones stay as they are
             return x
         if id(x) not in places:
             places[id(x)] = _At(len(tensors))
@@ -158,7 +158,8 @@ class _Disk:
     """A folder of states, written one after another beside the run."""
 
     def __init__(self, directory: str | os.PathLike[str] | None) -> None:
-        where = Path(tempfile.gettempdir() if directory is None else directory)
+        # Absolute, since the process may go elsewhere before the walk back.
+        where = Path(tempfile.gettempdir() if directory is None else directory).absolute()
         try:
             _remove_stale(where)
             # It has its name when it has its lock, so that no other process takes it for a stale one.
@@ -188,13 +189,16 @@ class _Disk:
     def read(self, t: int) -> Iterator[list[Tensor]]:
         """The tensors as the file has them, in memory maps."""
         self._writes[t].result()
-        with safe_open(self._file(t), framework="pt") as file:
-            names = map(str, range(len(file.keys())))
-            yield [file.get_tensor(name) for name in names]
+        try:
+            with safe_open(self._file(t), framework="pt") as file:
+                names = map(str, range(len(file.keys())))
+                yield [file.get_tensor(name) for name in names]
+        except (OSError, SafetensorError) as error:
+            raise check.states_read(self.folder, error) from error
 
     def drop(self, t: int) -> None:
         self._writes.pop(t).result()
-        self._file(t).unlink()
+        self._file(t).unlink(missing_ok=True)
 
 
 def _write(path: Path, tensors: Sequence[Tensor]) -> None:
@@ -279,8 +283,9 @@ def fingerprint(x: object) -> bytes:
     found = hashlib.blake2b(digest_size=16)
     if isinstance(x, Tensor):
         found.update(f"{x.dtype} {tuple(x.shape)}".encode())
-        plain = x.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        for part in strided_parts(x):
+            plain = part.cpu().resolve_conj().resolve_neg().contiguous()
+            found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     else:
         found.update(repr(x).encode())
     return found.digest()

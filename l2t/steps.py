@@ -20,6 +20,7 @@ from l2t import check
 from l2t.anchors import anchored, as_leaves, large, reads_weights
 from l2t.compiled import Compiled
 from l2t.curvature import Curvature, Replay, checkpoints, coarsest, dtypes, precompiled
+from l2t.graph import leaves as leaves_of
 from l2t.optim import SGD, Hyper, Optimizer, Point, Slot, Tensors
 from l2t.ranks import Ranks
 from l2t.record import Trace
@@ -162,10 +163,13 @@ class Steps:
         value = check.unroll_loss(found, t)
         if self.replay is None:
             checkpoints(value)
+            if self._meta is None:
+                for leaf in leaves_of([value]):
+                    check.unroll_hooks_of_leaf(leaf)
             if self._curvature.exact:
                 precompiled(value)
             kinds = dtypes(value)
-            unit = max(coarsest(student.parameters), *(torch.finfo(x).eps for x in kinds))
+            unit = max([coarsest(student.parameters), *(torch.finfo(x).eps for x in kinds)])
             self.replay = Replay(self.again, unit, torch.float16 in kinds)
         # The graph is built in steps that are taken to be forgotten, too: without it some of PyTorch's
         # derivatives come from other kernels, with other bits.

@@ -11,7 +11,7 @@ l2t/curvature.py.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ __all__ = [
     "Student",
     "Taken",
     "modes",
+    "strided_parts",
 ]
 
 Grads = tuple[Tensor | None, ...]
@@ -44,8 +45,9 @@ class Student:
     """A module and the places in which it keeps its trainable parameters and its buffers.
 
     A parameter that sits in several places (tied embeddings) is one entry of the list, bound to all of its
-    places. Frozen parameters are left where they are. Modules are in the same mode, train() or eval(), at
-    every binding, whatever the function before it has set: in that which they had when this was made.
+    places, plain attributes and lists of a module among them. Frozen parameters are left where they are.
+    Modules are in the same mode, train() or eval(), at every binding, whatever the function before it has
+    set: in that which they had when this was made.
 
     Args:
         module: the student.
@@ -64,10 +66,14 @@ class Student:
         self.buffer_names: list[str] = []
         self.buffers: list[Tensor] = []
         self.still: set[int] | None = None  # not known before the first step
-        self._parameter_places: list[tuple[dict[str, Any], str, int]] = []
+        self._parameter_places: list[tuple[Any, Any, int]] = []
         self._buffer_places: list[tuple[dict[str, Any], str]] = []
         self._unset: list[tuple[dict[str, Any], str, str]] = []  # buffers that are None
         self._modes = [(part, part.training) for part in module.modules()]
+        self.frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+        self._attributes: list[
+            tuple[dict[str, Any], str]
+        ] = []  # plain ones that a call of the module may set
         self._bound: list[Tensor] = []  # what stands in the places of buffers since the binding
         self.aliases: list[list[str]] = [[] for _ in trained]  # every name of each, that in names first
         for name, p in module.named_parameters(remove_duplicate=False):
@@ -85,6 +91,19 @@ class Student:
                     self._buffer_places.append((part._buffers, name))
                     self.buffer_names.append(full)
                     self.buffers.append(b)
+            for name, x in vars(part).items():
+                if name in ("_parameters", "_buffers", "_modules"):
+                    continue
+                found = list(_holders(name, vars(part), index))
+                for holder, key, i in found:
+                    full = f"{prefix}.{name}" if prefix else name
+                    check.unroll_place(self.names[i], full, isinstance(holder, tuple))
+                    self._parameter_places.append((holder, key, i))
+                # What torch.nn.utils.prune, spectral_norm and weight_norm compute of parameters at each call.
+                made = isinstance(x, Tensor) and (x.grad_fn is not None or f"{name}_orig" in part._parameters)
+                if found or made:
+                    self._attributes.append((vars(part), name))
+        self.settle()
         devices = {x.device for x in [*self.parameters, *self.buffers] if x.is_cuda}
         self.cuda_devices = sorted(devices, key=str)
 
@@ -93,7 +112,7 @@ class Student:
 
         Derivatives are taken before that, too: activation checkpoints run the module again in them.
         """
-        self._in_modes()
+        self._in_modes(self._modes)
         for place, name, i in self._parameter_places:
             place[name] = weights[i]
         if buffers:
@@ -107,19 +126,31 @@ class Student:
                 place[name] = copies[id(b)]
                 self._bound.append(place[name])
 
+    def settle(self) -> None:
+        """Takes what stands in the module now, and the mode of its parts, as what is put back in the end.
+
+        Between a run and its walk back the module is the user's, who may give it others.
+        """
+        places: list[tuple[Any, Any]] = [(place, name) for place, name, _ in self._parameter_places]
+        places += [*self._buffer_places, *((place, name) for place, name, _ in self._unset)]
+        self._own = [(place, name, _at(place, name)) for place, name in places]
+        self._own_modes = [(part, part.training) for part, _ in self._modes]
+        self._own_attributes = [(place, name, _at(place, name)) for place, name in self._attributes]
+
     def release(self) -> None:
         """Puts the module's own parameters and buffers in their places, and the module in its mode."""
-        self._in_modes()
-        for place, name, i in self._parameter_places:
-            place[name] = self.parameters[i]
-        for (place, name), b in zip(self._buffer_places, self.buffers, strict=True):
-            place[name] = b
-        for place, name, _ in self._unset:
-            place[name] = None
+        self._in_modes(self._own_modes)
+        _put_back(self._own)
         self._bound = []
 
-    def _in_modes(self) -> None:
-        for part, training in self._modes:
+    def restore(self) -> None:
+        """Releases the module, and puts back the plain attributes that its calls have set."""
+        self.release()
+        _put_back(self._own_attributes)
+
+    @staticmethod
+    def _in_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+        for part, training in modes:
             if part.training is not training:
                 part.training = training
 
@@ -129,8 +160,9 @@ class Student:
         """What ``function(module, *arguments)`` gives at bound weights, which hang on these leaves.
 
         The function may call backward() and zero_grad(), and freeze parameters for a time: ``.grad`` and
-        ``requires_grad`` of the leaves, and of the meta tensors that are known, are afterwards as before. It
-        may not change weights in place.
+        ``requires_grad`` of the leaves, and of the meta tensors that are known, are afterwards as before, and
+        parameters that were frozen before it are so again. It may not change weights in place, frozen ones
+        neither.
         """
         leaves = [*leaves, *self._meta]
         kept = [x.grad for x in leaves]
@@ -138,6 +170,7 @@ class Student:
             if grad is not None:
                 x.grad = None
         versions = [w._version for w in weights]
+        frozen = [p._version for p in self.frozen.values()]
         try:
             value = function(self.module, *arguments)
         finally:
@@ -146,8 +179,13 @@ class Student:
                     x.grad = grad
                 if not x.requires_grad:
                     x.requires_grad_()
+            for p in self.frozen.values():
+                if p.requires_grad:
+                    p.requires_grad_(False)
         for name, w, version in zip(self.names, weights, versions, strict=True):
             check.unroll_in_place(name, w._version != version)
+        for (name, p), version in zip(self.frozen.items(), frozen, strict=True):
+            check.unroll_frozen_in_place(name, p._version != version)
         return value
 
     def buffers_after(self, before: Sequence[Tensor]) -> list[Tensor]:
@@ -158,7 +196,8 @@ class Student:
         if present:
             check.unroll_buffers(self.buffer_names, present)
         if self.still is None:  # after the first step
-            large = {i for i, b in enumerate(before) if b.nbytes >= LARGE and present[i] is self._bound[i]}
+            plain = [i for i, b in enumerate(before) if b.layout is torch.strided and b.nbytes >= LARGE]
+            large = {i for i in plain if present[i] is self._bound[i]}
             self.still = {i for i in large if torch.equal(present[i], before[i])}
         self.still.difference_update([i for i in self.still if present[i] is not self._bound[i]])
         return [before[i] if i in self.still else x for i, x in enumerate(present)]
@@ -178,6 +217,47 @@ class Student:
         for i in self.still or ():
             same = torch.equal(buffers[i], self.buffers[i])
             check.unroll_buffer_unseen(self.buffer_names[i], not same)
+
+
+_ABSENT = object()
+
+
+def _at(place: Any, key: Any) -> Any:
+    """What stands at a place."""
+    return place.get(key, _ABSENT) if isinstance(place, dict) else place[key]
+
+
+def _put_back(own: Sequence[tuple[Any, Any, Any]]) -> None:
+    for place, key, x in own:
+        if x is _ABSENT:
+            place.pop(key, None)
+        else:
+            place[key] = x
+
+
+def _holders(
+    key: Any, holder: Any, index: dict[int, int], above: tuple[int, ...] = ()
+) -> Iterator[tuple[Any, Any, int]]:
+    """Where parameters are kept at a place, and in the lists, dicts and tuples there: holder, key, which."""
+    x = holder[key]
+    if isinstance(x, Tensor):
+        if id(x) in index:
+            yield holder, key, index[id(x)]
+    elif isinstance(x, (list, tuple, dict)) and id(x) not in above:
+        for inner in x if isinstance(x, dict) else range(len(x)):
+            yield from _holders(inner, x, index, (*above, id(x)))
+
+
+def strided_parts(x: Tensor) -> list[Tensor]:
+    """The tensors that a sparse one consists of; of any other itself."""
+    x = x.detach()
+    if x.layout is torch.sparse_coo:
+        return [x._indices(), x._values()]
+    if x.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [x.crow_indices(), x.col_indices(), x.values()]
+    if x.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [x.ccol_indices(), x.row_indices(), x.values()]
+    return [x]
 
 
 class Randomness(NamedTuple):

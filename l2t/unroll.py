@@ -89,7 +89,8 @@ def unroll(
 
     ``loss`` and ``measure`` are called with the student module itself, in whose places the weights of the
     step stand for the time of the call, so hooks, submodules and tied parameters work. The student's own
-    parameters and buffers are the start of the run and are as they were when the call returns, or raises.
+    parameters and buffers are the start of the run and are as they were when the call returns, or raises;
+    what the caller then makes of the student, ``backward()`` leaves in place.
     Buffers (BatchNorm's statistics) are carried from step to step without gradient. Parameters that do not
     require a gradient stay constant. ``loss`` and ``measure`` may call ``backward()``, ``zero_grad()`` and
     ``eval()`` and freeze parameters: each call finds ``.grad``, ``requires_grad`` and mode as they were
@@ -142,7 +143,8 @@ def unroll(
             written to disk beside the run, as far apart as ``memory`` holds steps (√T steps without one),
             so that no step is taken again more than once. Or an object of :mod:`l2t.schedule`, such as
             ``Segments(length=10, slots=5)``. All but ``"all"`` need a loss as for ``"recompute"``, and
-            batches that can be indexed are read again by their index, others kept.
+            batches that can be indexed are read again by their index; others are all read before the first
+            step, and kept, so what draws random numbers as it is read draws them then.
         memory: bytes for what is remembered, a number or such as ``"64MB"``: beside what a single training
             step and the adjoint need. With ``"auto"``, ``"binomial"`` and ``"disk"`` the first step is
             tried twice before the run, to see what it keeps.
@@ -211,6 +213,7 @@ def unroll(
         (torch.Size([8]), 5, None)
     """
     check.unroll_not_inference()
+    check.unroll_not_transformed()
     check.unroll_student(student)
     check.unroll_functions(loss, measure)
     check.unroll_batches(batches)
@@ -266,5 +269,5 @@ def unroll(
         states.close()
         raise
     finally:
-        places.release()
+        places.restore()
     return run

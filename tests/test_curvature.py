@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 import l2t
-from l2t.curvature import CURVATURES
+from l2t.curvature import CURVATURES, _size
 from l2t.optim import SGD
 
 DIFFERENCES = [name for name, curvature in CURVATURES.items() if not curvature.exact]
@@ -224,6 +224,18 @@ def test_forward_mode_falls_back_by_name() -> None:
         warnings.simplefilter("error", UserWarning)
         _, run = polynomial(lambda x: x**3, curvature="forward")
     assert (run.report.curvature, run.report.curvature_error) == ("forward", 0.0)
+
+
+def test_forward_mode_falls_back_where_sparse_matrices_have_no_tangents() -> None:
+    edges = torch.eye(6, dtype=torch.float64).to_sparse()
+    with pytest.warns(UserWarning, match=r"must have a derivative in forward mode, got one that has none"):
+        found, run = polynomial(lambda x: edges @ x, curvature="forward")
+    torch.testing.assert_close(found, polynomial(lambda x: edges @ x)[0], rtol=1e-12, atol=0)
+    assert run.report.curvature == "recompute"
+
+
+def test_the_error_of_a_difference_counts_imaginary_parts() -> None:
+    assert _size([torch.tensor([3j]), torch.tensor([4.0])]) == 5.0
 
 
 def test_other_errors_of_a_loss_are_its_own_in_forward_mode() -> None:

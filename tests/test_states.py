@@ -394,6 +394,74 @@ def test_a_disk_that_does_not_take_a_state(
     assert len(folders(tmp_path)) == 1
 
 
+def test_a_directory_is_where_it_was_when_the_process_goes_elsewhere(
+    course: Callable[..., l2t.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "states").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = course(schedule=schedule.TwoLevel(1), directory="states")
+    monkeypatch.chdir(tmp_path / "states")
+    run.backward()
+    assert not folders(tmp_path / "states")
+
+
+def test_a_folder_that_was_cleaned_up_is_told(course: Callable[..., l2t.Run], tmp_path: Path) -> None:
+    run = course(schedule=schedule.TwoLevel(1), directory=tmp_path)
+    run._states._disk._writer.submit(int).result()  # all is written
+    shutil.rmtree(folders(tmp_path)[0])
+    with pytest.raises(OSError, match=r"keep the states of the run until backward\(\), got an error at '.*'"):
+        run.backward()
+
+
+@pytest.mark.parametrize("size", [6, 200])  # the larger is one that is lent, if it is dense
+@pytest.mark.parametrize("kind", ["dense", "to_sparse", "to_sparse_csr", "to_sparse_csc"])
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_sparse_buffers(kind: str, size: int, tmp_path: Path) -> None:
+    """The adjacency of a graph network."""
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3, dtype=torch.float64)
+            edges = (torch.rand(size, size, dtype=torch.float64) > 0.5).double()
+            self.register_buffer("edges", edges if kind == "dense" else getattr(edges, kind)())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.edges @ self.layer(x)
+
+    torch.manual_seed(0)
+    student, x = Graph(), torch.randn(size, 4, dtype=torch.float64)
+    dense, found = student.edges.to_dense(), []
+
+    def loss(model: Graph, batch: int, step: int) -> Tensor:
+        return scale * model(x).square().mean()
+
+    for plan in (
+        {},
+        {"curvature": "recompute"},
+        {"schedule": "every", "verify": "all"},
+        {"schedule": schedule.TwoLevel(1), "directory": tmp_path},
+        {"memory": "200MB"},
+        {"schedule": "every", "store": "bfloat16"},
+    ):
+        scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+        run = l2t.unroll(
+            student,
+            range(5),
+            loss,
+            lambda model: model(x).mean(),
+            optimizer=l2t.optim.SGD(lr=1e-4),
+            **plan,
+        )
+        run.backward()
+        assert torch.equal(run.buffers["edges"].to_dense(), dense)
+        found.append(scale.grad)
+    *exact, rounded = found
+    assert all(torch.equal(x, exact[0]) for x in exact)
+    torch.testing.assert_close(rounded, exact[0], rtol=0.1, atol=0)
+    assert l2t.plan(student, range(5), loss).sizes.state > 0
+
+
 def test_an_error_of_the_writer_is_the_run_s(
     course: Callable[..., l2t.Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -1077,6 +1078,143 @@ def test_the_student_is_as_it_was_after_an_exception(place: str, error: BaseExce
     assert_same_state(student, before)
 
 
+def normalised() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.1), nn.Linear(4, 1)).double()
+
+
+@pytest.mark.parametrize("plan", [{}, {"curvature": "recompute"}, {"schedule": "every"}])
+def test_the_walk_back_leaves_what_the_caller_has_made_of_the_student(plan: dict[str, Any]) -> None:
+    """Weights and buffers of the run's end put in by assignment, another dtype, evaluation mode."""
+
+    def assigned(student: nn.Module, run: l2t.Run) -> None:
+        student.load_state_dict(run.weights | run.buffers, assign=True)
+
+    found = []
+    for change in (lambda *_: None, assigned, lambda student, _: student.eval()):
+        student, (_, metas, unroll) = normalised(), simple()
+        torch.manual_seed(1)
+        run = unroll(student=student, **plan)
+        change(student, run)
+        before, modes = state_of(student), [part.training for part in student.modules()]
+        run.backward()
+        assert_same_state(student, before)
+        assert [part.training for part in student.modules()] == modes
+        found.append(metas["scale"].grad)
+    assert all(torch.equal(x, found[0]) for x in found)
+    student, (_, _, unroll) = normalised(), simple()
+    run = unroll(student=student)
+    student.float()
+    run.backward()
+    assert {x.dtype for x in student.state_dict().values()} == {torch.float32, torch.int64}
+
+
+class Listed(nn.Module):
+    """Reads its parameters from plain attributes, beside its own ones."""
+
+    def __init__(self, holder: Callable[..., Any]) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(1, 3)), nn.Parameter(torch.ones(1))
+        self.double()
+        self.__dict__["shared"] = self.weight
+        self.parts = holder(self.bias)
+        self.names = self.__dict__["names"] = ["of itself"]
+        self.names.append(self.names)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.parts["inner"] if isinstance(self.parts, dict) else self.parts
+        return F.linear(x, self.shared, inner[0])
+
+
+@pytest.mark.parametrize("holder", [lambda x: [x], lambda x: {"inner": [x]}], ids=["list", "dict"])
+def test_parameters_in_plain_attributes_are_those_of_the_step(holder: Callable[..., Any]) -> None:
+    _, metas, unroll = simple()
+    student, plain = Listed(holder), nn.Linear(3, 1).double()
+    nn.init.ones_(plain.weight)
+    nn.init.ones_(plain.bias)
+    unroll(student=plain).backward()
+    expected = metas["scale"].grad
+    metas["scale"].grad = None
+    unroll(student=student).backward()
+    assert torch.equal(metas["scale"].grad, expected)
+    assert student.shared is student.weight
+    assert any(x is student.bias for x in (student.parts, *student.parts) if isinstance(x, Tensor)) or (
+        student.parts["inner"][0] is student.bias
+    )
+    with pytest.raises(
+        ValueError, match=r"places that can be set, got bias in a tuple in parts, which would"
+    ):
+        unroll(student=Listed(lambda x: (x,)))
+
+
+@pytest.mark.parametrize("kind", ["prune", "spectral_norm", "weight_norm"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_hooks_of_torch_compute_of_parameters_comes_back(kind: str) -> None:
+    student = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)).double()
+    if kind == "prune":
+        prune.l1_unstructured(student[0], "weight", amount=0.5)
+    elif kind == "spectral_norm":
+        nn.utils.spectral_norm(student[0])
+    else:
+        nn.utils.weight_norm(student[0], dim=None)
+    _, _, unroll = simple()
+    before = student[0].weight
+    run = unroll(student=student)
+    assert student[0].weight is before
+    run.backward()
+    assert student[0].weight is before
+    student(torch.ones(2, 3, dtype=torch.float64))
+    l2t.preflight(student, torch.ones(2, 3, dtype=torch.float64), lambda model, x, step: model(x).mean())
+
+
+def test_a_large_lstm_keeps_its_own_list_of_weights() -> None:
+    student = nn.LSTM(2, 200)
+    x = torch.ones(1, 1, 2)
+    run = l2t.unroll(
+        student, range(2), lambda model, batch, step: model(x)[0].mean(), lambda model: model(x)[0].mean()
+    )
+    run.backward()
+    assert all(x is y for x, y in zip(student._flat_weights, student.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("plan", [{}, {"curvature": "recompute"}, {"schedule": "every"}])
+def test_a_frozen_parameter_that_is_changed_is_named(plan: dict[str, Any]) -> None:
+    """A moving average of the student in parameters that require no gradient: steps differed in silence."""
+
+    class Followed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line, self.target = nn.Linear(3, 1), nn.Linear(3, 1).requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.target.weight.lerp_(self.line.weight, 0.1)
+            return self.line(x) + self.target(x)
+
+    _, _, unroll = simple()
+    with pytest.raises(RuntimeError, match=r"stay as they are, got a change of target.weight in place"):
+        unroll(student=Followed().double(), **plan)
+
+
+@exact_curvatures
+def test_a_loss_that_asks_for_gradients_of_frozen_parameters(curvature: str) -> None:
+    student = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)).double()
+    student[0].requires_grad_(False)
+    _, metas, unroll = simple(curvature=curvature)
+    unroll(student=student).backward()
+    expected = metas["scale"].grad
+    metas["scale"].grad = None
+
+    def loss(model: nn.Module, batch: Tensor, step: int) -> Tensor:
+        model.requires_grad_(True)
+        return (metas["scale"] * model(batch) - metas["shift"]).square().mean()
+
+    unroll(student=student, loss=loss).backward()
+    assert torch.equal(metas["scale"].grad, expected)
+    assert [p.requires_grad for p in student.parameters()] == [False, False, True, True]
+    assert all(p.grad is None for p in student.parameters())
+
+
 @pytest.mark.parametrize("assigns", [False, True])
 def test_buffers_go_from_step_to_step_as_in_training(assigns: bool) -> None:
     torch.manual_seed(0)
@@ -1434,6 +1572,17 @@ def post_hooked() -> nn.Module:
         ),
         ({"batches": 5}, TypeError, "batches must be an iterable, got int"),
         (
+            {"batches": {"x": torch.ones(4, 3)}},
+            TypeError,
+            r"batches must be one batch a step, got dict, .* Put a single batch in a list: \[batch",
+        ),
+        ({"batches": torch.tensor(3)}, TypeError, r"batches must be one batch a step, got shape \(\), int64"),
+        (
+            {"student": nn.Linear(3, 1, device="meta")},
+            ValueError,
+            "parameters of student must have numbers, got weight on the device meta",
+        ),
+        (
             {"loss": torch.ones(1)},
             TypeError,
             r"loss must be a function, got shape \(1,\), float32 .* called as loss\(model, batch, st",
@@ -1555,6 +1704,59 @@ def test_a_run_is_walked_back_once() -> None:
     result.backward()
     with pytest.raises(RuntimeError, match="backward must be called once a run, got a second call"):
         result.backward()
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap, torch.func.jacfwd])
+def test_a_call_within_a_transform_is_refused(transform: Callable[..., Any]) -> None:
+    _, _, unroll = simple()
+    student, x = nn.Linear(3, 1), torch.ones(2, 3)
+    for call in (
+        lambda lr: unroll(optimizer=SGD(lr=0.1)).measure * lr,
+        lambda lr: l2t.preflight(student, x, lambda model, batch, step: model(batch).mean()),
+    ):
+        at = torch.ones(1 if transform is torch.func.vmap else ())
+        with pytest.raises(RuntimeError, match=r"caller must be outside the transforms of torch.func, got a"):
+            transform(call)(at)
+
+
+@pytest.mark.parametrize("along", [None, 1])
+@pytest.mark.parametrize("post", [False, True])
+def test_a_hook_of_a_leaf_that_is_not_named(post: bool, along: int | None) -> None:
+    """A clamp of the whole gradient would be one of what each step adds to it."""
+    _, metas, unroll = simple()
+    leaf, used = metas["scale"], torch.ones((), dtype=torch.float64, requires_grad=True)
+    hooked = leaf if along is None else used
+    hook = hooked.register_post_accumulate_grad_hook if post else hooked.register_hook
+    handle = hook(lambda x: None)
+
+    def measure(model: nn.Module) -> Tensor:
+        return (used * model.weight).sum()
+
+    with pytest.raises(ValueError, match=r"no gradient hooks, got one on that of shape .* name in meta"):
+        unroll(measure=measure, along=along)
+    unroll(measure=measure, along=along, meta=[metas["shift"]]).backward()
+    handle.remove()
+    unroll(measure=measure, along=along).backward()
+
+
+def test_a_loss_that_is_a_parameter_itself() -> None:
+    class Scalar(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p = nn.Parameter(torch.tensor(2.0))
+
+    for curvature in CURVATURES:
+        lr = torch.tensor(0.25, requires_grad=True)
+        run = l2t.unroll(
+            Scalar(),
+            range(3),
+            lambda model, batch, step: model.p,
+            lambda model: model.p,
+            optimizer=SGD(lr=lr),
+            curvature=curvature,
+        )
+        run.backward()
+        assert (float(run.measure), float(lr.grad)) == (1.25, -3.0)
 
 
 @pytest.mark.parametrize("gradient", [torch.ones(2), 1.0])
@@ -1781,6 +1983,25 @@ def test_a_plan_of_a_long_run_is_made_at_once() -> None:
     plan = schedule.fit(100_000, state_bytes=3_200_000, step_bytes=2_100_000, memory=64_000_000)
     assert plan.forward_steps < 5 * 100_000
     assert Play(plan.schedule, 10_000).reversed[-1] == 0
+    # Large batches of a small student: thousands of states fit, which were as many calls inside each other.
+    plan = schedule.fit(10_000, state_bytes=1_000, step_bytes=10_000_000, memory=64_000_000)
+    assert plan.schedule.slots > 1_500
+    assert schedule.tally(plan.schedule, 10_000, 1, 1).steps_again < 10_000
+    assert schedule.playable(schedule.Segments(), 3_000)
+
+
+def test_a_student_of_no_numbers_has_states_of_no_bytes() -> None:
+    student, x = nn.Linear(0, 1, bias=False, dtype=torch.float64), torch.ones(2, 0, dtype=torch.float64)
+    run = l2t.unroll(
+        student,
+        range(3),
+        lambda model, batch, step: model(x).sum(),
+        lambda model: model(x).sum(),
+        schedule="binomial",
+        memory=1000,
+    )
+    run.backward()
+    assert run.report.steps == 3
 
 
 def test_a_schedule_and_its_memory_are_checked() -> None:

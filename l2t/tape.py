@@ -79,10 +79,12 @@ class Student:
         for name, p in module.named_parameters(remove_duplicate=False):
             if id(p) in index:
                 self.aliases[index[id(p)]].append(name)
+        for part in module.modules():
+            for name, own in part._parameters.items():
+                if id(own) in index:
+                    self._parameter_places.append((part._parameters, name, index[id(own)]))
+        known = {(id(place), name) for place, name, _ in self._parameter_places}
         for prefix, part in module.named_modules():
-            for name, p in part._parameters.items():
-                if id(p) in index:
-                    self._parameter_places.append((part._parameters, name, index[id(p)]))
             for name, b in part._buffers.items():
                 full = f"{prefix}.{name}" if prefix else name
                 if b is None:
@@ -94,7 +96,11 @@ class Student:
             for name, x in vars(part).items():
                 if name in ("_parameters", "_buffers", "_modules"):
                     continue
-                found = list(_holders(name, vars(part), index))
+                found = [
+                    (holder, key, i)
+                    for holder, key, i in _holders(name, vars(part), index)
+                    if (id(holder), key) not in known  # such as a module's own dict, in a list of places
+                ]
                 for holder, key, i in found:
                     full = f"{prefix}.{name}" if prefix else name
                     check.unroll_place(self.names[i], full, isinstance(holder, tuple))

@@ -212,6 +212,16 @@ def corpus_size(pairs: int, least: int, most: int) -> None:
         )
 
 
+def can_be_written(op: str, folder: Path) -> None:
+    """A folder that results will go to, which may not be there yet: said before they are made."""
+    place = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        what = "no right to" if place.is_dir() else "a file at"
+        raise PermissionError(
+            f"l2t.{op}: the folder {folder} must be one that can be written, got {what} {place}. Choose another place, or change this one."
+        )
+
+
 def corpus_not_there(folder: Path) -> None:
     """A corpus is not written over another."""
     if folder.exists():

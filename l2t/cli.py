@@ -605,6 +605,7 @@ def _data_of_pairs(options: argparse.Namespace) -> int:
         check.two_languages(source, target)
         if wanted:
             check.corpus_not_there(folder)
+            check.can_be_written("translation", folder)
         if options.folder is not None:
             made = corpus.from_folder(options.folder, source, target, seed)
         elif wanted:
@@ -1073,6 +1074,7 @@ def _compare_translators(folders: Sequence[Path], options: argparse.Namespace) -
             grid=tuple(options.grid or ()),
         )
         one = token_contest.of_runs(folders, budget)
+        check.can_be_written("compare", one.folder)
         _say_what_is_left_out(folders)
         comparison = token_contest.set_up(one)
     if options.arms == ["list"]:
@@ -1121,6 +1123,8 @@ def _hold(contests: Sequence[Contest], options: argparse.Namespace) -> int:
 
     with _asking():
         contests = [one._replace(device=_device(options)) for one in contests]
+        for one in contests:
+            check.can_be_written("compare", one.folder)
         comparisons = [contest.set_up(one) for one in contests]
     if options.arms == ["list"]:
         for one, comparison in zip(contests, comparisons, strict=True):

@@ -535,6 +535,17 @@ def test_the_table_marks_rates_at_the_edge_of_the_grid(taught):
     assert "after Holm's correction for " in last
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(taught, here, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert cli.main(["compare", str(taught), "--students", "3", "--quiet"]) == 2
+    assert f"must be one that can be written, got no right to {taught}. Choose" in one_line(capsys)
+    (here / "data").write_text("")
+    monkeypatch.setenv("L2T_DATA", str(here / "data" / "of mine"))
+    monkeypatch.setenv("HOME", str(here))
+    assert cli.main(["data", "translation"]) == 2
+    assert f"must be one that can be written, got a file at {here / 'data'}. Choose" in one_line(capsys)
+
+
 def test_the_same_comparison_is_not_made_twice(taught, monkeypatch):
     from l2t import compare
 

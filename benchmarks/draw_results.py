@@ -363,6 +363,24 @@ def rate(of: Row) -> str:
     return f"{of['lr']:g}" + ("\\*" if of["at_edge"] else "")
 
 
+OF_STUDIES = {
+    "edge": (
+        "The default is a smaller rate while teaching: three quarters of the largest at which a probe finds "
+        "gradients that are small and agree (`probe_margin`), and every arm's rate is tuned anew afterwards."
+    ),
+    "gradients": "The default is the exact gradient through the whole run.",
+    "few-dev": (
+        "The default is W full, starting as the label smoothing that trains best, beside two numbers for all "
+        "classes where labels are noisy; rows that neither has seen choose between them (`l2t.teach_best`)."
+    ),
+    "teachers": (
+        "The default is four slots, W full up to 20 classes and of rank 4 above; it sees progress, training "
+        "loss and accuracy."
+    ),
+}
+"""What is the default of what a study compares."""
+
+
 def study(name: str, content: Row) -> list[str]:
     """The options of a study, a row each: what teaching saw, and its students by teacher seed."""
     found = []
@@ -383,7 +401,7 @@ def study(name: str, content: Row) -> list[str]:
         f"students an arm, each arm at its own best rate; p of the paired t-test, not corrected."
     )
     head = ["option", "norm", "agreement", "test error less cross-entropy's, by teacher", "mean"]
-    return [f"## Study: {name}", about, table(head, [line for _, line in sorted(found)])]
+    return [f"## Study: {name}", about, table(head, [line for _, line in sorted(found)]), OF_STUDIES[name]]
 
 
 if __name__ == "__main__":

@@ -265,6 +265,8 @@ def test_the_table_of_a_study_says_what_its_rows_say(tmp_path):
     assert "never run" not in page
     assert "## Study: edge" in page
     assert "Of edges. `python it` (commit abc)" in page
+    assert "The default is a smaller rate while teaching" in page
+    assert draw_results.OF_STUDIES.keys() == studies.STUDIES.keys()
 
 
 def test_a_study_goes_on_from_rows_of_as_many_students(tmp_path):

@@ -2296,7 +2296,7 @@ def probe_found_none(lr: float, norm: float, agreement: float) -> str:
     return (
         f"l2t.teach: no learning rate that the probe tried gave students whose teacher gradients are small and agree; "
         f"the best is {lr:g} (norm {norm:.2g}, agreement {agreement:.2f}). Expect little: try smaller rates "
-        "(probe_lrs), less momentum, more students, or a teacher of fewer coefficients."
+        "(probe_lrs), damping=0.98, or a student that normalises."
     )
 
 
@@ -2332,7 +2332,7 @@ def guard_gives_up(returns: int) -> str:
     """The guard has gone back too often."""
     return (
         f"l2t.teach: {returns} returns are enough; teaching ends with the last good teacher. "
-        "Teach with a smaller learning rate of the students or less momentum."
+        "Teach with a smaller learning rate of the students, or with damping=0.98."
     )
 
 
@@ -2340,8 +2340,8 @@ def low_agreement(agreement: float) -> str:
     """Students do not agree on which teacher they want."""
     return (
         f"l2t.teach: the teacher gradients of independent students agree by {agreement:.2f} only (mean cosine, first "
-        "ten updates): the teacher learns next to nothing. Use a smaller learning rate or less momentum while teaching, "
-        "more students an episode, or a teacher of fewer coefficients."
+        "ten updates): the teacher learns next to nothing. Use a smaller learning rate while teaching, damping=0.98, "
+        "or a student that normalises."
     )
 
 

@@ -81,7 +81,7 @@ TEACH = """\
 Teaches one teacher a seed: episodes of fresh students, each trained from start to end under the teacher's
 loss, then one step of the teacher along the exact gradient of their dev-set measure. Progress shows the
 measure, the dev error, the gradient's norm and the agreement of independent students about its direction:
-near 0 the teacher learns nothing; a smaller --lr, more --students or fewer coefficients (--weight) help.
+near 0 the teacher learns nothing; a smaller --lr helps, or --set damping=0.98.
 """
 
 TEACH_EXAMPLES = """\

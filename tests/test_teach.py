@@ -315,7 +315,7 @@ def test_low_agreement_is_explained_once(monkeypatch, capsys):
     start = faked(monkeypatch, [[1.0, -1.0, 1.0]] * 25)
     taught = run(start, recipe=recipe, guard=False)
     said = capsys.readouterr().err
-    assert said.count("the teacher learns next to nothing. Use a smaller learning rate or less momentum") == 1
+    assert said.count("the teacher learns next to nothing. Use a smaller learning rate while teaching") == 1
     assert [e["kind"] for e in taught.history["events"]] == ["agreement"]
     assert taught.history["events"][0]["update"] == 9
 

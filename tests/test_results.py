@@ -214,6 +214,15 @@ def test_of_arms_that_are_as_good_the_first_is_the_best_baseline():
         assert draw_results.best_baseline(row) == names[0]
 
 
+def test_wins_of_known_losses_are_told_apart(results):
+    assert "fell back" not in draw_results.page(results).split("## Transfer")[0].split("## a-won")[0]
+    row = json.loads((results / "a-won.json").read_text())
+    row["teachers"]["seed-1"]["chosen"] = "neutral"
+    (results / "a-won.json").write_text(json.dumps(row))
+    said = "Of the former 1 and of the latter 0 have a teacher that fell back to a known loss"
+    assert said in draw_results.page(results)
+
+
 def test_without_rows_the_page_says_so(tmp_path):
     assert "There are no rows yet." in draw_results.page(tmp_path)
 

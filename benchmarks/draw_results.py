@@ -178,13 +178,13 @@ def outcome(rows: list[Row]) -> str:
         f"comparisons. Against the best tuned baseline every teacher wins in {every}, and some teacher loses "
         f"in {some}."
     )
-    known = [any(one["chosen"] != "taught" for one in row["teachers"].values()) for row in rows]
+    known = [any(one["chosen"] == "neutral" for one in row["teachers"].values()) for row in rows]
     won = sum(fell and set(words) == {"*win*"} for fell, words in zip(known, against, strict=True))
     lost = sum(fell and "**loss**" in words for fell, words in zip(known, against, strict=True))
     if won or lost:
         said += (
-            f" Of the former {won} and of the latter {lost} have a teacher that fell back to a known loss, and "
-            "are no merit or fault of teaching alone."
+            f" Of the former {won} and of the latter {lost} have a teacher that fell back to a known loss, "
+            "and are no merit or fault of teaching alone."
         )
     static = [(row, best(row, static_arms(row["also"]))) for row in rows if static_arms(row["also"])]
     if static:

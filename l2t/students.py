@@ -280,7 +280,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def error(logits: Tensor, target: Tensor) -> Tensor:
-    """Group of rows that each student gets wrong: (S, B, C), (S, B) -> (S,)."""
+    """Share of rows that each student gets wrong: (S, B, C), (S, B) -> (S,)."""
     return (logits.argmax(-1) != target).to(arithmetic(logits.dtype)).mean(-1)
 
 

@@ -28,8 +28,8 @@ from l2t import check
 from l2t.baselines import Arm, baselines
 from l2t.files import read_json, to_json, write_json
 from l2t.students import (
+    Cohort,
     GivenLoss,
-    Group,
     Lesson,
     Make,
     Stack,
@@ -573,12 +573,12 @@ def _run(
     device = rows.inputs.device
     seeds = [seed_of(seed, 2, index) for index in range(size)]
 
-    def run(group: Group) -> tuple[Stack, list[Tensor]]:
-        mine, count = share.dev[group.students], len(group.rates)
-        stack = Stack(student, seeds[group.students] * count).to(device)
+    def run(cohort: Cohort) -> tuple[Stack, list[Tensor]]:
+        mine, count = share.dev[cohort.students], len(cohort.rates)
+        stack = Stack(student, seeds[cohort.students] * count).to(device)
         held = mine.repeat(count, 1)
         dev = (rows.inputs[mine], rows.targets[held]) if arm.wants_dev else None
-        batches = every_batch[:, group.students].repeat(1, count, 1).to(device)
+        batches = every_batch[:, cohort.students].repeat(1, count, 1).to(device)
         lesson = Lesson((rows.inputs, rows.targets), batches, arm.loss, classes, dev, recipe.augment)
         curve: list[Tensor] = []
 
@@ -589,7 +589,7 @@ def _run(
             train_stack(
                 stack,
                 lesson,
-                lr=group.lr(rows.inputs),
+                lr=cohort.lr(rows.inputs),
                 momentum=recipe.momentum,
                 weight_decay=recipe.weight_decay,
                 decay=recipe.decay,
@@ -598,7 +598,7 @@ def _run(
             )
         return stack, curve
 
-    made = [run(group) for group in side_by_side(student, rows.inputs[: recipe.batch_size], size, rates)]
+    made = [run(cohort) for cohort in side_by_side(student, rows.inputs[: recipe.batch_size], size, rates)]
     curves = zip(*(curve for _, curve in made), strict=True)
     return [stack for stack, _ in made], [torch.cat(errors) for errors in curves]
 

@@ -457,7 +457,7 @@ SIDE_BY_SIDE = 2 << 30
 """Bytes that students who train side by side may take, and what is kept of their dev rows."""
 
 
-class Group(NamedTuple):
+class Cohort(NamedTuple):
     """Some of the students of a run, each at each of some learning rates: as many as train side by side.
 
     Attributes:
@@ -474,8 +474,8 @@ class Group(NamedTuple):
         return like.new_tensor(self.rates).repeat_interleave(each)
 
 
-def side_by_side(make: Make, inputs: Tensor, students: int, rates: Sequence[float]) -> list[Group]:
-    """All students at all rates in groups that fit SIDE_BY_SIDE bytes, rate by rate; small ones in one.
+def side_by_side(make: Make, inputs: Tensor, students: int, rates: Sequence[float]) -> list[Cohort]:
+    """All students at all rates in cohorts that fit SIDE_BY_SIDE bytes, rate by rate; small ones in one.
 
     Args:
         make: makes a student.
@@ -487,10 +487,10 @@ def side_by_side(make: Make, inputs: Tensor, students: int, rates: Sequence[floa
     if most >= students:
         count = most // students
         return [
-            Group(slice(0, students), tuple(rates[at : at + count])) for at in range(0, len(rates), count)
+            Cohort(slice(0, students), tuple(rates[at : at + count])) for at in range(0, len(rates), count)
         ]
     return [
-        Group(slice(at, min(at + most, students)), (rate,))
+        Cohort(slice(at, min(at + most, students)), (rate,))
         for rate in rates
         for at in range(0, students, most)
     ]

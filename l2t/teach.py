@@ -41,8 +41,8 @@ from l2t.plan import Plan, plan
 from l2t.students import (
     DECAYS,
     SIDE_BY_SIDE,
+    Cohort,
     GivenLoss,
-    Group,
     Lesson,
     Make,
     Stack,
@@ -473,10 +473,10 @@ def trial(
     """
     size = recipe.trial_students
     seeds, every_batch, every_held = _course(train, dev, recipe, seed, size)
-    groups = side_by_side(student, train[0][: recipe.batch_size], size, rates)
+    cohorts = side_by_side(student, train[0][: recipe.batch_size], size, rates)
 
-    def scores(teacher: AnyTeacher, group: Group) -> list[Tensor]:
-        count, mine = len(group.rates), group.students
+    def scores(teacher: AnyTeacher, cohort: Cohort) -> list[Tensor]:
+        count, mine = len(cohort.rates), cohort.students
         batches = every_batch[:, mine].repeat(1, count, 1)
         inputs, targets = every_held[0][mine], every_held[1][mine]  # the same for every rate
         held = inputs, targets.repeat(count, 1)
@@ -489,7 +489,7 @@ def trial(
             train_stack(
                 stack,
                 lesson,
-                lr=group.lr(train[0]),
+                lr=cohort.lr(train[0]),
                 momentum=recipe.momentum,
                 weight_decay=recipe.weight_decay,
                 decay=recipe.decay,
@@ -498,7 +498,7 @@ def trial(
             logits = evaluate(stack, inputs).split(len(targets))
         return [score(rate, targets) for rate in logits]
 
-    found = [torch.cat([rows for group in groups for rows in scores(one, group)]) for one in teachers]
+    found = [torch.cat([rows for cohort in cohorts for rows in scores(one, cohort)]) for one in teachers]
     return torch.stack(found).reshape(len(teachers), len(rates), size, -1).cpu()
 
 

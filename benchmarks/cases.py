@@ -12,14 +12,14 @@ left out, with a row that says so.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from l2t.budget import free_memory
 
 SHAPES = {f"{n}x{c}": (n, c) for n, c in ((128, 10), (128, 100), (256, 1000), (64, 32000), (1024, 32000))}
 STRUCTURES = ("full", "diagonal", "low rank")
@@ -96,8 +96,8 @@ def why_not(case: Case) -> str | None:
     matrix = case.classes**2 * (8 if case.dtype == "float64" else 4)
     if case.to_all and matrix > 1e9:
         return f"gradients to all coefficients hold another {matrix / 1e9:.0f} GB"
-    free = _free_memory(case.device)
-    if matrix > free:
+    free = free_memory(torch.device(case.device))
+    if free is not None and matrix > free:
         return f"W takes {matrix / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
     return None
 
@@ -172,13 +172,6 @@ def _zeros(c: int, dtype: torch.dtype, device: str) -> Tensor:
     if device != "cpu":
         return torch.zeros(c, c, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros((c, c), "f8" if dtype is torch.float64 else "f4"))
-
-
-def _free_memory(device: str) -> int:
-    if device != "cpu":
-        return torch.cuda.mem_get_info()[0]
-    available = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
-    return 1024 * int(available[1])
 
 
 class Job(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a run's states and steps take in memory, and the schedule that fits.
+"""What a run's states and steps take in memory, what of it is free, and the schedule that fits.
 
 Docs: section 6 of docs/math.md. Sizes are read off the first step before the run: a state by its tensors, a
 step that keeps its graph by trying it twice. Which plans there are is in l2t/schedule.py.

@@ -1074,12 +1074,13 @@ def _compare_translators(folders: Sequence[Path], options: argparse.Namespace) -
             grid=tuple(options.grid or ()),
         )
         one = token_contest.of_runs(folders, budget)
-        check.can_be_written("compare", one.folder)
         _say_what_is_left_out(folders)
         comparison = token_contest.set_up(one)
     if options.arms == ["list"]:
         print(" ".join(course.LOSSES))
         return 0
+    with _asking():
+        check.can_be_written("compare", one.folder)
     if options.again:
         comparison.forget()
     shown = not options.quiet and sys.stderr.isatty()
@@ -1123,14 +1124,15 @@ def _hold(contests: Sequence[Contest], options: argparse.Namespace) -> int:
 
     with _asking():
         contests = [one._replace(device=_device(options)) for one in contests]
-        for one in contests:
-            check.can_be_written("compare", one.folder)
         comparisons = [contest.set_up(one) for one in contests]
     if options.arms == ["list"]:
         for one, comparison in zip(contests, comparisons, strict=True):
             names = [slug(name) for name in comparison.others if name not in comparison.also]
             print(f"{one.task}, {one.regime}: {' '.join(names)}")
         return 0
+    with _asking():
+        for one in contests:
+            check.can_be_written("compare", one.folder)
     if options.again:
         for comparison in comparisons:
             comparison.forget()

@@ -16,7 +16,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -364,11 +364,11 @@ class Comparison:
                 began = time.perf_counter()
                 seed, rate = seed_of(self.seed, 2), row["tuning"]["lr"]
                 share = _share(arm, self.rows, self.recipe, self.students, seed, final=True)
-                made, _ = _run(arm, self.student, self.rows, share, self.recipe, self.classes, [rate], seed)
+                made = _run(arm, self.student, self.rows, share, self.recipe, self.classes, [rate], seed)
                 # The one look at the test set.
                 found = [
                     judge(stack, *(part.expand(stack.size, *part.shape) for part in self.test))
-                    for stack in made
+                    for stack, _ in made
                 ]
                 error, loss = (torch.cat(parts) for parts in zip(*found, strict=True))
                 row["test_error"] = error.tolist()
@@ -556,9 +556,9 @@ def _run(
     rates: Sequence[float],
     seed: int,
     points: Sequence[int] = (),
-) -> tuple[list[Stack], list[Tensor]]:
-    """Students of ``share``, once for each learning rate, as many side by side as go; their dev errors at
-    ``points``.
+) -> Iterator[tuple[Stack, list[Tensor]]]:
+    """Students of ``share``, once for each learning rate, a cohort after the other: as many as train side by
+    side, and their dev errors at ``points``.
     """
     size = len(share.dev)
     parts = len(share.learn)
@@ -598,9 +598,8 @@ def _run(
             )
         return stack, curve
 
-    made = [run(cohort) for cohort in side_by_side(student, rows.inputs[: recipe.batch_size], size, rates)]
-    curves = zip(*(curve for _, curve in made), strict=True)
-    return [stack for stack, _ in made], [torch.cat(errors) for errors in curves]
+    for cohort in side_by_side(student, rows.inputs[: recipe.batch_size], size, rates):
+        yield run(cohort)
 
 
 @torch.no_grad()
@@ -625,7 +624,8 @@ def _tune(
     points = sorted({round(recipe.steps * part / 20) for part in range(1, 21)} - {0})
 
     def errors_of(rates: Sequence[float]) -> dict[float, list[float]]:
-        _, curve = _run(arm, student, rows, share, recipe, classes, rates, seed, points)
+        made = _run(arm, student, rows, share, recipe, classes, rates, seed, points)
+        curve = [torch.cat(errors) for errors in zip(*(errors for _, errors in made), strict=True)]
         by_rate = torch.stack(curve).reshape(len(points), len(rates), students).mean(-1).T  # [rates, points]
         return dict(zip(rates, by_rate.tolist(), strict=True))
 

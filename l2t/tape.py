@@ -71,9 +71,7 @@ class Student:
         self._unset: list[tuple[dict[str, Any], str, str]] = []  # buffers that are None
         self._modes = [(part, part.training) for part in module.modules()]
         self.frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
-        self._attributes: list[
-            tuple[dict[str, Any], str]
-        ] = []  # plain ones that a call of the module may set
+        self._attributes: list[tuple[dict[str, Any], str]] = []  # that a call of the module may set
         self._bound: list[Tensor] = []  # what stands in the places of buffers since the binding
         self.aliases: list[list[str]] = [[] for _ in trained]  # every name of each, that in names first
         for name, p in module.named_parameters(remove_duplicate=False):

@@ -116,7 +116,7 @@ def test_a_wrong_contender_gets_no_time(change, reason, monkeypatch, tmp_path, c
 
 
 def test_what_does_not_fit_is_left_out_with_its_reason(monkeypatch):
-    monkeypatch.setattr(cases, "_free_memory", lambda device: 3e9)
+    monkeypatch.setattr(cases, "free_memory", lambda device: 3e9)
     (entry,) = run.prepare([Case("2x32000", "full", "value")], ["eager"], 0)
     assert entry.left_out == "W takes 4.1 GB and 3.0 GB are free"
     (entry,) = run.prepare([Case("2x32000", "full", "grad_vjp, all")], ["eager"], 0)

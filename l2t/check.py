@@ -2402,11 +2402,14 @@ def network_depth(name: str, depth: int, beyond: int) -> None:
 # ---- compare ---------------------------------------------------------------------------------------------------------
 
 
-def compare_counts(teachers: int, students: int, tuning_students: int, grid: Sequence[float]) -> None:
+def compare_counts(teachers: int, students: int, tuning_students: int | None, grid: Sequence[float]) -> None:
     """Enough to compare."""
     if teachers < 1:
         raise ValueError("l2t.compare: teachers must be one or more, got none. Teach one with l2t.teach.")
-    for name, count, least in (("students", students, 2), ("tuning_students", tuning_students, 1)):
+    counts = [("students", students, 2)]
+    if tuning_students is not None:
+        counts.append(("tuning_students", tuning_students, 1))
+    for name, count, least in counts:
         if not isinstance(count, int) or count < least:
             raise ValueError(
                 f"l2t.compare: {name} must be a whole number of {least} or more, got {count}. A spread needs two, a test "

@@ -409,7 +409,8 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
         "--tuning-students",
         metavar="S",
         type=_positive,
-        help="students an arm and learning rate in tuning; default: 10, translators 1",
+        help="students an arm and learning rate in tuning; default: 10, or more where dev rows are fewer "
+        "than 100; translators 1",
     )
     command.add_argument(
         "--grid",
@@ -1070,7 +1071,6 @@ def _compare_translators(folders: Sequence[Path], options: argparse.Namespace) -
         check.flags_without_meaning("a comparison of translators", _given(options, ["regime", "device"]))
         budget = _budget(options)._replace(
             students=options.students or token_contest.STUDENTS,
-            tuning_students=options.tuning_students or token_contest.TUNING_STUDENTS,
             grid=tuple(options.grid or ()),
         )
         one = token_contest.of_runs(folders, budget)
@@ -1110,7 +1110,7 @@ def _budget(options: argparse.Namespace) -> Budget:
 
     return Budget(
         students=options.students or 20,
-        tuning_students=options.tuning_students or 10,
+        tuning_students=options.tuning_students,
         grid=tuple(options.grid or GRID),
         seed=options.seed,
         only=None if options.arms in (None, ["list"]) else tuple(options.arms),

@@ -36,11 +36,13 @@ from l2t.students import (
     draw_batches,
     evaluate,
     grade,
+    held_rows,
     judge,
     seed_of,
     seeded,
     side_by_side,
     split_pools,
+    students_for,
     taught_loss,
     teacher_beside,
 )
@@ -95,7 +97,7 @@ def compare(
     dev_is_clean: bool = False,
     students: int = 20,
     grid: Sequence[float] = GRID,
-    tuning_students: int = 10,
+    tuning_students: int | None = None,
     seed: int = 0,
     directory: str | Path | None = None,
     progress: bool = True,
@@ -118,7 +120,8 @@ def compare(
         students: fresh students an arm.
         grid: learning rates to choose from. Where an arm's best is at an end, its grid goes on by the ratio
             of the last two rates there, at most twice.
-        tuning_students: students a learning rate and arm in tuning.
+        tuning_students: students a learning rate and arm in tuning; None: 10, or as many as give a thousand
+            answers where dev rows are fewer than a hundred.
         seed: of students, batches and splits; they are none that teaching has used.
         directory: where each arm is kept in a file of its own once it is tuned, and again when it is done; a
             later call takes from there what was made of the same data and settings. None keeps nothing.
@@ -207,7 +210,7 @@ class Comparison:
         dev_is_clean: bool = False,
         students: int = 20,
         grid: Sequence[float] = GRID,
-        tuning_students: int = 10,
+        tuning_students: int | None = None,
         seed: int = 0,
         directory: str | Path | None = None,
         only: Sequence[str] | None = None,
@@ -241,7 +244,9 @@ class Comparison:
             chosen = {check.known("compare", "arm", slug(name), map(slug, arms)) for name in only}
             arms = {name: arm for name, arm in arms.items() if slug(name) in chosen}
         self.teachers, self.student, self.test, self.recipe = teachers, student, test, recipe
-        self.students, self.tuning_students, self.seed = students, tuning_students, seed
+        rows = held_rows(len(train[1]), recipe.dev_fraction, recipe.dev_rows) if dev is None else len(dev[1])
+        self.students, self.tuning_students = students, students_for(rows, tuning_students)
+        self.seed = seed
         self.grid = tuple(sorted(grid))
         self.also = dict(also)
         check.compare_names([*arms, *also], {"taught", *map(_own, teachers)})

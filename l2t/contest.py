@@ -34,7 +34,7 @@ class Budget(NamedTuple):
     """What every arm of a comparison gets, and which baselines there are: arguments of :func:`compare`."""
 
     students: int
-    tuning_students: int
+    tuning_students: int | None
     grid: tuple[float, ...]
     seed: int
     only: tuple[str, ...] | None

@@ -38,6 +38,9 @@ Loss = Callable[[Tensor, Tensor, StudentState, int], Tensor]
 
 DECAYS = ("linear", "constant")
 
+ANSWERS = 1000
+"""Answers on dev rows that a trial or a tuning wants at each rate, where it is not told its students."""
+
 
 class Stack(nn.Module):
     """S students side by side as one module: (S, B, ...) -> (S, B, C).
@@ -206,11 +209,27 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def held_rows(count: int, fraction: float, most: int | None = None) -> int:
+    """How many of ``count`` rows are for dev: ``fraction``, from one to ``most``."""
+    return min(max(1, round(count * fraction)), count - 1, count if most is None else most)
+
+
+def students_for(rows: int, given: int | None = None) -> int:
+    """How many students tell losses apart by ``rows`` dev rows each: those given; else 10, and more where
+    rows are few, 100 at most, up to a thousand answers in all.
+
+    Example:
+        >>> students_for(2000), students_for(30), students_for(30, given=5)
+        (10, 34, 5)
+    """
+    return given if given is not None else min(max(10, -(-ANSWERS // rows)), 100)
+
+
 def split_pools(count: int, students: int, fraction: float, seed: int, most: int | None = None) -> Pools:
     """A random split of ``count`` rows for each student: ``fraction`` for dev, from one to ``most``."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.stack([torch.randperm(count, generator=generator) for _ in range(students)])
-    held = min(max(1, round(count * fraction)), count - 1, count if most is None else most)
+    held = held_rows(count, fraction, most)
     return Pools(order[:, held:], order[:, :held])
 
 

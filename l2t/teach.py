@@ -54,11 +54,13 @@ from l2t.students import (
     error,
     evaluate,
     evaluate_again,
+    held_rows,
     learning_rates,
     seed_of,
     seeded,
     side_by_side,
     split_pools,
+    students_for,
     taught_loss,
     teacher_beside,
     wrong,
@@ -180,7 +182,8 @@ class Recipe(Rules):
         guard_returns: returns after which teaching ends.
         trial_students: fresh students on whom the result is tried before it is returned, against the neutral
             teacher (:meth:`l2t.Teacher.neutral`): the loss that teaching started with. They are judged by
-            the expected error of their answers on dev, each student's at its own best temperature.
+            the expected error of their answers on dev, each student's at its own best temperature. None: 10,
+            or as many as give a thousand answers where dev rows are fewer than a hundred.
         trial_rates: factors of the students' learning rate; each teacher is tried at its best one.
         trial_margin: standard errors, over students and over dev rows that they share, by which a taught
             teacher has to be ahead of the neutral one there.
@@ -225,7 +228,7 @@ class Recipe(Rules):
     probe_norm: float = 1.0
     probe_agreement: float = 0.05
     probe_margin: float = 0.75
-    trial_students: int = 10
+    trial_students: int | None = None
     trial_rates: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
     trial_margin: float = 2.0
     perturb: float = 0.0
@@ -235,8 +238,9 @@ class Recipe(Rules):
         super().__post_init__()
         for name in ("steps", "batch_size", "dev_rows"):
             check.recipe_count(name, getattr(self, name), 1)
-        for name in ("probe_students", "trial_students"):
-            check.recipe_count(name, getattr(self, name), 2)
+        check.recipe_count("probe_students", self.probe_students, 2)
+        if self.trial_students is not None:
+            check.recipe_count("trial_students", self.trial_students, 2)
         for name in ("sharpness", "probe_norm", "probe_margin"):
             check.recipe_number(name, getattr(self, name), 0.0, math.inf, open_low=True)
         for name in ("weight_decay", "perturb", "trial_margin"):
@@ -471,7 +475,8 @@ def trial(
     """How wrong the same fresh students are on dev under each teacher and learning rate: 0 or 1, or what else
     ``score`` says, (teachers, rates, students, rows).
     """
-    size = recipe.trial_students
+    rows = held_rows(len(train[1]), recipe.dev_fraction, recipe.dev_rows) if dev is None else len(dev[1])
+    size = students_for(rows, recipe.trial_students)
     seeds, every_batch, every_held = _course(train, dev, recipe, seed, size)
     cohorts = side_by_side(student, train[0][: recipe.batch_size], size, rates)
 

@@ -233,6 +233,18 @@ def test_the_test_set_is_looked_at_once_an_arm_when_its_students_are_done(monkey
     assert log.count("run") == 2 * arms
 
 
+@pytest.mark.parametrize(("rows", "given", "students"), [(150, None, 34), (500, None, 10), (150, 3, 3)])
+def test_rates_are_tuned_by_more_students_where_dev_rows_are_few(rows, given, students):
+    x, y = data(rows + 50)
+    found = compare(
+        {"mine": l2t.Teacher(CLASSES)}, linear, (x[:rows], y[:rows]), (x[rows:], y[rows:]),
+        recipe=l2t.Recipe(steps=1), arms={}, students=2, grid=(0.1,), tuning_students=given, progress=False,
+    )["mine"]  # fmt: skip
+    assert f"dev error of {students} other students" in " ".join(found["protocol"])
+    wrong = found["tuning"]["taught"]["dev_error"][0] * students * (rows // 5)
+    assert wrong == pytest.approx(round(wrong), abs=1e-3)
+
+
 def test_a_good_loss_wins_and_a_bad_one_loses():
     """Pair-flip noise: the oracle is far ahead, and a taught loss that turns rows around far behind."""
     x, y = data(1500)

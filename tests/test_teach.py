@@ -516,6 +516,18 @@ def test_students_who_do_not_fit_side_by_side_are_tried_in_turn(monkeypatch, giv
         assert calls == 2 * sizes
 
 
+@pytest.mark.parametrize(
+    ("rows", "dev", "given", "students"),
+    [(150, 0, None, 34), (500, 0, None, 10), (40, 0, None, 100), (40, 50, None, 20), (150, 0, 3, 3)],
+)
+def test_a_trial_takes_more_students_where_dev_rows_are_few(rows, dev, given, students):
+    """Ten times thirty answers told label smoothing of one strength from another by a single mistake."""
+    module = __import__("sys").modules["l2t.teach"]
+    recipe = l2t.Recipe(steps=1, trial_students=given)
+    made = module.trial([l2t.Teacher(CLASSES)], mlp, data(rows), data(dev) if dev else None, recipe, [0.1], 0)
+    assert made.shape == (1, 1, students, dev or rows // 5)
+
+
 @pytest.mark.parametrize("perturb", [0.0, 0.05])
 def test_many_dev_rows_are_evaluated_again_in_the_backward(monkeypatch, perturb):
     module = __import__("sys").modules["l2t.teach"]

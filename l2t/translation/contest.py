@@ -107,6 +107,7 @@ class TokenComparison:
 
     def __init__(self, contest: TokenContest) -> None:
         self.budget, self.folder = contest.budget, contest.folder
+        self.tuning_students = contest.budget.tuning_students or TUNING_STUDENTS
         dynamic, static = parted(contest.runs)
         first = next(iter(dynamic.values()))
         self.dynamic, self.config = dynamic, first.config
@@ -176,7 +177,7 @@ class TokenComparison:
         say(f"tuning {name}, {rate:g}")
         values = []
         try:
-            for index in range(self.budget.tuning_students):
+            for index in range(self.tuning_students):
                 made = self._train(name, rate, seed_of(self.budget.seed, 1, index))
                 with threads(self.course.threads):
                     said = made.translate([source for source, _ in self.corpus.dev])
@@ -235,7 +236,7 @@ class TokenComparison:
             "grid": self.grid,
             "extensions": EXTENSIONS,
             "students": self.budget.students,
-            "tuning_students": self.budget.tuning_students,
+            "tuning_students": self.tuning_students,
             "seed": self.budget.seed,
         }
         return json.loads(json.dumps(about))  # type: ignore[no-any-return]
@@ -313,13 +314,13 @@ class TokenComparison:
             "course": self.course.to_json(),
             "data": self.config["data"],
             "students": self.budget.students,
-            "tuning_students": self.budget.tuning_students,
+            "tuning_students": self.tuning_students,
             "seed": self.budget.seed,
         }
 
     def _protocol(self, comparisons: int) -> list[str]:
         """What is done, in sentences."""
-        course, students, tuning = self.course, self.budget.students, self.budget.tuning_students
+        course, students, tuning = self.course, self.budget.students, self.tuning_students
         others = f"{tuning} other student{'' if tuning == 1 else 's'}"
         grid = ", ".join(f"{rate:g}" for rate in self.grid)
         return [

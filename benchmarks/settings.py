@@ -9,14 +9,14 @@ Students are many where they are cheap: what dynamic and static losses differ in
 first comparison of twenty had been looked at, the students are others (``--seed 1``).
 
 A course of a translator is long, so its arms are those that were asked about: maximum likelihood, label
-smoothing of three strengths, a focal loss, and the static taught loss beside the dynamic one. With 10
-students a win takes 1.4 standard deviations of a pair's difference after Holm's correction for 6 tests; with
-5, 3.4. At 0.16 s a step of the LSTM and 0.24 s of the Transformer, as short runs took, the whole is expected
-to take, in minutes of one core:
+smoothing of three strengths, a focal loss, and the static taught loss beside the dynamic one. With 5 students
+a win takes 3.4 standard deviations of a pair's difference after Holm's correction for 6 tests; with 10, 1.4.
+At 0.16 s a step of the LSTM and 0.24 s of the Transformer, as short runs took, the whole is expected to take,
+in minutes of one core:
 
-    steps of a course          a course   7 arms of 3 to 5 rates and 10 students   a teacher
-    LSTM, 700                     1.9               170 to 195                        60
-    Transformer, 500              2.0               182 to 210                        85
+    steps of a course          a course   7 arms of 3 to 5 rates and 5 students   a teacher
+    LSTM, 700                     1.9               106 to 133                       60
+    Transformer, 500              2.0               112 to 140                       85
 
 A teacher is 160 windows of 20 steps, each for 5.5 times its steps, 2 pools and a trial of 5 runs.
 """
@@ -129,8 +129,8 @@ SETTINGS = {
 _WINDOWS = "--window 20 --updates 40 --set refresh=20 lr_warmup=100"
 _ARMS = "--arms maximum-likelihood label-smoothing-0.05 label-smoothing-0.1 label-smoothing-0.2 focal-1"
 TRANSLATORS = {
-    "translation-lstm": Translator("lstm", f"--steps 700 {_WINDOWS}", _ARMS, students=10),
-    "translation-transformer": Translator("transformer", f"--steps 500 {_WINDOWS}", _ARMS, students=10),
+    "translation-lstm": Translator("lstm", f"--steps 700 {_WINDOWS}", _ARMS),
+    "translation-transformer": Translator("transformer", f"--steps 500 {_WINDOWS}", _ARMS),
 }
 
 TRANSFERS = {

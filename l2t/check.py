@@ -324,8 +324,8 @@ def run_data_there(folder: Path, there: bool) -> None:
     """The sentence pairs of a run of translators."""
     if not there:
         raise FileNotFoundError(
-            f"l2t.cli: the sentence pairs of the run must be in {folder}, where they were when it was begun, got none there. "
-            "Put them back, or a link to where they are now."
+            f"l2t.cli: the sentence pairs of the run must be in {folder}, where they were when it was begun, or where `l2t "
+            "data` looks for those of its languages, got none there. Put them back, or set L2T_DATA."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -219,9 +220,27 @@ def test_other_sentence_pairs_are_not_taken_for_those_of_the_run(
     config["data"]["folder"] = str(tmp_path / "other")
     with pytest.raises(ValueError, match=r"must be those that the run was begun with, got another train\.de"):
         runs.corpus_of(config)
+
+
+def test_sentence_pairs_that_moved_are_found_where_data_sets_are(
+    data: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run goes to another machine without a link to where its pairs were."""
+    config = json.loads((taught / "seed-0" / "config.json").read_text())
     config["data"]["folder"] = str(tmp_path / "moved")
+    monkeypatch.setenv("L2T_DATA", str(tmp_path / "sets"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"must be in .*moved, where they were when it was"):
         runs.corpus_of(config)
+    home = tmp_path / "sets" / "translation-{source}-{target}".format(**config["data"])
+    shutil.copytree(data, home)
+    assert runs.corpus_of(config) == read_folder(data)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    config["data"]["folder"] = str(home)
+    runs.check_same(tmp_path, config)
+    config["data"]["pieces"] += 1
+    with pytest.raises(ValueError, match="data"):
+        runs.check_same(tmp_path, config)
 
 
 def test_a_flag_of_several_values_that_comes_twice_has_those_of_both(data: Path, tmp_path: Path) -> None:

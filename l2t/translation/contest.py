@@ -69,8 +69,9 @@ def of_runs(folders: Sequence[Path], budget: Budget) -> TokenContest:
         ValueError: for runs of different courses or sentence pairs, and for a budget that makes no sense.
     """
     found = find_runs(*folders)
+    told = runs.anywhere(found[0].config)
     for run in found:
-        other = [key for key in _SHARED if run.config.get(key) != found[0].config.get(key)]
+        other = [key for key in _SHARED if runs.anywhere(run.config).get(key) != told.get(key)]
         if not other and _pieces_of(run) != _pieces_of(found[0]):
             other = [VOCABULARY]
         check.one_contest(run.directory, other)

@@ -19,7 +19,7 @@ from l2t import check
 from l2t.files import read_json
 from l2t.teacher import AnyTeacher
 from l2t.translation.batches import Batches, batches_of, by_length
-from l2t.translation.corpus import Corpus, read_folder
+from l2t.translation.corpus import Corpus, built, read_folder
 from l2t.translation.course import VOCABULARY, Course
 from l2t.translation.token_teacher import TRACKED, TokenLoss, TokenTeacher
 from l2t.translation.vocabulary import Vocabulary
@@ -108,11 +108,17 @@ def check_same(directory: Path, config: Mapping[str, Any]) -> None:
         ValueError: it was.
     """
     path = directory / "config.json"
-    was = read_json(path) if path.is_file() else {}
-    wanted = json.loads(json.dumps(config))
+    was = anywhere(read_json(path)) if path.is_file() else {}
+    wanted = anywhere(json.loads(json.dumps(config)))
     check.is_the_same(
         "teach", directory, [name for name in wanted if name != "versions" and was.get(name) != wanted[name]]
     )
+
+
+def anywhere(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a run but for the folder of its pairs, which may have moved; checksums tell them."""
+    data = {name: value for name, value in config.get("data", {}).items() if name != "folder"}
+    return {**config, "data": data}
 
 
 def among(folders: Sequence[Path]) -> bool:
@@ -123,14 +129,17 @@ def among(folders: Sequence[Path]) -> bool:
 
 
 def corpus_of(config: Mapping[str, Any]) -> Corpus:
-    """The pairs that a run was begun with.
+    """The pairs that a run was begun with, where they were then or, on another machine, where data sets are.
 
     Raises:
-        FileNotFoundError: they are not there any more.
+        FileNotFoundError: they are not there.
         ValueError: they are others.
     """
-    folder, files = Path(config["data"]["folder"]), config["data"]["files"]
-    check.run_data_there(folder, (folder / "corpus.json").is_file())
+    data, files = config["data"], config["data"]["files"]
+    found = [Path(data["folder"]), *built(data["source"], data["target"])]
+    there = [folder for folder in found if (folder / "corpus.json").is_file()]
+    check.run_data_there(found[0], bool(there))
+    folder = there[0]
     corpus = read_folder(folder)
     check.run_data(folder, [name for name in files if corpus.info["files"].get(name) != files[name]])
     return corpus

@@ -363,6 +363,12 @@ def translator(row: Row) -> list[str]:
             said.append(
                 f"What was taught in {name} did not end lower on dev than {teacher['chosen']}, which it is."
             )
+    made, kept = row["taught_at"], f"benchmarks/results/teachers/{row['name']}"
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    said.append(
+        f"The teachers were taught at commit {made['commit']} ({versions}) and are kept in {kept}: with "
+        "`--taught` the command makes the comparison of these alone."
+    )
     said += notes(row)
     return [about, block(row), table(head, lines), bullets(said)]
 

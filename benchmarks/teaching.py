@@ -6,11 +6,15 @@ the statistics of `l2t compare`.
 benchmarks/draw_results.py draws docs/results.md of the rows. What is done already, teachers and arms, is
 taken from the folder of runs, so that the same command goes on after Ctrl-C.
 
+Teachers of translators take hours: once taught they are kept beside the rows, in teachers/<setting>/, and
+--taught compares those, without teaching anew.
+
 Examples:
   python benchmarks/teaching.py --list
   python benchmarks/teaching.py mnist1d-mlp-clean --jobs 2
   python benchmarks/teaching.py digits-mlp-clean digits-mlp-few
   python benchmarks/teaching.py translation-lstm      of the pairs that `l2t data translation` makes
+  python benchmarks/teaching.py translation-lstm --taught      of teachers that are kept
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import argparse
 import json
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,12 +35,14 @@ from settings import KINDS, SETTINGS, TRANSFERS, TRANSLATORS
 
 import l2t
 from l2t import _native, cli
-from l2t.files import write_json
+from l2t.files import read_json, write_json
 from l2t.report import Run, find_runs
 from l2t.translation.runs import seconds_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+KEPT = ("config.json", "history.json", "teacher.json", "teacher.safetensors", "vocabulary.model")
+"""What a comparison reads of a teacher's run."""
 
 
 def commands(name: str, runs: Path) -> list[list[str]]:
@@ -62,20 +69,59 @@ def commands(name: str, runs: Path) -> list[list[str]]:
     return [*found, ["compare", str(folder), *students, *shlex.split(setting.compare)]]
 
 
-def run(name: str, runs: Path, jobs: int) -> dict[str, Any]:
-    """Teach and compare what is missing; the row of it. Raises SystemExit where a command fails."""
-    for step in commands(name, runs):
-        print(f"l2t {shlex.join(step)}", flush=True)
-        code = cli.main([*step, "--jobs", str(jobs)])
-        if code:
-            raise SystemExit(code)
+def run(
+    name: str, runs: Path, jobs: int, kept: Path = RESULTS / "teachers", taught: bool = False
+) -> dict[str, Any]:
+    """Teach and compare what is missing; the row of it. Teachers of translators go to ``kept``, or where they
+    are taught already come from there. Raises SystemExit where a command fails.
+    """
+    *teaching, comparison = commands(name, runs)
+
+    def make(*steps: list[str]) -> None:
+        for step in steps:
+            print(f"l2t {shlex.join(step)}", flush=True)
+            code = cli.main([*step, "--jobs", str(jobs)])
+            if code:
+                raise SystemExit(code)
+
+    if taught:
+        take(kept / name, runs / name)
+    else:
+        make(*teaching)
+        if name in TRANSLATORS:
+            keep(runs / name, kept / name)
+    make(comparison)
     return {
         "name": name,
         **({"source": TRANSFERS[name].source} if name in TRANSFERS else {}),
         "command": f"python benchmarks/teaching.py {name}",
         "commands": [f"l2t {shlex.join(step)}" for step in commands(name, Path("runs"))],
         **(row_of_translators if name in TRANSLATORS else row_of)(find_runs(runs / name)),
+        **({"taught_at": read_json(kept / name / "made.json")} if name in TRANSLATORS else {}),
     }
+
+
+def keep(folder: Path, kept: Path) -> None:
+    """Copy what a comparison reads of the teachers in a folder, and say what made them."""
+    for one in find_runs(folder):
+        to = kept / one.name
+        to.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            if (one.directory / name).is_file():
+                shutil.copyfile(one.directory / name, to / name)
+        config = read_json(to / "config.json")  # pairs are found by their languages, and known by checksums
+        config["data"]["folder"] = Path(config["data"]["folder"]).name
+        write_json(to / "config.json", config)
+    write_json(kept / "made.json", {"commit": commit(), "versions": versions()})
+
+
+def take(kept: Path, folder: Path) -> None:
+    """Copy kept teachers to where none were taught."""
+    if not kept.is_dir():
+        raise SystemExit(f"teaching.py: {kept} must hold teachers. Leave --taught out to teach them.")
+    for one in kept.glob("*/"):
+        if not (folder / one.name).exists():
+            shutil.copytree(one, folder / one.name)
 
 
 def row_of(runs: list[Run]) -> dict[str, Any]:
@@ -218,6 +264,9 @@ def main() -> None:
         "settings", nargs="*", metavar="SETTING", help="names of settings.py, translators and transfers too"
     )
     parser.add_argument("--list", action="store_true", help="the settings and their commands")
+    parser.add_argument(
+        "--taught", action="store_true", help="compare the teachers in teachers/ of --out, teach none"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="teachers, then arms, at a time (default 1)")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs (default runs)")
     parser.add_argument(
@@ -232,8 +281,10 @@ def main() -> None:
         for name in names:
             print(name, *(f"  l2t {shlex.join(step)}" for step in commands(name, Path("runs"))), sep="\n")
         return
+    if options.taught and not all(name in TRANSLATORS for name in options.settings):
+        parser.error(f"--taught is for settings whose teachers are kept: {', '.join(TRANSLATORS)}")
     for name in options.settings:
-        row = run(name, options.runs, options.jobs)
+        row = run(name, options.runs, options.jobs, options.out / "teachers", options.taught)
         write_json(options.out / f"{name}.json", row)
         print(options.out / f"{name}.json", json.dumps(row["minutes"]), file=sys.stderr)
 

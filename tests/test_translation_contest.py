@@ -6,9 +6,11 @@ import json
 import math
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import statistics
+import sys
 from multiprocessing import Value
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +18,11 @@ from typing import Any
 
 import draw_results
 import pytest
+import settings
 import teaching
 import torch
 from scipy import stats
+from settings import Translator
 from torch import Tensor
 from toy_translator import toy_corpus
 
@@ -80,7 +84,8 @@ def test_the_arms_are_the_baselines_and_the_taught_losses(out: Path, found: dict
 
 def test_the_page_of_results_says_what_a_comparison_found(out: Path, found: dict, tmp_path: Path) -> None:
     about = {"name": "translation-toy", "command": "python this", "commands": ["l2t teach translation"]}
-    row = about | json.loads(json.dumps(teaching.row_of_translators(find_runs(out))))
+    at = {"taught_at": {"commit": "abc", "versions": {"torch": "2.13"}}}
+    row = about | at | json.loads(json.dumps(teaching.row_of_translators(find_runs(out))))
     assert row["courses"] == 4 * 3 + sum(len(arm["tuning"]["grid"]) for arm in found["arms"].values())
     assert {name: len(teacher["settings"]["features"]) for name, teacher in row["teachers"].items()} == {
         "seed-0": 3, "static-0": 3,
@@ -129,6 +134,38 @@ def test_the_page_of_results_says_what_a_comparison_found(out: Path, found: dict
     assert "* diverged, and out of the running: focal-1 at 9\n" in page
     assert "150 / 15 / 15 pairs, 60 pieces; student lstm, 3 an arm)" in page
     assert "There are no rows yet." in page  # of images
+    assert "* The teachers were taught at commit abc (torch 2.13) and are kept in benchmarks/results/" in page
+
+
+def test_kept_teachers_are_compared_without_teaching(
+    out: Path, found: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same bits, where their runs and the folder of their pairs are gone."""
+    setting = Translator("lstm", shlex.join(TEACH[2:]), shlex.join(COMPARE), students=3)
+    monkeypatch.setitem(settings.TRANSLATORS, "toy", setting)
+    kept = tmp_path / "rows" / "teachers" / "toy"
+    teaching.keep(out, kept)
+    assert sorted(path.name for path in kept.iterdir()) == ["made.json", "seed-0", "static-0"]
+    assert str(out.parent) not in "".join(path.read_text() for path in kept.rglob("*.json"))
+    shutil.copytree(out.parent / "pairs", tmp_path / "sets" / "translation-de-en")
+    monkeypatch.setenv("L2T_DATA", str(tmp_path / "sets"))
+    monkeypatch.setattr(runs, "teach", None)
+    where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "rows")]
+    monkeypatch.setattr(sys, "argv", ["teaching.py", "toy", "--taught", *where])
+    teaching.main()
+    row = json.loads((tmp_path / "rows" / "toy.json").read_text())
+    assert row["arms"].keys() == found["arms"].keys()
+    for arm, its in row["arms"].items():
+        assert all(its[key] == found["arms"][arm][key] for key in ("bleu", "chrf", "perplexity", "tuning"))
+    assert row["taught_at"]["commit"] == teaching.commit()
+
+
+def test_teachers_that_nobody_kept_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, said in (("translation-lstm", "must hold teachers"), ("digits-mlp-few", "2")):
+        monkeypatch.setattr(sys, "argv", ["teaching.py", name, "--taught", "--out", str(tmp_path)])
+        with pytest.raises(SystemExit) as stop:
+            teaching.main()
+        assert said in str(stop.value.code)
 
 
 def test_a_student_of_an_arm_is_what_a_course_trains(out: Path, found: dict) -> None:

@@ -24,6 +24,7 @@ from l2t.files import write_whole
 from l2t.report import static_arms
 from l2t.translation.contest import in_order, mean_perplexity, notes
 from l2t.translation.course import LOSSES
+from l2t.translation.runs import seconds_of
 
 ROOT = Path(__file__).resolve().parents[1]
 Row = Mapping[str, Any]
@@ -88,6 +89,9 @@ def page(results: Path) -> str:
         parts += ["## Translation", TRANSLATION, translators_summary(translators)]
         for row in translators:
             parts += [f"### {row['name']}", *translator(row)]
+    for kept in sorted((results / "teachers").glob("*/")):
+        if not (results / f"{kept.name}.json").is_file():
+            parts += [f"## {kept.name}: taught, not yet compared", *taught_alone(kept)]
     for path in sorted((results / "studies").glob("*.json")):
         parts += study(path.stem, json.loads(path.read_text()))
     other = results / "other.md"
@@ -285,8 +289,11 @@ def section(row: Row) -> list[str]:
 
 def made_by(row: Row) -> str:
     """The end of what is said of a row: its commit and versions, and that its commands follow."""
-    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-    return f"commit {row['commit']}, {versions}. The same as commands:"
+    return f"commit {row['commit']}, {versions_of(row)}. The same as commands:"
+
+
+def versions_of(made: Row) -> str:
+    return ", ".join(f"{name} {version}" for name, version in made["versions"].items())
 
 
 def block(row: Row) -> str:
@@ -364,13 +371,36 @@ def translator(row: Row) -> list[str]:
                 f"What was taught in {name} did not end lower on dev than {teacher['chosen']}, which it is."
             )
     made, kept = row["taught_at"], f"benchmarks/results/teachers/{row['name']}"
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     said.append(
-        f"The teachers were taught at commit {made['commit']} ({versions}) and are kept in {kept}: with "
-        "`--taught` the command makes the comparison of these alone."
+        f"The teachers were taught at commit {made['commit']} ({versions_of(made)}) and are kept in {kept}: "
+        "with `--taught` the command makes the comparison of these alone."
     )
     said += notes(row)
     return [about, block(row), table(head, lines), bullets(said)]
+
+
+def taught_alone(kept: Path) -> list[str]:
+    """Of teachers whose comparison has not run: what ended each teaching, which is no test."""
+    made = json.loads((kept / "made.json").read_text())
+    lines, losses = [], {}
+    for file in sorted(kept.glob("*/history.json")):
+        history = json.loads(file.read_text())
+        trial, hours = history["trial"], seconds_of(history) / 3600
+        levels = {loss: statistics.fmean(runs) for loss, runs in trial["measure"].items()}
+        losses |= dict.fromkeys(levels)
+        lines.append((file.parent.name, trial["chosen"], f"{hours:.1f}", levels))
+    about = (
+        f"What `python benchmarks/teaching.py {kept.name} --taught` begins with (commit {made['commit']}, "
+        f"{versions_of(made)}). At the end of a teaching the same student is trained for a whole run by each "
+        "loss, at one rate, and the least calibrated cross-entropy a piece on dev, in nats, is taken: a first "
+        "look, on rows that the teacher has learned from. *neutral* is what it started as, *average* and "
+        "*good* are its last teachers and its best ones."
+    )
+    rows = [
+        [name, chosen, hours, *(f"{levels[loss]:.3f}" if loss in levels else "" for loss in losses)]
+        for name, chosen, hours, levels in lines
+    ]
+    return [about, table(["teacher", "taken", "hours of a core", *losses], rows)]
 
 
 def rate(of: Row) -> str:

@@ -152,7 +152,14 @@ def test_kept_teachers_are_compared_without_teaching(
     monkeypatch.setattr(runs, "teach", None)
     where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "rows")]
     monkeypatch.setattr(sys, "argv", ["teaching.py", "toy", "--taught", *where])
+    page = draw_results.page(tmp_path / "rows")
+    assert "## toy: taught, not yet compared" in page
+    history = json.loads((out / "seed-0" / "history.json").read_text())
+    for loss, (level,) in history["trial"]["measure"].items():
+        assert f" {loss} |" in page
+        assert f"| {level:.3f} |" in page
     teaching.main()
+    assert "not yet compared" not in draw_results.page(tmp_path / "rows")
     row = json.loads((tmp_path / "rows" / "toy.json").read_text())
     assert row["arms"].keys() == found["arms"].keys()
     for arm, its in row["arms"].items():

@@ -392,8 +392,8 @@ def taught_alone(kept: Path) -> list[str]:
     about = (
         f"What `python benchmarks/teaching.py {kept.name} --taught` begins with (commit {made['commit']}, "
         f"{versions_of(made)}). At the end of a teaching the same student is trained for a whole run by each "
-        "loss, at one rate, and the least calibrated cross-entropy a piece on dev, in nats, is taken: a first "
-        "look, on rows that the teacher has learned from. *neutral* is what it started as, *average* and "
+        "loss, at one rate, and the least calibrated cross-entropy a piece on dev, in nats, is taken: a first"
+        " look, on rows that the teacher has learned from. *neutral* is what it started as, *average* and "
         "*good* are its last teachers and its best ones."
     )
     rows = [

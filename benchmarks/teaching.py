@@ -20,12 +20,15 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,26 +105,51 @@ def run(
 
 
 def keep(folder: Path, kept: Path) -> None:
-    """Copy what a comparison reads of the teachers in a folder, and say what made them."""
-    for one in find_runs(folder):
-        to = kept / one.name
-        to.mkdir(parents=True, exist_ok=True)
-        for name in KEPT:
-            if (one.directory / name).is_file():
+    """Copy what a comparison reads of the teachers in a folder, and say what made them; once for the same."""
+    found = find_runs(folder)
+    if {one.name: _teacher(one.directory) for one in found} == _teachers(kept):
+        return
+    with _whole(kept) as part:
+        for one in found:
+            to = part / one.name
+            to.mkdir()
+            for name in KEPT:
                 shutil.copyfile(one.directory / name, to / name)
-        config = read_json(to / "config.json")  # pairs are found by their languages, and known by checksums
-        config["data"]["folder"] = Path(config["data"]["folder"]).name
-        write_json(to / "config.json", config)
-    write_json(kept / "made.json", {"commit": commit(), "versions": versions()})
+            config = read_json(to / "config.json")  # pairs are found by languages, and known by checksums
+            config["data"]["folder"] = Path(config["data"]["folder"]).name
+            write_json(to / "config.json", config)
+        write_json(part / "made.json", {"commit": commit(), "versions": versions()})
 
 
 def take(kept: Path, folder: Path) -> None:
-    """Copy kept teachers to where none were taught."""
-    if not kept.is_dir():
+    """Copy kept teachers to where none were taught. Raises SystemExit for none, and where others are."""
+    if not _teachers(kept):
         raise SystemExit(f"teaching.py: {kept} must hold teachers. Leave --taught out to teach them.")
-    for one in kept.glob("*/"):
-        if not (folder / one.name).exists():
-            shutil.copytree(one, folder / one.name)
+    if not folder.exists():
+        with _whole(folder) as part:
+            shutil.copytree(kept, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("made.json"))
+    if _teachers(folder) != _teachers(kept):
+        raise SystemExit(f"teaching.py: {folder} must hold the teachers of {kept} alone. Give other --runs.")
+
+
+def _teacher(run: Path) -> bytes:
+    return (run / "teacher.safetensors").read_bytes()
+
+
+def _teachers(folder: Path) -> dict[str, bytes]:
+    return {path.parent.name: _teacher(path.parent) for path in folder.glob("*/teacher.safetensors")}
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of this one when it is complete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder.parent) as made:
+        part = Path(made) / folder.name
+        part.mkdir()
+        yield part
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
 
 
 def row_of(runs: list[Run]) -> dict[str, Any]:

@@ -222,7 +222,7 @@ def students_for(rows: int, given: int | None = None) -> int:
         >>> students_for(2000), students_for(30), students_for(30, given=5)
         (10, 34, 5)
     """
-    return given if given is not None else min(max(10, -(-ANSWERS // rows)), 100)
+    return given if given is not None else min(max(10, -(-ANSWERS // max(rows, 1))), 100)
 
 
 def split_pools(count: int, students: int, fraction: float, seed: int, most: int | None = None) -> Pools:

@@ -147,6 +147,8 @@ def test_kept_teachers_are_compared_without_teaching(
     teaching.keep(out, kept)
     assert sorted(path.name for path in kept.iterdir()) == ["made.json", "seed-0", "static-0"]
     assert str(out.parent) not in "".join(path.read_text() for path in kept.rglob("*.json"))
+    (kept / "made.json").write_text('{"commit": "abc", "versions": {"torch": "2.13"}}')
+    teaching.keep(out, kept)  # of the same teachers, which another commit has made
     shutil.copytree(out.parent / "pairs", tmp_path / "sets" / "translation-de-en")
     monkeypatch.setenv("L2T_DATA", str(tmp_path / "sets"))
     monkeypatch.setattr(runs, "teach", None)
@@ -164,7 +166,14 @@ def test_kept_teachers_are_compared_without_teaching(
     assert row["arms"].keys() == found["arms"].keys()
     for arm, its in row["arms"].items():
         assert all(its[key] == found["arms"][arm][key] for key in ("bleu", "chrf", "perplexity", "tuning"))
-    assert row["taught_at"]["commit"] == teaching.commit()
+    assert row["taught_at"]["commit"] == "abc"
+    shutil.copytree(tmp_path / "runs" / "toy" / "seed-0", tmp_path / "runs" / "toy" / "seed-1")
+    with pytest.raises(SystemExit, match=r"must hold the teachers of .*toy alone"):
+        teaching.main()
+    (kept / "static-0" / "teacher.safetensors").unlink()
+    teaching.keep(out, kept)
+    assert json.loads((kept / "made.json").read_text())["commit"] == teaching.commit()
+    assert sorted(path.name for path in kept.parent.iterdir()) == ["toy"]
 
 
 def test_teachers_that_nobody_kept_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,18 @@ def built_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path
     return folder
 
 
+def output_of(*words: object, stderr: int = subprocess.PIPE, env: dict[str, str] | None = None) -> str:
+    """What a program that must succeed says."""
+    ran = subprocess.run([*map(str, words)], stdout=subprocess.PIPE, stderr=stderr, text=True, env=env)
+    assert ran.returncode == 0, f"{ran.stdout}{ran.stderr}"
+    return ran.stdout
+
+
+def only(folder: Path, pattern: str) -> Path:
+    (path,) = folder.glob(pattern)
+    return path
+
+
 def run(program: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     def by(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

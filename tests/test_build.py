@@ -20,15 +20,10 @@ import zlib
 from pathlib import Path
 
 import pytest
-from native_build import built_once
+from native_build import ROOT, only, output_of
 
 from l2t import _native
 
-ROOT = Path(__file__).resolve().parents[1]
-# What setup.py leaves behind or git does not know; the rest is what a clone has.
-LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", ".*_cache", ".hypothesis", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__"
-)
 SOURCES = [
     path.relative_to(ROOT).as_posix()
     for folder in ("csrc", "l2t", "tests")
@@ -43,62 +38,6 @@ needs_cuda = pytest.mark.skipif(
     reason="the installed core has no CUDA kernels: it was built without nvcc or with L2T_CUDA=OFF",
 )
 reads_elf = pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
-
-
-def run(*command, stderr=subprocess.PIPE, **kwargs):
-    ran = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=stderr, text=True, **kwargs)
-    assert ran.returncode == 0, f"{ran.stdout}{ran.stderr}"
-    return ran.stdout
-
-
-@pytest.fixture(scope="session")
-def clone(tmp_path_factory):
-    """The tree as a clone has it, so that nothing built before can help."""
-    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("clone") / "l2t", ignore=LEFT_OUT))
-
-
-@pytest.fixture(scope="session")
-def without_nvcc(tmp_path_factory):
-    """An environment in which everything is found but nvcc: folders that hold one are linked without it."""
-    path = []
-    for folder in map(Path, os.get_exec_path()):
-        if (folder / "nvcc").exists():
-            links = tmp_path_factory.mktemp("path")
-            for program in folder.iterdir():
-                if program.name != "nvcc":
-                    (links / program.name).symlink_to(program)
-            folder = links
-        path.append(str(folder))
-    taken = ("CUDACXX", "CUDA_HOME", "L2T_CUDA", "L2T_CUDA_ARCHITECTURES")
-    rest = {name: value for name, value in os.environ.items() if name not in taken}
-    environment = {**rest, "PATH": os.pathsep.join(path)}
-    assert shutil.which("nvcc", path=environment["PATH"]) is None
-    return environment
-
-
-@pytest.fixture(scope="session")
-def built(clone, without_nvcc, tmp_path_factory):
-    """A folder with a source distribution, the wheel built from it and unpacked, and what was said."""
-
-    def build(folder):
-        sdist = (sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", folder, clone)
-        run(*sdist, env=without_nvcc)
-        with tarfile.open(only(folder, "l2t-*.tar.gz")) as archive:
-            archive.extractall(folder / "source")
-        source = only(folder / "source", "l2t-*")
-        command = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--verbose", "wheel", source)
-        settings = ("--no-build-isolation", "--no-deps", "--wheel-dir", folder)
-        said = run(*command, *settings, env=without_nvcc, stderr=subprocess.STDOUT)
-        (folder / "said.txt").write_text(said)
-        with zipfile.ZipFile(only(folder, "*.whl")) as archive:
-            archive.extractall(folder / "wheel")
-
-    return built_once(tmp_path_factory, "build without nvcc", build)
-
-
-def only(folder, pattern):
-    (path,) = folder.glob(pattern)
-    return path
 
 
 @pytest.fixture
@@ -178,16 +117,16 @@ def test_the_wheel_holds_the_package_and_the_extension(wheel):
 
 @reads_elf
 def test_the_extension_links_the_c_and_cpp_libraries_and_nothing_else(extension):
-    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", run("readelf", "--dynamic", "--wide", extension))
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", output_of("readelf", "--dynamic", "--wide", extension))
     allowed = r"lib(stdc\+\+|m|gcc_s|c|pthread)\.so\.\d+|ld-linux.*\.so\.\d+"
     assert needed
     assert not [name for name in needed if not re.fullmatch(allowed, name)]
-    assert not re.findall(r"\((?:RPATH|RUNPATH)\)", run("readelf", "--dynamic", "--wide", extension))
+    assert not re.findall(r"\((?:RPATH|RUNPATH)\)", output_of("readelf", "--dynamic", "--wide", extension))
 
 
 @reads_elf
 def test_the_extension_shows_its_init_function_only_and_asks_no_openmp(extension):
-    symbols = run("readelf", "--dyn-syms", "--wide", extension).splitlines()
+    symbols = output_of("readelf", "--dyn-syms", "--wide", extension).splitlines()
     rows = [line.split() for line in symbols if re.match(r"\s*\d+:", line)]
     defined = {row[7] for row in rows if len(row) > 7 and row[6] != "UND"}
     wanted = {row[7] for row in rows if len(row) > 7 and row[6] == "UND"}
@@ -226,7 +165,8 @@ def test_the_cuda_build_has_every_architecture_that_its_compiler_knows():
         assert machine_code == [int(number) for number in os.environ["L2T_CUDA_ARCHITECTURES"].split(";")]
         return
     nvcc = shutil.which("nvcc")
-    known = map(int, re.findall(r"compute_(\d+)", run(nvcc, "--list-gpu-arch"))) if nvcc else machine_code
+    listed = output_of(nvcc, "--list-gpu-arch") if nvcc else ""
+    known = map(int, re.findall(r"compute_(\d+)", listed)) if nvcc else machine_code
     assert machine_code == sorted(set(ARCHITECTURES) & set(known))
 
 

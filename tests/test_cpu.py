@@ -20,7 +20,7 @@ import l2t
 from l2t import _native
 
 CPU = native_build.ROOT / "csrc" / "cpu"
-X86_64_LEVELS = {"v3": "x86-64-v3", "v4": "x86-64-v4"}
+X86_64_SETS = {"x86-64-v3": "v3", "x86-64-v4": "v4"}
 
 
 def known_by_the_loader() -> set[str]:
@@ -105,20 +105,12 @@ def test_they_differ_by_roundings_only(c: int, dtype: torch.dtype) -> None:
 # ---- the objects by themselves ----
 
 
-@pytest.fixture(scope="session")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """loss.cpp as the build compiles it, once for each instruction set, before anything is stripped."""
-    sets = [
-        "baseline",
-        *(short for short, name in X86_64_LEVELS.items() if name in _native.build_info()["instruction_sets"]),
-    ]
-    march = {short: [f"-march={name}"] for short, name in X86_64_LEVELS.items()}
-    built = {}
-    for isa in sets:
-        folder = tmp_path_factory.mktemp(isa)
-        flags = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", f"-DL2T_ISA={isa}"]
-        (built[isa],) = native_build.compile_all([CPU / "loss.cpp"], [*flags, *march.get(isa, [])], folder)
-    return built
+@pytest.fixture
+def objects(built: Path) -> dict[str, Path]:
+    """loss.cpp as the build has compiled it, once for each instruction set, before anything is stripped."""
+    core = native_build.only(built, "source/l2t-*/build/temp*/core/CMakeFiles")
+    sets = [X86_64_SETS.get(name, name) for name in _native.build_info()["instruction_sets"].split()]
+    return {isa: core / f"cpu_{isa}.dir" / "csrc" / "cpu" / "loss.cpp.o" for isa in sets}
 
 
 def symbols(built: Path) -> list[tuple[str, str]]:

@@ -224,8 +224,16 @@ def stands_in(text: str, fixed: list[str]) -> bool:
         )
 
     return any(
-        walk(text, part, begin, 0) for part in range(len(fixed)) for begin in range(len(fixed[part]))
-    ) or any(walk(text[at:], part, 0, 0) for part in range(len(fixed)) for at in range(1, len(text)))
+        walk(text, part, begin, 0)
+        for part in range(len(fixed))
+        for begin, letter in enumerate(fixed[part])
+        if letter == text[0]
+    ) or any(
+        walk(text[at:], part, 0, 0)
+        for part in range(len(fixed))
+        for at in range(1, len(text))
+        if text[at] == fixed[part][0]
+    )
 
 
 def test_rule_5_every_sentence_is_provoked_by_a_test() -> None:

@@ -389,11 +389,13 @@ def taught_alone(kept: Path) -> list[str]:
         levels = {loss: statistics.fmean(runs) for loss, runs in trial["measure"].items()}
         losses |= dict.fromkeys(levels)
         lines.append((file.parent.name, trial["chosen"], f"{hours:.1f}", levels))
+    static = any(name.startswith("static") for name, *_ in lines)
+    missing = "" if static else ", once a static teacher is there, too"
     about = (
-        f"What `python benchmarks/teaching.py {kept.name} --taught` begins with (commit {made['commit']}, "
-        f"{versions_of(made)}). At the end of a teaching the same student is trained for a whole run by each "
-        "loss, at one rate, and the least calibrated cross-entropy a piece on dev, in nats, is taken: a first"
-        " look, on rows that the teacher has learned from. *neutral* is what it started as, *average* and "
+        f"What `python benchmarks/teaching.py {kept.name} --taught` begins with{missing} "
+        f"(commit {made['commit']}, {versions_of(made)}). At the end of a teaching the same student is "
+        "trained for a whole run by each loss, at one rate, and the least calibrated cross-entropy a piece on "
+        "dev, in nats, is taken: a first look, on rows that the teacher has learned from. *neutral* is what it started as, *average* and "
         "*good* are its last teachers and its best ones."
     )
     rows = [

@@ -88,7 +88,7 @@ def run(
                 raise SystemExit(code)
 
     if taught:
-        take(kept / name, runs / name)
+        take(kept / name, runs / name, {Path(step[step.index("--out") + 1]).name for step in teaching})
     else:
         make(*teaching)
         if name in TRANSLATORS:
@@ -121,10 +121,12 @@ def keep(folder: Path, kept: Path) -> None:
         write_json(part / "made.json", {"commit": commit(), "versions": versions()})
 
 
-def take(kept: Path, folder: Path) -> None:
-    """Copy kept teachers to where none were taught. Raises SystemExit for none, and where others are."""
-    if not _teachers(kept):
-        raise SystemExit(f"teaching.py: {kept} must hold teachers. Leave --taught out to teach them.")
+def take(kept: Path, folder: Path, wanted: set[str]) -> None:
+    """Copy kept teachers to where none were taught. Raises SystemExit where one is missing or others are."""
+    if missing := ", ".join(sorted(wanted - _teachers(kept).keys())):
+        raise SystemExit(
+            f"teaching.py: {kept} must hold {missing} too. Leave --taught out to teach them all."
+        )
     if not folder.exists():
         with _whole(folder) as part:
             shutil.copytree(kept, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("made.json"))

@@ -170,14 +170,19 @@ def test_kept_teachers_are_compared_without_teaching(
     shutil.copytree(tmp_path / "runs" / "toy" / "seed-0", tmp_path / "runs" / "toy" / "seed-1")
     with pytest.raises(SystemExit, match=r"must hold the teachers of .*toy alone"):
         teaching.main()
-    (kept / "static-0" / "teacher.safetensors").unlink()
+    shutil.rmtree(kept / "static-0")
+    assert "--taught` begins with, once a static teacher is there, too (" in "\n".join(
+        draw_results.taught_alone(kept)
+    )
+    with pytest.raises(SystemExit, match=r"toy must hold static-0 too"):
+        teaching.main()
     teaching.keep(out, kept)
     assert json.loads((kept / "made.json").read_text())["commit"] == teaching.commit()
     assert sorted(path.name for path in kept.parent.iterdir()) == ["toy"]
 
 
 def test_teachers_that_nobody_kept_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, said in (("translation-lstm", "must hold teachers"), ("digits-mlp-few", "2")):
+    for name, said in (("translation-lstm", "must hold seed-0, static-0 too"), ("digits-mlp-few", "2")):
         monkeypatch.setattr(sys, "argv", ["teaching.py", name, "--taught", "--out", str(tmp_path)])
         with pytest.raises(SystemExit) as stop:
             teaching.main()

@@ -394,9 +394,9 @@ def taught_alone(kept: Path) -> list[str]:
     about = (
         f"What `python benchmarks/teaching.py {kept.name} --taught` begins with{missing} "
         f"(commit {made['commit']}, {versions_of(made)}). At the end of a teaching the same student is "
-        "trained for a whole run by each loss, at one rate, and the least calibrated cross-entropy a piece on "
-        "dev, in nats, is taken: a first look, on rows that the teacher has learned from. *neutral* is what it started as, *average* and "
-        "*good* are its last teachers and its best ones."
+        "trained for a whole run by each loss, at one rate, and the least calibrated cross-entropy a piece "
+        "on dev, in nats, is taken: a first look, on rows that the teacher has learned from. *neutral* is "
+        "what it started as, *average* and *good* are its last teachers and its best ones."
     )
     rows = [
         [name, chosen, hours, *(f"{levels[loss]:.3f}" if loss in levels else "" for loss in losses)]

@@ -1,6 +1,6 @@
 """How tests compile and run the native sources: flags, sanitizers, builds that test processes share.
 
-And what the run says at its end about where CUDA kernels have run.
+And what a command says, and what the run says at its end about where CUDA kernels have run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The build: what the source distribution holds, that it builds with and without nvcc, what comes out.
 
-One wheel is built here, from the source distribution and without nvcc. The build with CUDA kernels is the
-installed one, which `make setup` makes where there is an nvcc. Not here: what the extension computes
-(test_native.py) and what nvcc makes of the kernels (test_cuda_build.py).
+One wheel is built (`built` of conftest.py), from the source distribution and without nvcc. The build with
+CUDA kernels is the installed one, which `make setup` makes where there is an nvcc. Not here: what the
+extension computes (test_native.py) and what nvcc makes of the kernels (test_cuda_build.py).
 """
 
 from __future__ import annotations

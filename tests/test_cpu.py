@@ -117,7 +117,7 @@ def symbols(built: Path) -> list[tuple[str, str]]:
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("nm lists the symbols of an object; binutils has it")
-    listed = subprocess.run([nm, "-C", built], capture_output=True, text=True, check=True).stdout
+    listed = native_build.output_of(nm, "-C", built)
     return re.findall(r"^[0-9a-f ]{16} (\w) (.+)$", listed, re.M)
 
 

@@ -2233,7 +2233,7 @@ def windows_chose_neutral(measure: str, levels: Mapping[str, float]) -> str:
 def runs_chose_known(chosen: str, levels: Mapping[str, float]) -> str:
     """The taught teacher is not what the trial on whole runs chose."""
     return (
-        "l2t.teach_translator: whole runs do not end lower under what was taught (calibrated cross-entropy on dev: "
+        "l2t.teach_translator: whole runs do not translate better under what was taught (1 - BLEU on dev: "
         f"{', '.join(f'{name} {level:.4f}' for name, level in levels.items())}); the result is {chosen}: "
         f"{'the loss that teaching started with' if chosen == 'neutral' else 'a known loss'}."
     )

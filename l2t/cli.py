@@ -279,7 +279,8 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument(
         "--measure",
         metavar="NAME",
-        help="calibrated-cross-entropy (the default), cross-entropy, expected-error or expected-bleu",
+        help="sharp-error (the default), calibrated-cross-entropy, cross-entropy, expected-error, "
+        "sharp-bleu or expected-bleu",
     )
     pairs.add_argument("--smoothing", metavar="EPS", type=float, help="strength to start with; default: 0.1")
     teach.add_argument("--quiet", action="store_true", help="no progress, no summary")

@@ -8,6 +8,7 @@ import json
 import math
 
 import pytest
+import sacrebleu
 import torch
 from scipy import optimize
 from torch import Tensor
@@ -20,6 +21,7 @@ from l2t.files import write_whole
 from l2t.teacher import AnyTeacher
 from l2t.translation import windows
 from l2t.translation.batches import END
+from l2t.translation.decode import greedy
 from l2t.translation.expected_bleu import (
     expected_bleu,
     log_probabilities,
@@ -264,6 +266,22 @@ def test_wrong_tokens_are_those_that_are_not_the_likeliest():
     assert student.training
 
 
+def test_lost_bleu_is_that_of_greedy_translations_as_text():
+    student = student_of(dropout=0.5)
+    with torch.no_grad():  # words of sources come back, so that some are right
+        student.head_bias[4:] += 2.0
+    said, wanted = [], []
+    for batch in DEV:
+        for source, target in zip(batch.source, batch.target_out, strict=True):
+            (ids,) = greedy(student.eval(), source[None])
+            said.append(" ".join(f"w{x}" for x in ids))
+            wanted.append(" ".join(f"w{x}" for x in target.tolist() if x not in (END, -100)))
+    expected = sacrebleu.corpus_bleu(said, [wanted]).score
+    assert 0 < expected < 100
+    assert windows.lost_bleu(student.train(), DEV) == pytest.approx(1 - expected / 100, rel=1e-9)
+    assert student.training
+
+
 def test_the_calibrated_measure_is_cross_entropy_at_the_best_temperature_and_so_is_its_gradient():
     student = student_of(dropout=0.5)
 
@@ -295,6 +313,45 @@ def test_the_calibrated_measure_is_cross_entropy_at_the_best_temperature_and_so_
         parameter.data.add_(1e-5 * direction)
         slope = float((grad * direction).sum())
         assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-8)
+
+
+def test_the_sharp_error_is_at_twice_the_best_temperature_and_its_gradient_goes_through_that():
+    student = student_of(dropout=0.5)
+    wanted = torch.cat([batch.target_out[batch.target_out != -100] for batch in DEV])
+    student.head_bias.data = torch.bincount(wanted, minlength=VOCABULARY).double().add(0.5).log()
+
+    def error() -> float:
+        """By scipy, of all logits at once."""
+        z, target = [], []
+        for batch in DEV:
+            hidden = student.eval()(batch.source, batch.target_in)
+            z.append(F.linear(hidden, student.head, student.head_bias).detach().flatten(0, 1))
+            target.append(batch.target_out.flatten())
+        logits, wanted = torch.cat(z), torch.cat(target)
+        found = optimize.minimize_scalar(
+            lambda s: float(F.cross_entropy(math.exp(s) * logits, wanted)), bounds=(-4, 4), method="bounded",
+            options={"xatol": 1e-10},
+        )  # fmt: skip
+        own = F.cross_entropy(2 * math.exp(found.x) * logits, wanted, reduction="none")[wanted != -100]
+        return float(1 - own.neg().exp().mean())
+
+    value = measured(student.train(), DEV, "sharp-error")
+    assert student.training
+    assert value.item() == pytest.approx(error(), rel=1e-4)  # the temperature is found to as much
+    assert abs(value.item() - measured(student, DEV, "expected-error").item()) > 1e-3
+    with torch.no_grad():
+        assert measured(student, DEV, "sharp-error").item() == pytest.approx(value.item(), rel=1e-12)
+    for parameter, grad in zip(
+        student.parameters(), torch.autograd.grad(value, list(student.parameters())), strict=True
+    ):
+        direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1), **DOUBLE)
+        ends = []
+        for share in (1e-3, -2e-3):
+            parameter.data.add_(share * direction)
+            ends.append(error())
+        parameter.data.add_(1e-3 * direction)
+        slope = float((grad * direction).sum())
+        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=1e-2, abs=1e-6)
 
 
 @pytest.mark.parametrize(("right", "beta"), [(1.0, 4.0), (-1.0, -4.0)])
@@ -354,7 +411,7 @@ def every_translation(vocabulary: int, longest: int) -> Tensor:
     return torch.tensor(rows)
 
 
-def brute_force(student: Toy, source: Tensor, reference: list[int], longest: int):
+def brute_force(student: Toy, source: Tensor, reference: list[int], longest: int, sharpness=1.0):
     """Every translation's probability and BLEU, the expected BLEU and its gradient."""
     rows = every_translation(len(student.head), longest)
     state = student.encode(source)
@@ -365,7 +422,7 @@ def brute_force(student: Toy, source: Tensor, reference: list[int], longest: int
             if now == -100:
                 break
             logits, _ = student.step(state, token)
-            total = total + logits.log_softmax(-1)[0, now]
+            total = total + (sharpness * logits).log_softmax(-1)[0, now]
             token = torch.tensor([now])
         log_p.append(total)
     log_p = torch.stack(log_p)
@@ -399,12 +456,14 @@ def test_the_score_function_gradient_is_right_on_the_average_over_all_samples():
     assert gradient.abs().max() > 1e-3
 
 
-def test_sampled_translations_give_expected_bleu_and_its_gradient():
+@pytest.mark.parametrize("sharp", [False, True])
+def test_sampled_translations_give_expected_bleu_and_its_gradient(sharp):
     student, source = small_student(), torch.tensor([[4, 1]])
-    *_, value, gradient = brute_force(student, source, [4, 1], longest=3)
+    sharpness = 2.0 + 0.3 * student.head.sum() if sharp else 1.0
+    *_, value, gradient = brute_force(student, source, [4, 1], 3, sharpness)
     torch.manual_seed(0)
     target_out = torch.tensor([[4, 1, END]])
-    estimate = expected_bleu(student, source, target_out, samples=20_000, longest=3)
+    estimate = expected_bleu(student, source, target_out, 20_000, 3, sharpness)
     assert estimate.item() == pytest.approx(value.item(), abs=0.01)
     found = torch.autograd.grad(estimate.sum(), student.head)[0]
     assert (found - gradient).norm() < 0.1 * gradient.norm()
@@ -423,8 +482,9 @@ def test_samples_end_once_and_come_from_the_seed():
         assert set(row[ended + 1 :]) <= {-100}
 
 
-def test_a_window_lowers_expected_bleu_by_its_own_gradient():
-    recipe = WindowRecipe(**SMALL | {"measure": "expected-bleu", "samples": 3})
+@pytest.mark.parametrize("measure", ["expected-bleu", "sharp-bleu"])
+def test_a_window_lowers_expected_bleu_by_its_own_gradient(measure):
+    recipe = WindowRecipe(**SMALL | {"measure": measure, "samples": 3})
     teacher, student = teacher_of(**DOUBLE), student_of()
     stage = stage_of(student, recipe, teacher)
     batches = [batch_of(200 + index) for index in range(3)]
@@ -504,9 +564,10 @@ def test_at_the_end_whole_runs_of_the_same_students_choose(tmp_path, monkeypatch
     monkeypatch.setattr(windows, "_PIECE", 5)
     result = taught(tmp_path / "whole", recipe=recipe)
     trial = result.history["trial"]
-    known = {"neutral": 0.1, "label-smoothing-0.05": 0.05, "label-smoothing-0.2": 0.2}
-    assert [*trial["measure"]][:3] == [*known]
-    assert len(trial["measure"]) > 3  # and what was taught
+    names = {f"label-smoothing-{strength:g}": strength for strength in windows.KNOWN if strength != 0.1}
+    known = {"neutral": 0.1, **names}
+    assert [*trial["measure"]][: len(known)] == [*known]
+    assert len(trial["measure"]) > len(known)  # and what was taught
     means = {name: sum(values) / 2 for name, values in trial["measure"].items()}
     assert trial["chosen"] == min(means, key=lambda name: means[name])
     for name, strength in known.items():
@@ -521,7 +582,7 @@ def test_at_the_end_whole_runs_of_the_same_students_choose(tmp_path, monkeypatch
                 own = l2t.students.seed_of(seed, 3, begin)
                 stage = advance(student, stage, teacher, part, recipe, own)
             student.load_state_dict(stage.weights)
-            assert value == pytest.approx(measured(student, DEV, "calibrated-cross-entropy").item(), rel=1e-6)
+            assert value == pytest.approx(windows.lost_bleu(student, DEV), rel=1e-6)
     write, calls = windows.write_stages, []
 
     def stops(file, *given):
@@ -557,7 +618,7 @@ def test_what_is_taught_must_be_ahead_of_every_known_loss(capsys):
     assert run.history["trial"]["chosen"] == chosen
     assert run.taught.smoothing == float(chosen.removeprefix("label-smoothing-"))
     assert all(bool((x == 0).all()) for name, x in run.taught.named_parameters() if name != "keys")
-    assert "under what was taught (calibrated cross-entropy on dev: neutral" in capsys.readouterr().err
+    assert "under what was taught (1 - BLEU on dev: neutral" in capsys.readouterr().err
 
 
 def test_a_finished_run_gives_the_known_loss_that_its_trial_chose(tmp_path, monkeypatch):

@@ -206,6 +206,8 @@ LOSSES: dict[str, TokenLoss] = {
     "label-smoothing-0.05": label_smoothing(0.05),
     "label-smoothing-0.1": label_smoothing(0.1),
     "label-smoothing-0.2": label_smoothing(0.2),
+    "label-smoothing-0.4": label_smoothing(0.4),
+    "label-smoothing-0.8": label_smoothing(0.8),
     "focal-1": focal(1.0),
     "focal-2": focal(2.0),
 }

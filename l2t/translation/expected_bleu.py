@@ -51,11 +51,13 @@ def _ngrams(ids: Sequence[int], n: int) -> Counter[tuple[int, ...]]:
 
 
 @torch.no_grad()
-def sampled(student: Any, source: Tensor, samples: int, longest: int) -> Tensor:
+def sampled(
+    student: Any, source: Tensor, samples: int, longest: int, sharpness: float | Tensor = 1.0
+) -> Tensor:
     """Translations drawn from the student, (B samples, L <= longest), END last, padded with -100.
 
     Those of a sentence of ``source`` (B, S) stand one below the other; one that does not end in time has no
-    END. Draws come from PyTorch's default generator.
+    END. Logits are multiplied by ``sharpness``; draws come from PyTorch's default generator.
     """
     state = student.encode(source.repeat_interleave(samples, 0))
     token = source.new_full((len(source) * samples,), BEGIN)
@@ -63,25 +65,30 @@ def sampled(student: Any, source: Tensor, samples: int, longest: int) -> Tensor:
     columns: list[Tensor] = []
     while len(columns) < longest and not bool(ended.all()):
         logits, state = student.step(state, token)
-        token = torch.multinomial(logits.softmax(-1), 1)[:, 0]
+        token = torch.multinomial((sharpness * logits).softmax(-1), 1)[:, 0]
         columns.append(token.masked_fill(ended, IGNORE))
         ended = ended | (token == END)
     return torch.stack(columns, 1)
 
 
-def token_losses(student: Any, source: Tensor, target_in: Tensor, target_out: Tensor) -> Tensor:
-    """-log p of each token under the student, (B, T), 0 for padding."""
-    hidden = student(source, target_in)
+def token_losses(
+    student: Any, source: Tensor, target_in: Tensor, target_out: Tensor, sharpness: float | Tensor = 1.0
+) -> Tensor:
+    """-log p of each token under the student, its logits times ``sharpness``, (B, T), 0 for padding."""
+    hidden, bias = sharpness * student(source, target_in), student.head_bias
+    bias = None if bias is None else sharpness * bias
     return dynamic_linear_loss(
-        hidden, student.head, target_out, head_bias=student.head_bias, link="identity", reduction="none"
+        hidden, student.head, target_out, head_bias=bias, link="identity", reduction="none"
     )
 
 
-def log_probabilities(student: Any, source: Tensor, translations: Tensor) -> Tensor:
+def log_probabilities(
+    student: Any, source: Tensor, translations: Tensor, sharpness: float | Tensor = 1.0
+) -> Tensor:
     """The log-probability of translations (B, L), END last and padded with -100, of source (B, S): (B,)."""
     before = translations[:, :-1].clamp(min=0)
     target_in = torch.cat([torch.full_like(translations[:, :1], BEGIN), before], 1)
-    return -token_losses(student, source, target_in, translations).sum(1)
+    return -token_losses(student, source, target_in, translations, sharpness).sum(1)
 
 
 def score_function(rewards: Tensor, log_p: Tensor) -> Tensor:
@@ -108,7 +115,12 @@ def score_function(rewards: Tensor, log_p: Tensor) -> Tensor:
 
 
 def expected_bleu(
-    student: nn.Module, source: Tensor, target_out: Tensor, samples: int, longest: int
+    student: nn.Module,
+    source: Tensor,
+    target_out: Tensor,
+    samples: int,
+    longest: int,
+    sharpness: float | Tensor = 1.0,
 ) -> Tensor:
     """Expected sentence BLEU of the student's translations, (B,), from ``samples`` of each sentence.
 
@@ -118,11 +130,12 @@ def expected_bleu(
         target_out: references, (B, T), END last, padded with -100.
         samples: of each sentence, 2 or more.
         longest: tokens of a translation at most.
+        sharpness: what logits are multiplied by; the gradient takes account of it where it has one.
     """
-    drawn = sampled(student, source, samples, longest)
+    drawn = sampled(student, source, samples, longest, sharpness)
     references = [_words(row) for row in target_out.tolist()]
     rewards = [sentence_bleu(_words(row), references[i // samples]) for i, row in enumerate(drawn.tolist())]
-    log_p = log_probabilities(student, source.repeat_interleave(samples, 0), drawn)
+    log_p = log_probabilities(student, source.repeat_interleave(samples, 0), drawn, sharpness)
     return score_function(log_p.new_tensor(rewards).reshape(-1, samples), log_p.reshape(-1, samples))
 
 

@@ -431,8 +431,7 @@ def said_of_the_teaching(history: Mapping[str, Any]) -> list[str]:
         )
         count = len(trial["measure"]["neutral"])
         came = (
-            f"{count} whole run{'' if count == 1 else 's'} of the same students came to a dev calibrated "
-            "cross-entropy"
+            f"{count} whole run{'' if count == 1 else 's'} of the same students came to 1 - BLEU on dev"
             if trial["runs"]
             else f"windows from each of the {count} stages of the last whole run came to a dev "
             f"{measure_of(history)}"

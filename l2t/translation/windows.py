@@ -10,7 +10,7 @@
     update    the windows of all stages are clipped, averaged, and Adam takes a step: the outer loop of
               l2t.teach, with its guard, average, checkpoints and history
     trial     at the end whole runs of the same students, under what was taught, what it started as and label
-              smoothing of other strengths: the result is what is ahead on dev
+              smoothing of other strengths: the result is what translates dev best
 
 Not here: what the teacher sets (token_teacher.py), and translators that are to be compared (course.py).
 """
@@ -39,19 +39,23 @@ from l2t.students import Make, evaluating, seed_of, seeded
 from l2t.tape import Student
 from l2t.teach import Episode, Outer, Rules, modules_of, threads
 from l2t.teacher import AnyTeacher, StudentState
-from l2t.translation.batches import IGNORE, Batch
+from l2t.translation.batches import END, IGNORE, Batch
 from l2t.translation.course import rise_and_fall
+from l2t.translation.decode import greedy
 from l2t.translation.expected_bleu import expected_bleu, token_losses
+from l2t.translation.scores import bleu, metric_of
 from l2t.translation.token_teacher import TRACKED, TokenTeacher, TokenTracker
 from l2t.unroll import unroll
 
 OPTIMIZERS = ("adam", "sgd")
-KNOWN = (0.05, 0.1, 0.2)
+KNOWN = (0.1, 0.2, 0.4, 0.8)
 """Strengths of label smoothing that what was taught has to be ahead of."""
+
+SHARPNESS = 2.0
+"""What calibrated logits are multiplied by in measures that stand for what a greedy search finds."""
 
 _ROWS = 512  # tokens whose logits are held at a time
 _PIECE = 200  # steps of a run of the trial between checkpoints
-_RUNS = "calibrated-cross-entropy"  # by which it is judged
 
 
 class Indexed(Protocol):
@@ -81,17 +85,18 @@ class WindowRecipe(Rules):
         lr_betas: of Adam.
         momentum: of SGD.
         clip_norm: the students' gradients are clipped to this norm; None leaves them.
-        measure: what the teacher lowers on dev: ``"calibrated-cross-entropy"`` (nats a token, each student's
-            at its own best temperature, so that no teacher gains by making students more or less sure),
-            ``"cross-entropy"``, ``"expected-error"`` (1 - p_y, mean over tokens) or ``"expected-bleu"`` (1 -
-            expected sentence BLEU).
+        measure: what the teacher lowers on dev: ``"expected-error"`` (1 - p_y, mean over tokens),
+            ``"cross-entropy"`` (nats a token), ``"calibrated-cross-entropy"`` (each student's at its own best
+            temperature, so that no teacher gains by making students more or less sure), ``"expected-bleu"``
+            (1 - expected sentence BLEU), ``"sharp-error"`` or ``"sharp-bleu"`` (with the logits of twice that
+            inverse temperature, near to what a greedy search finds).
         dev_batches: batches of dev that a window is measured on, drawn anew for each, one from each of so
             many equal stretches.
         samples: translations of each sentence, for expected BLEU.
         stages: states of a run that a pool holds; windows of an update are spread evenly over them.
         refresh: updates after which a new pool is made, for the price of a run.
         trial_runs: whole runs by which at the end, with a guard, what was taught, what it started as and
-            label smoothing of 0.05, 0.1 and 0.2 are each judged; 0 judges what was taught on windows alone.
+            label smoothing of 0.1, 0.2, 0.4 and 0.8 are each judged; 0 judges what was taught on windows alone.
 
     Example:
         >>> from l2t.translation.windows import WindowRecipe
@@ -110,7 +115,7 @@ class WindowRecipe(Rules):
     lr_betas: tuple[float, float] = (0.9, 0.98)
     momentum: float = 0.9
     clip_norm: float | None = 1.0
-    measure: str = "calibrated-cross-entropy"
+    measure: str = "sharp-error"
     dev_batches: int = 4
     samples: int = 4
     stages: int = 8
@@ -155,7 +160,15 @@ class WindowRecipe(Rules):
 
 
 def _token_error(student: Any, batches: Sequence[Batch], _: int) -> Tensor:
-    losses = [token_losses(student, *batch) for batch in batches]
+    return _mean_error(student, batches, 1.0)
+
+
+def _sharp_error(student: Any, batches: Sequence[Batch], _: int) -> Tensor:
+    return _mean_error(student, batches, SHARPNESS * _calibration(student, batches))
+
+
+def _mean_error(student: Any, batches: Sequence[Batch], sharpness: float | Tensor) -> Tensor:
+    losses = [token_losses(student, *batch, sharpness) for batch in batches]
     return torch.stack([-torch.expm1(-x).sum() for x in losses]).sum() / _tokens(batches)  # 0 for padding
 
 
@@ -164,23 +177,62 @@ def _cross_entropy(student: Any, batches: Sequence[Batch], _: int) -> Tensor:
 
 
 def _calibrated_cross_entropy(student: Any, batches: Sequence[Batch], _: int) -> Tensor:
-    counted = [batch.target_out != IGNORE for batch in batches]
-    hidden = torch.cat(
-        [student(batch.source, batch.target_in)[rows] for batch, rows in zip(batches, counted, strict=True)]
-    )
-    target = torch.cat([batch.target_out[rows] for batch, rows in zip(batches, counted, strict=True)])
-    head, bias = student.head, student.head_bias
-    beta = inverse_temperature(hidden, head, bias, target)
-    bias = None if bias is None else beta * bias
-    return dynamic_linear_loss(beta * hidden, head, target, head_bias=bias, link="identity")
+    hidden, target = _rows_of_tokens(student, batches)
+    return _scaled_loss(student, hidden, target, _inverse_temperature(student, hidden, target))
 
 
 def _lost_bleu(student: Any, batches: Sequence[Batch], samples: int) -> Tensor:
+    return _mean_lost_bleu(student, batches, samples, 1.0)
+
+
+def _sharp_lost_bleu(student: Any, batches: Sequence[Batch], samples: int) -> Tensor:
+    return _mean_lost_bleu(student, batches, samples, SHARPNESS * _calibration(student, batches))
+
+
+def _mean_lost_bleu(
+    student: Any, batches: Sequence[Batch], samples: int, sharpness: float | Tensor
+) -> Tensor:
     found = [
-        expected_bleu(student, batch.source, batch.target_out, samples, 2 * batch.target_out.shape[1])
+        expected_bleu(
+            student, batch.source, batch.target_out, samples, 2 * batch.target_out.shape[1], sharpness
+        )
         for batch in batches
     ]
     return 1.0 - torch.cat(found).mean()
+
+
+def _rows_of_tokens(student: Any, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:  # [N, D], [N]
+    counted = [batch.target_out != IGNORE for batch in batches]
+    hidden = [student(batch.source, batch.target_in)[rows] for batch, rows in zip(batches, counted, strict=True)]
+    target = [batch.target_out[rows] for batch, rows in zip(batches, counted, strict=True)]
+    return torch.cat(hidden), torch.cat(target)
+
+
+def _inverse_temperature(student: Any, hidden: Tensor, target: Tensor) -> float:
+    return inverse_temperature(hidden, student.head, student.head_bias, target)
+
+
+def _scaled_loss(student: Any, hidden: Tensor, target: Tensor, beta: float | Tensor) -> Tensor:
+    bias = None if student.head_bias is None else beta * student.head_bias
+    return dynamic_linear_loss(beta * hidden, student.head, target, head_bias=bias, link="identity")
+
+
+def _calibration(student: Any, batches: Sequence[Batch]) -> Tensor:
+    """A student's :func:`inverse_temperature` on batches, 0-dim, with its derivative where grad is enabled.
+
+    It is where the slope of the loss to it is 0, so a step of Newton's method from there, which leaves its
+    value as it is, has the derivative that the implicit function theorem says it has.
+    """
+    hidden, target = _rows_of_tokens(student, batches)
+    found = hidden.new_tensor(_inverse_temperature(student, hidden, target))
+    if not torch.is_grad_enabled():
+        return found
+    beta = found.clone().requires_grad_()
+    loss = _scaled_loss(student, hidden, target, beta)
+    (slope,) = torch.autograd.grad(loss, beta, create_graph=True)
+    (growth,) = torch.autograd.grad(slope, beta, retain_graph=True)
+    step = slope / growth
+    return found - (step - step.detach())
 
 
 def _tokens(batches: Sequence[Batch]) -> int:
@@ -235,6 +287,8 @@ MEASURES: dict[str, Callable[[Any, Sequence[Batch], int], Tensor]] = {
     "cross-entropy": _cross_entropy,
     "expected-error": _token_error,
     "expected-bleu": _lost_bleu,
+    "sharp-error": _sharp_error,
+    "sharp-bleu": _sharp_lost_bleu,
 }
 
 
@@ -256,6 +310,21 @@ def wrong_tokens(student: Any, batches: Sequence[Batch]) -> float:
                 logits = nn.functional.linear(part, student.head, student.head_bias)
                 right += int((logits.argmax(-1) == wanted).sum())
     return 1.0 - right / _tokens(batches)
+
+
+def lost_bleu(student: Any, batches: Sequence[Batch]) -> float:
+    """1 - BLEU, from 0 to 1, of greedy translations of all batches, with pieces for words.
+
+    Raises:
+        ImportError: as :func:`l2t.translation.scores.bleu`.
+    """
+    said, wanted = [], []
+    with evaluating(student):
+        for batch in batches:
+            said += greedy(student, batch.source)
+            wanted += [[x for x in row if x not in (END, IGNORE)] for row in batch.target_out.tolist()]
+    texts = [[" ".join(map(str, row)) for row in rows] for rows in (said, wanted)]
+    return 1.0 - bleu(*texts).value / 100.0
 
 
 class Stage(NamedTuple):
@@ -515,7 +584,7 @@ def teach_translator(
     ``guard`` the run is watched as :func:`l2t.teach` does it, by how far windows end from where they end
     under the neutral teacher. At the end what was taught, that teacher and label smoothing of the strengths
     KNOWN train the same students for ``recipe.trial_runs`` whole runs, each as long as those that windows
-    are cut from, and what ends with the least calibrated cross-entropy on dev is the result. Without such
+    are cut from, and what ends with the highest BLEU of greedy translations of dev is the result. Without such
     runs what was taught has to be ahead of the neutral teacher by a standard error on windows from the last
     pool, and whether a whole run is better for it is for a comparison to say.
 
@@ -579,6 +648,8 @@ class _Windows(Outer):
         self.neutral = self.start.neutral()
         self.pool: list[Stage] = []
         check.tracked_features("teach_translator", teacher.features, TRACKED)
+        if guard and recipe.trial_runs:
+            metric_of("BLEU")  # what it lacks is said before any work is done
         self.pool_update = -1  # before which update it was made
         self.history["pools"] = []
         self.history["seconds"]["pools"] = 0.0
@@ -735,8 +806,7 @@ class _Windows(Outer):
             for file in files:
                 write_stages(file, [stage], digest)
         student.load_state_dict(stage.weights)
-        with torch.no_grad():
-            return float(measured(student, self.dev, _RUNS))
+        return lost_bleu(student, self.dev)
 
     def _try_on_windows(self, teachers: dict[str, TokenTeacher]) -> None:
         """What windows from every stage of the last pool end lowest under."""

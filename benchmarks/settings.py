@@ -128,8 +128,17 @@ SETTINGS = {
 # Shorter than the runs of `l2t train translation`: an arm is a dozen of them.
 _WINDOWS = "--window 20 --updates 40 --set refresh=20 lr_warmup=100"
 _ARMS = "--arms maximum-likelihood label-smoothing-0.05 label-smoothing-0.1 label-smoothing-0.2 focal-1"
+# From the strongest fixed loss on, at the rate that all arms are tuned to, on windows that see the end of the run.
+_LONG = (
+    "--lr 0.006 --smoothing 0.8 --weight shared --window 100 --updates 12 --set curvature=one-sided "
+    "dev_batches=6 lr_warmup=100 memory=2GB refresh=6 smoothing_range=4 teacher_lr=0.2 warmup=2"
+)
 TRANSLATORS = {
-    "translation-lstm": Translator("lstm", f"--steps 700 {_WINDOWS}", _ARMS),
+    "translation-lstm": Translator(
+        "lstm",
+        f"--steps 700 {_LONG}",
+        f"--grid 0.0015 0.003 0.006 {_ARMS} label-smoothing-0.4 label-smoothing-0.8",
+    ),
     "translation-transformer": Translator("transformer", f"--steps 500 {_WINDOWS}", _ARMS),
 }
 

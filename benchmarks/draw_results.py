@@ -89,6 +89,9 @@ def page(results: Path) -> str:
         parts += ["## Translation", TRANSLATION, translators_summary(translators)]
         for row in translators:
             parts += [f"### {row['name']}", *translator(row)]
+    looked = results / "translation" / "horizon.json"
+    if looked.is_file():
+        parts += ["## How far ahead a window must look", *horizon(json.loads(looked.read_text()))]
     for kept in sorted((results / "teachers").glob("*/")):
         if not (results / f"{kept.name}.json").is_file():
             parts += [f"## {kept.name}: taught, not yet compared", *taught_alone(kept)]
@@ -377,6 +380,48 @@ def translator(row: Row) -> list[str]:
     )
     said += notes(row)
     return [about, block(row), table(head, lines), bullets(said)]
+
+
+def horizon(content: Row) -> list[str]:
+    """Whole runs by strength of smoothing, and what windows say of it."""
+
+    def of(rows: Iterable[Row], key: str, digits: int) -> str:
+        return " / ".join(f"{row[key]:.{digits}f}" for row in rows)
+
+    by_job: dict[tuple[str, Any], list[Row]] = {}
+    for row in sorted(content["rows"], key=lambda row: row["seed"]):
+        about = row["about"] if isinstance(row["about"], str) else tuple(row["about"])
+        by_job.setdefault((row["part"], about), []).append(row)
+    runs = {about: rows for (part, about), rows in by_job.items() if part == "runs"}
+    windows = {about: rows for (part, about), rows in by_job.items() if part == "windows"}
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in content["rows"]))
+    course = content["course"]
+    about = (
+        f"`{content['command']}` (commit {commits}, {versions_of(content)}): whole runs of "
+        f"{course['steps']} steps at a rate of {course['lr']:g} under label smoothing whose strength moves "
+        "from one number to another along a line, by what they come to on dev; one number a seed."
+    )
+    head = ["strength at the start", "at the end", "BLEU", "sharp error", "calibrated cross-entropy"]
+    lines = [
+        (f"{start:g}", f"{end:g}", of(rows, "bleu", 2), of(rows, "sharp-error", 4),
+         of(rows, "calibrated-cross-entropy", 3))
+        for (start, end), rows in runs.items()
+    ]  # fmt: skip
+    first = next(iter(windows.values()))
+    places = [
+        round(statistics.fmean(row["steps"][i] for row in first)) for i in range(len(first[0]["steps"]))
+    ]
+    of_windows = (
+        f"Windows that begin along such runs under a strength of {content['under']:g}: the slope of a "
+        "measure to the strength's logit, in thousandths, one a seed, by the measure, the steps of a window, "
+        "and the step at which it begins, the mean over seeds. Below 0 a measure asks for more smoothing."
+    )
+    slopes = [
+        (measure, steps, *(" / ".join(f"{1000 * row['slopes'][steps][i]:+.1f}" for row in rows)
+                           for i in range(len(places))))
+        for measure, rows in windows.items() for steps in rows[0]["slopes"]
+    ]  # fmt: skip
+    return [about, table(head, lines), of_windows, table(["measure", "steps", *map(str, places)], slopes)]
 
 
 def taught_alone(kept: Path) -> list[str]:

@@ -128,7 +128,7 @@ SETTINGS = {
 # Shorter than the runs of `l2t train translation`: an arm is a dozen of them.
 _WINDOWS = "--window 20 --updates 40 --set refresh=20 lr_warmup=100"
 _ARMS = "--arms maximum-likelihood label-smoothing-0.05 label-smoothing-0.1 label-smoothing-0.2 focal-1"
-# From the strongest fixed loss on, at the rate that all arms are tuned to, on windows that see the end of the run.
+# From the strongest fixed loss on, at the rate that all arms are tuned to, on windows that see the run's end.
 _LONG = (
     "--lr 0.006 --smoothing 0.8 --weight shared --window 100 --updates 12 --set curvature=one-sided "
     "dev_batches=6 lr_warmup=100 memory=2GB refresh=6 smoothing_range=4 teacher_lr=0.2 warmup=2"

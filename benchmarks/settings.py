@@ -126,7 +126,7 @@ SETTINGS = {
 }
 
 # Shorter than the runs of `l2t train translation`: an arm is a dozen of them.
-_WINDOWS = "--window 20 --updates 40 --set refresh=20 lr_warmup=100"
+_WINDOWS = "--window 20 --updates 40 --measure calibrated-cross-entropy --set refresh=20 lr_warmup=100"
 _ARMS = "--arms maximum-likelihood label-smoothing-0.05 label-smoothing-0.1 label-smoothing-0.2 focal-1"
 # From the strongest fixed loss on, at the rate that all arms are tuned to, on windows that see the run's end.
 _LONG = (
@@ -139,6 +139,7 @@ TRANSLATORS = {
         f"--steps 700 {_LONG}",
         f"--grid 0.0015 0.003 0.006 {_ARMS} label-smoothing-0.4 label-smoothing-0.8",
     ),
+    "translation-lstm-windows-20": Translator("lstm", f"--steps 700 {_WINDOWS}", _ARMS),
     "translation-transformer": Translator("transformer", f"--steps 500 {_WINDOWS}", _ARMS),
 }
 

@@ -11,6 +11,7 @@ import draw_results
 import pytest
 import studies
 import teaching
+from scipy import stats
 
 import l2t
 from l2t import tasks
@@ -235,7 +236,10 @@ def test_the_page_of_the_docs_is_drawn_from_the_rows_that_are_there():
 
 @pytest.mark.long
 def test_the_cheapest_row_can_be_made_again(tmp_path, monkeypatch):
-    """One teacher of it, taught and compared anew, lands inside what the page states of its teachers."""
+    """One teacher of it, taught and compared anew, lands inside what the page states of its teachers.
+
+    Students of the same seeds are others on another instruction set, so the other arms may differ by chance.
+    """
     path = teaching.RESULTS / f"{CHEAPEST}.json"
     if not path.is_file():
         pytest.skip("benchmarks/results holds no row of it yet")
@@ -247,8 +251,8 @@ def test_the_cheapest_row_can_be_made_again(tmp_path, monkeypatch):
     means = [draw_results.mean_interval(one["test_error"]) for one in stated["teachers"].values()]
     assert min(means)[0] <= statistics.fmean(teacher["test_error"]) <= max(high for _, high in means)
     for name, of in row["arms"].items():
-        low, high = draw_results.mean_interval(stated["arms"][name]["test_error"])
-        assert low <= statistics.fmean(of["test_error"]) <= high
+        p = stats.ttest_ind(of["test_error"], stated["arms"][name]["test_error"], equal_var=False).pvalue
+        assert not p < 0.01 / len(row["arms"]), name  # NaN where all errors are equal
 
 
 def test_the_table_of_a_study_says_what_its_rows_say(tmp_path):

@@ -79,6 +79,14 @@ Score = Callable[[Tensor, Tensor], Tensor]
 """How wrong students are, (S, D): of logits (S, D, C) at targets (S, D)."""
 
 
+AVERAGINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda gradients: gradients.mean(0),
+    "median": lambda gradients: gradients.quantile(0.5, 0),
+    "direction": lambda gradients: F.normalize(gradients, dim=1, eps=1e-30).mean(0),
+}
+"""How gradients of an episode, (students, numbers), are brought together."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
     """How a teacher learns from the gradients of students, whatever they are: part of :class:`Recipe`."""
@@ -122,7 +130,7 @@ class Rules:
         for name in ("cooldown", "average", "guard_shrink"):
             check.recipe_number(name, getattr(self, name), 0.0, 1.0, op=op)
         check.recipe_number("damping", self.damping, 0.0, 1.0, open_low=True, op=op)
-        check.recipe_choice("averaging", self.averaging, ("mean", "median"), op)
+        check.recipe_choice("averaging", self.averaging, AVERAGINGS, op)
         check.recipe_choice("curvature", self.curvature, CURVATURES, op)
         check.recipe_choice("schedule", self.schedule, SCHEDULES, op)
         check.unroll_memory(self.memory, self.schedule)
@@ -199,8 +207,9 @@ class Recipe(Rules):
             errors of episodes are of the same; trials move nothing.
         anchor: pull of the teacher back to its start, as AdamW's weight decay pulls to zero: each update
             takes this share, times the teacher's rate, of the way.
-        averaging: how the gradients of an episode's students are brought together: ``"mean"``, or
-            ``"median"``, number by number, which no single student can move far.
+        averaging: how the gradients of an episode's students are brought together: ``"mean"``;
+            ``"median"``, number by number, which no single student can move far; or ``"direction"``, the mean
+            of each one's over its norm, for students (or windows) whose norms differ far.
         threads: torch threads while teaching; bits depend on them. One is fastest for small students. None
             leaves the setting alone.
 
@@ -822,8 +831,7 @@ class Outer:
         elif kept:
             factors = torch.tensor([min(1.0, bound / max(norms[index], 1e-300)) for index in kept])
             clipped = seen.gradient[kept] * factors.to(seen.gradient)[:, None]
-            gradient = clipped.mean(0) if rules.averaging == "mean" else clipped.quantile(0.5, 0)
-            self._descend(gradient, rate)
+            self._descend(AVERAGINGS[rules.averaging](clipped), rate)
             if update >= rules.updates * (1.0 - rules.average):
                 for name, value in self.teacher.named_parameters():
                     self.average[name] += value.detach()

@@ -174,7 +174,9 @@ def faked(monkeypatch, gradients, measures=None):
     return l2t.Teacher(CLASSES)
 
 
-@pytest.mark.parametrize(("averaging", "expected"), [("mean", 0.4), ("median", 0.9)])
+@pytest.mark.parametrize(("averaging", "expected"), [
+    ("mean", 0.4), ("median", 0.9), ("direction", 1 / 3),
+])  # fmt: skip
 def test_how_students_are_brought_together(monkeypatch, averaging, expected):
     steps = []
 
@@ -813,7 +815,7 @@ def test_a_checkpoint_that_is_not_whole_is_named(tmp_path):
         ({"perturb": -0.1}, "perturb must be a number in [0, inf), got -0.1"),
         ({"anchor": -1.0}, "anchor must be a number in [0, inf), got -1.0"),
         ({"damping": 0.0}, "damping must be a number in (0, 1], got 0.0"),
-        ({"averaging": "mode"}, "averaging must be one of mean, median, got 'mode'"),
+        ({"averaging": "mode"}, "averaging must be one of mean, median, direction, got 'mode'"),
         ({"decay": "cosine"}, "decay must be one of linear, constant, got 'cosine'"),
         ({"measure": "accuracy"}, "measure must be one of calibrated-cross-entropy, cross-entropy"),
         ({"curvature": "exact"}, "forward, central, one-sided, got 'exact'"),

@@ -775,7 +775,7 @@ def test_a_run_of_another_student_is_not_resumed(tmp_path):
     ({"clip_norm": 0.0}, r"l2t.WindowRecipe: clip_norm must be a number in \(0"),
     ({"lr": math.inf}, r"l2t.WindowRecipe: lr must be a number in"),
     ({"updates": 0}, r"l2t.WindowRecipe: updates must be an integer of 1 or more"),
-    ({"averaging": "mode"}, r"l2t.WindowRecipe: averaging must be one of mean, median"),
+    ({"averaging": "mode"}, r"l2t.WindowRecipe: averaging must be one of mean, median, direction"),
 ])  # fmt: skip
 def test_a_recipe_that_makes_no_sense_is_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -23,7 +23,7 @@ import hashlib
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -318,13 +318,16 @@ def lost_bleu(student: Any, batches: Sequence[Batch]) -> float:
     Raises:
         ImportError: as :func:`l2t.translation.scores.bleu`.
     """
-    said, wanted = [], []
+
+    def texts(rows: Iterable[Sequence[int]]) -> list[str]:
+        return [" ".join(str(x) for x in row if x not in (END, IGNORE)) for row in rows]
+
+    said, wanted = list[str](), list[str]()
     with evaluating(student):
         for batch in batches:
-            said += greedy(student, batch.source)
-            wanted += [[x for x in row if x not in (END, IGNORE)] for row in batch.target_out.tolist()]
-    texts = [[" ".join(map(str, row)) for row in rows] for rows in (said, wanted)]
-    return 1.0 - bleu(*texts).value / 100.0
+            said += texts(greedy(student, batch.source))
+            wanted += texts(batch.target_out.tolist())
+    return 1.0 - bleu(said, wanted).value / 100.0
 
 
 class Stage(NamedTuple):

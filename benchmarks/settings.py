@@ -130,13 +130,14 @@ _WINDOWS = "--window 20 --updates 40 --measure calibrated-cross-entropy --set re
 _ARMS = "--arms maximum-likelihood label-smoothing-0.05 label-smoothing-0.1 label-smoothing-0.2 focal-1"
 # From the strongest fixed loss on, at the rate that all arms are tuned to, on windows that see the run's end.
 _LONG = (
-    "--lr 0.006 --smoothing 0.8 --weight shared --window 100 --updates 12 --set curvature=one-sided "
-    "dev_batches=6 lr_warmup=100 memory=2GB refresh=6 smoothing_range=4 teacher_lr=0.2 warmup=2"
+    "--lr 0.006 --smoothing 0.8 --weight shared --window 100 --updates 16 --set averaging=direction "
+    "curvature=one-sided dev_batches=6 lr_warmup=100 memory=2GB refresh=8 smoothing_range=4 teacher_lr=0.2 "
+    "warmup=2"
 )
 TRANSLATORS = {
     "translation-lstm": Translator(
         "lstm",
-        f"--steps 700 {_LONG}",
+        f"--steps 700 --slots 8 {_LONG}",
         f"--grid 0.0015 0.003 0.006 {_ARMS} label-smoothing-0.4 label-smoothing-0.8",
     ),
     "translation-lstm-windows-20": Translator("lstm", f"--steps 700 {_WINDOWS}", _ARMS),

@@ -23,6 +23,8 @@ COMPARE = "--grid 0.1 0.3 --tuning-students 2 --arms cross-entropy label-smoothi
 def tiny(monkeypatch):
     setting = Setting("digits", "few", "mlp", TINY, COMPARE, seeds=(3, 4), students=3)
     monkeypatch.setitem(settings.SETTINGS, "tiny", setting)
+    static = ("--slots 1 --weight shared --link sigmoid", "static")  # one start is enough of these
+    monkeypatch.setitem(settings.KINDS, "static", static)
     return setting
 
 

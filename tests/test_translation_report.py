@@ -231,9 +231,9 @@ def test_the_page_says_which_known_loss_was_ahead_after_whole_runs(tmp_path: Pat
     save(tmp_path / "seed-0", teacher, history_of(trial=trial, teacher={"smoothing": 0.3}))
     text = page_of(tmp_path)
     assert (
-        "At the end 1 whole run of the same students came to 1 - BLEU on dev of 0.8500 under the loss that it "
-        "started as, 0.8125 under the label smoothing of 0.4, 0.9000 under the teacher of the best episodes. "
-        "Taken was the label smoothing of 0.4." in text
+        "At the end 1 whole run of the same students came to 1 - BLEU on dev of 0.8500 under the loss that "
+        "it started as, 0.8125 under the label smoothing of 0.4, 0.9000 under the teacher of the best "
+        "episodes. Taken was the label smoothing of 0.4." in text
     )
     assert "The loss starts as label smoothing of 0.3." in text
     assert "This is label smoothing of 0.4, whatever the state of the student." in text

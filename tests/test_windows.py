@@ -354,6 +354,17 @@ def test_the_sharp_error_is_at_twice_the_best_temperature_and_its_gradient_goes_
         assert slope == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=1e-2, abs=1e-6)
 
 
+@pytest.mark.parametrize("measure", ["sharp-error", "sharp-bleu"])
+def test_sharp_measures_have_a_gradient_where_there_is_no_best_temperature(measure):
+    student = student_of()
+    with torch.no_grad():
+        student.head_bias.copy_(100.0 * COUNTS.eq(0))  # sure of what never comes
+    value = measured(student, DEV, measure)
+    grads = torch.autograd.grad(value, list(student.parameters()), allow_unused=True)
+    assert value.isfinite()
+    assert all(grad is None or grad.isfinite().all() for grad in grads)
+
+
 @pytest.mark.parametrize(("right", "beta"), [(1.0, 4.0), (-1.0, -4.0)])
 def test_a_temperature_stays_in_its_bounds(right, beta):
     hidden, head = torch.full((600, 1), right), torch.tensor([[0.0], [1.0]])

@@ -96,7 +96,7 @@ class WindowRecipe(Rules):
         stages: states of a run that a pool holds; windows of an update are spread evenly over them.
         refresh: updates after which a new pool is made, for the price of a run.
         trial_runs: whole runs by which at the end, with a guard, what was taught, what it started as and
-            label smoothing of 0.1, 0.2, 0.4 and 0.8 are each judged; 0 judges what was taught on windows alone.
+            label smoothing of 0.1, 0.2, 0.4 and 0.8 are each judged; 0 judges what was taught on windows.
 
     Example:
         >>> from l2t.translation.windows import WindowRecipe
@@ -203,9 +203,9 @@ def _mean_lost_bleu(
 
 def _rows_of_tokens(student: Any, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:  # [N, D], [N]
     counted = [batch.target_out != IGNORE for batch in batches]
-    hidden = [student(batch.source, batch.target_in)[rows] for batch, rows in zip(batches, counted, strict=True)]
-    target = [batch.target_out[rows] for batch, rows in zip(batches, counted, strict=True)]
-    return torch.cat(hidden), torch.cat(target)
+    pairs = list(zip(batches, counted, strict=True))
+    hidden = torch.cat([student(batch.source, batch.target_in)[rows] for batch, rows in pairs])
+    return hidden, torch.cat([batch.target_out[rows] for batch, rows in pairs])
 
 
 def _inverse_temperature(student: Any, hidden: Tensor, target: Tensor) -> float:
@@ -221,11 +221,12 @@ def _calibration(student: Any, batches: Sequence[Batch]) -> Tensor:
     """A student's :func:`inverse_temperature` on batches, 0-dim, with its derivative where grad is enabled.
 
     It is where the slope of the loss to it is 0, so a step of Newton's method from there, which leaves its
-    value as it is, has the derivative that the implicit function theorem says it has.
+    value as it is, has the derivative that the implicit function theorem says it has. At a bound of the
+    search, where a student that knows nothing ends, it does not move.
     """
     hidden, target = _rows_of_tokens(student, batches)
     found = hidden.new_tensor(_inverse_temperature(student, hidden, target))
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or abs(math.log(found)) > 3.99:
         return found
     beta = found.clone().requires_grad_()
     loss = _scaled_loss(student, hidden, target, beta)
@@ -587,9 +588,9 @@ def teach_translator(
     ``guard`` the run is watched as :func:`l2t.teach` does it, by how far windows end from where they end
     under the neutral teacher. At the end what was taught, that teacher and label smoothing of the strengths
     KNOWN train the same students for ``recipe.trial_runs`` whole runs, each as long as those that windows
-    are cut from, and what ends with the highest BLEU of greedy translations of dev is the result. Without such
-    runs what was taught has to be ahead of the neutral teacher by a standard error on windows from the last
-    pool, and whether a whole run is better for it is for a comparison to say.
+    are cut from, and what ends with the highest BLEU of greedy translations of dev is the result. Without
+    such runs what was taught has to be ahead of the neutral teacher by a standard error on windows from the
+    last pool, and whether a whole run is better for it is for a comparison to say.
 
     Args:
         teacher: where to start; it is left as it is.

@@ -409,7 +409,7 @@ def _at_ends(values: Sequence[str]) -> str:
 def measure_of(history: Mapping[str, Any]) -> str:
     """The dev measure of a teaching in words."""
     name: str = history.get("recipe", {}).get("measure", "measure")
-    return name.replace("calibrated-", "calibrated ")
+    return name.replace("calibrated-", "calibrated ").replace("sharp-", "sharp ")
 
 
 def said_of_updates(history: Mapping[str, Any], students: str = "students") -> list[str]:

@@ -219,7 +219,7 @@ def test_the_page_says_what_was_taught_and_what_it_cost(tmp_path: Path) -> None:
     assert "A loss has been taught; l2t compare has not yet compared it with baselines." in text
     assert "Independent windows agreed about the way with a cosine of 0.20" in text
     assert (
-        "came to a dev calibrated cross-entropy of 2.5000 under the average of the last teachers, 2.5000 "
+        "came to a dev sharp error of 2.5000 under the average of the last teachers, 2.5000 "
         "under the loss that it started as. Taken was the average of the last teachers." in text
     )
 

@@ -24,6 +24,7 @@ from l2t.files import write_whole
 from l2t.report import static_arms
 from l2t.translation.contest import in_order, mean_perplexity, notes
 from l2t.translation.course import LOSSES
+from l2t.translation.report import by_of
 from l2t.translation.runs import seconds_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -407,6 +408,9 @@ def horizon(content: Row) -> list[str]:
          of(rows, "calibrated-cross-entropy", 3))
         for (start, end), rows in runs.items()
     ]  # fmt: skip
+    found = [about, table(head, lines)]
+    if not windows:  # of a study that goes on
+        return found
     first = next(iter(windows.values()))
     places = [
         round(statistics.fmean(row["steps"][i] for row in first)) for i in range(len(first[0]["steps"]))
@@ -421,27 +425,28 @@ def horizon(content: Row) -> list[str]:
                            for i in range(len(places))))
         for measure, rows in windows.items() for steps in rows[0]["slopes"]
     ]  # fmt: skip
-    return [about, table(head, lines), of_windows, table(["measure", "steps", *map(str, places)], slopes)]
+    return [*found, of_windows, table(["measure", "steps", *map(str, places)], slopes)]
 
 
 def taught_alone(kept: Path) -> list[str]:
     """Of teachers whose comparison has not run: what ended each teaching, which is no test."""
     made = json.loads((kept / "made.json").read_text())
-    lines, losses = [], {}
+    lines, losses, judged = [], {}, set[str]()
     for file in sorted(kept.glob("*/history.json")):
         history = json.loads(file.read_text())
         trial, hours = history["trial"], seconds_of(history) / 3600
         levels = {loss: statistics.fmean(runs) for loss, runs in trial["measure"].items()}
         losses |= dict.fromkeys(levels)
         lines.append((file.parent.name, trial["chosen"], f"{hours:.1f}", levels))
+        judged |= {by_of(trial)}
     static = any(name.startswith("static") for name, *_ in lines)
     missing = "" if static else ", once a static teacher is there, too"
     about = (
         f"What `python benchmarks/teaching.py {kept.name} --taught` begins with{missing} "
         f"(commit {made['commit']}, {versions_of(made)}). At the end of a teaching the same student is "
-        "trained for a whole run by each loss, at one rate, and the least calibrated cross-entropy a piece "
-        "on dev, in nats, is taken: a first look, on rows that the teacher has learned from. *neutral* is "
-        "what it started as, *average* and *good* are its last teachers and its best ones."
+        f"trained for a whole run by each loss, at one rate, and the least {' or '.join(sorted(judged))} on "
+        "dev is taken: a first look, on rows that the teacher has learned from. *neutral* is what it started "
+        "as, *average* and *good* are its last teachers and its best ones."
     )
     rows = [
         [name, chosen, hours, *(f"{levels[loss]:.3f}" if loss in levels else "" for loss in losses)]

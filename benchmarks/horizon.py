@@ -26,7 +26,6 @@ from teaching import RESULTS, commit, versions
 from torch import Tensor
 
 from l2t.files import write_json
-from l2t.linear import dynamic_linear_loss
 from l2t.students import seed_of
 from l2t.teacher import StudentState
 from l2t.translation import corpus as corpora
@@ -35,7 +34,6 @@ from l2t.translation.course import Course, label_smoothing, train
 from l2t.translation.token_teacher import TokenLoss, TokenTeacher
 from l2t.translation.vocabulary import Vocabulary
 from l2t.translation.windows import WindowRecipe, lost_bleu, make_pool, measured, window
-from l2t.weight import LowRank
 
 OUT = RESULTS / "translation" / "horizon.json"
 COURSE = Course("lstm", steps=700, lr=0.006, warmup=100)
@@ -72,10 +70,9 @@ def moving(start: float, end: float) -> TokenLoss:
         hidden: Tensor, head: Tensor, head_bias: Tensor | None, target: Tensor, state: StudentState
     ) -> Tensor:
         strength = start + (end - start) * float(state.progress)
-        weight = LowRank.smoothed(len(head), strength, dtype=hidden.dtype, device=hidden.device)
-        return dynamic_linear_loss(hidden, head, target, weight, head_bias=head_bias, link="identity")
+        return label_smoothing(strength)(hidden, head, head_bias, target, state)
 
-    return label_smoothing(start) if start == end else loss
+    return loss
 
 
 def row_of(job: Job) -> dict[str, Any]:

@@ -467,10 +467,6 @@ CANDIDATES = {
     "average": "average of the last teachers",
     "good": "teacher of the best episodes",
     "neutral": "loss that it started as",
-    "label-smoothing-0.1": "label smoothing of 0.1",
-    "label-smoothing-0.2": "label smoothing of 0.2",
-    "label-smoothing-0.4": "label smoothing of 0.4",
-    "label-smoothing-0.8": "label smoothing of 0.8",
 }
 
 

@@ -50,6 +50,8 @@ def test_whole_runs_and_windows_by_seed_are_made_once_and_drawn(small, tmp_path,
         if row["part"] == "windows":
             assert 0 <= row["steps"][0] < row["steps"][1] <= 9
             assert all(x != 0 for slopes in row["slopes"].values() for x in slopes)
+    begun = {**json.loads(out.read_text()), "rows": first[:2]}
+    assert len(draw_results.horizon(begun)) == 2  # no windows yet
     page = draw_results.page(tmp_path)
     assert "## How far ahead a window must look" in page
     both = " / ".join(f"{row['sharp-error']:.4f}" for row in (rows[1], rows[5]))

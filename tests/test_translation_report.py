@@ -226,17 +226,27 @@ def test_the_page_says_what_was_taught_and_what_it_cost(tmp_path: Path) -> None:
 
 def test_the_page_says_which_known_loss_was_ahead_after_whole_runs(tmp_path: Path) -> None:
     measure = {"neutral": [0.85], "label-smoothing-0.4": [0.8125], "average": [None], "good": [0.9]}
-    trial = {"chosen": "label-smoothing-0.4", "runs": 1, "measure": measure}
+    trial = {"chosen": "label-smoothing-0.4", "runs": 1, "by": "1 - BLEU", "measure": measure}
     teacher = TokenTeacher(COUNTS, smoothing=0.4)
     save(tmp_path / "seed-0", teacher, history_of(trial=trial, teacher={"smoothing": 0.3}))
     text = page_of(tmp_path)
     assert (
-        "At the end 1 whole run of the same students came to 1 - BLEU on dev of 0.8500 under the loss that "
+        "At the end 1 whole run of the same students came to a dev 1 - BLEU of 0.8500 under the loss that "
         "it started as, 0.8125 under the label smoothing of 0.4, 0.9000 under the teacher of the best "
         "episodes. Taken was the label smoothing of 0.4." in text
     )
     assert "The loss starts as label smoothing of 0.3." in text
     assert "This is label smoothing of 0.4, whatever the state of the student." in text
+
+
+def test_a_trial_of_an_earlier_version_is_told_by_its_own_measure(tmp_path: Path) -> None:
+    measure = {"neutral": [2.25], "label-smoothing-0.05": [2.125], "average": [2.0]}
+    trial = {"chosen": "average", "runs": 1, "measure": measure}
+    save(tmp_path / "seed-0", moved(), history_of(trial=trial))
+    assert (
+        "came to a dev calibrated cross-entropy (nats a piece) of 2.2500 under the loss that it started as, "
+        "2.1250 under the label smoothing of 0.05, 2.0000 under the average" in page_of(tmp_path)
+    )
 
 
 def test_the_dev_measure_is_drawn_along_the_runs_of_the_pools(tmp_path: Path) -> None:

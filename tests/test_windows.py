@@ -577,6 +577,7 @@ def test_at_the_end_whole_runs_of_the_same_students_choose(tmp_path, monkeypatch
     trial = result.history["trial"]
     names = {f"label-smoothing-{strength:g}": strength for strength in windows.KNOWN if strength != 0.1}
     known = {"neutral": 0.1, **names}
+    assert (trial["by"], trial["runs"]) == ("1 - BLEU", 2)
     assert [*trial["measure"]][: len(known)] == [*known]
     assert len(trial["measure"]) > len(known)  # and what was taught
     means = {name: sum(values) / 2 for name, values in trial["measure"].items()}

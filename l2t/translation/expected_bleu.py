@@ -133,11 +133,12 @@ def expected_bleu(
         sharpness: what logits are multiplied by; the gradient takes account of it where it has one.
     """
     drawn = sampled(student, source, samples, longest, sharpness)
-    references = [_words(row) for row in target_out.tolist()]
-    rewards = [sentence_bleu(_words(row), references[i // samples]) for i, row in enumerate(drawn.tolist())]
+    references = [words(row) for row in target_out.tolist()]
+    rewards = [sentence_bleu(words(row), references[i // samples]) for i, row in enumerate(drawn.tolist())]
     log_p = log_probabilities(student, source.repeat_interleave(samples, 0), drawn, sharpness)
     return score_function(log_p.new_tensor(rewards).reshape(-1, samples), log_p.reshape(-1, samples))
 
 
-def _words(row: list[int]) -> list[int]:
+def words(row: Sequence[int]) -> list[int]:
+    """What a row of ids says: without END and padding."""
     return [token for token in row if token not in (END, IGNORE)]

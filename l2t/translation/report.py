@@ -425,19 +425,28 @@ def said_of_the_teaching(history: Mapping[str, Any]) -> list[str]:
     trial = history.get("trial")
     if trial is not None:
         levels = ", ".join(
-            f"{statistics.fmean(known):.4f} under the {CANDIDATES[name]}"
+            f"{statistics.fmean(known):.4f} under the {_candidate(name)}"
             for name, values in trial["measure"].items()
             if (known := [value for value in values if value is not None])
         )
         count = len(trial["measure"]["neutral"])
         came = (
-            f"{count} whole run{'' if count == 1 else 's'} of the same students came to 1 - BLEU on dev"
+            f"{count} whole run{'' if count == 1 else 's'} of the same students came to a dev {by_of(trial)}"
             if trial["runs"]
             else f"windows from each of the {count} stages of the last whole run came to a dev "
             f"{measure_of(history)}"
         )
-        said.append(f"At the end {came} of {levels}. Taken was the {CANDIDATES[trial['chosen']]}.")
+        said.append(f"At the end {came} of {levels}. Taken was the {_candidate(trial['chosen'])}.")
     return said
+
+
+def by_of(trial: Mapping[str, Any]) -> str:
+    """What whole runs of a trial were judged by; earlier ones do not say."""
+    return str(trial.get("by", "calibrated cross-entropy (nats a piece)"))
+
+
+def _candidate(name: str) -> str:
+    return CANDIDATES.get(name) or f"label smoothing of {name.removeprefix('label-smoothing-')}"
 
 
 def drawn_of_the_teaching(run: Run) -> list[Picture]:

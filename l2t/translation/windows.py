@@ -39,10 +39,10 @@ from l2t.students import Make, evaluating, seed_of, seeded
 from l2t.tape import Student
 from l2t.teach import Episode, Outer, Rules, modules_of, threads
 from l2t.teacher import AnyTeacher, StudentState
-from l2t.translation.batches import END, IGNORE, Batch
+from l2t.translation.batches import IGNORE, Batch
 from l2t.translation.course import rise_and_fall
 from l2t.translation.decode import greedy
-from l2t.translation.expected_bleu import expected_bleu, token_losses
+from l2t.translation.expected_bleu import expected_bleu, words
 from l2t.translation.scores import bleu, metric_of
 from l2t.translation.token_teacher import TRACKED, TokenTeacher, TokenTracker
 from l2t.unroll import unroll
@@ -160,25 +160,25 @@ class WindowRecipe(Rules):
 
 
 def _token_error(student: Any, batches: Sequence[Batch], _: int) -> Tensor:
-    return _mean_error(student, batches, 1.0)
+    return _mean_error(student, *_rows_of_tokens(student, batches), 1.0)
 
 
 def _sharp_error(student: Any, batches: Sequence[Batch], _: int) -> Tensor:
-    return _mean_error(student, batches, SHARPNESS * _calibration(student, batches))
+    rows = _rows_of_tokens(student, batches)
+    return _mean_error(student, *rows, SHARPNESS * _calibration(student, *rows))
 
 
-def _mean_error(student: Any, batches: Sequence[Batch], sharpness: float | Tensor) -> Tensor:
-    losses = [token_losses(student, *batch, sharpness) for batch in batches]
-    return torch.stack([-torch.expm1(-x).sum() for x in losses]).sum() / _tokens(batches)  # 0 for padding
+def _mean_error(student: Any, hidden: Tensor, target: Tensor, beta: float | Tensor) -> Tensor:
+    return -torch.expm1(-_scaled_loss(student, hidden, target, beta, "none")).mean()
 
 
 def _cross_entropy(student: Any, batches: Sequence[Batch], _: int) -> Tensor:
-    return torch.stack([token_losses(student, *batch).sum() for batch in batches]).sum() / _tokens(batches)
+    return _scaled_loss(student, *_rows_of_tokens(student, batches), 1.0)
 
 
 def _calibrated_cross_entropy(student: Any, batches: Sequence[Batch], _: int) -> Tensor:
-    hidden, target = _rows_of_tokens(student, batches)
-    return _scaled_loss(student, hidden, target, _inverse_temperature(student, hidden, target))
+    rows = _rows_of_tokens(student, batches)
+    return _scaled_loss(student, *rows, _inverse_temperature(student, *rows))
 
 
 def _lost_bleu(student: Any, batches: Sequence[Batch], samples: int) -> Tensor:
@@ -186,7 +186,8 @@ def _lost_bleu(student: Any, batches: Sequence[Batch], samples: int) -> Tensor:
 
 
 def _sharp_lost_bleu(student: Any, batches: Sequence[Batch], samples: int) -> Tensor:
-    return _mean_lost_bleu(student, batches, samples, SHARPNESS * _calibration(student, batches))
+    sharpness = SHARPNESS * _calibration(student, *_rows_of_tokens(student, batches))
+    return _mean_lost_bleu(student, batches, samples, sharpness)
 
 
 def _mean_lost_bleu(
@@ -212,19 +213,22 @@ def _inverse_temperature(student: Any, hidden: Tensor, target: Tensor) -> float:
     return inverse_temperature(hidden, student.head, student.head_bias, target)
 
 
-def _scaled_loss(student: Any, hidden: Tensor, target: Tensor, beta: float | Tensor) -> Tensor:
+def _scaled_loss(
+    student: Any, hidden: Tensor, target: Tensor, beta: float | Tensor, reduction: str = "mean"
+) -> Tensor:
     bias = None if student.head_bias is None else beta * student.head_bias
-    return dynamic_linear_loss(beta * hidden, student.head, target, head_bias=bias, link="identity")
+    return dynamic_linear_loss(
+        beta * hidden, student.head, target, head_bias=bias, link="identity", reduction=reduction
+    )
 
 
-def _calibration(student: Any, batches: Sequence[Batch]) -> Tensor:
-    """A student's :func:`inverse_temperature` on batches, 0-dim, with its derivative where grad is enabled.
+def _calibration(student: Any, hidden: Tensor, target: Tensor) -> Tensor:
+    """A student's :func:`inverse_temperature` on tokens, 0-dim, with its derivative where grad is enabled.
 
     It is where the slope of the loss to it is 0, so a step of Newton's method from there, which leaves its
     value as it is, has the derivative that the implicit function theorem says it has. At a bound of the
     search, where a student that knows nothing ends, it does not move.
     """
-    hidden, target = _rows_of_tokens(student, batches)
     found = hidden.new_tensor(_inverse_temperature(student, hidden, target))
     if not torch.is_grad_enabled() or abs(math.log(found)) > 3.99:
         return found
@@ -321,7 +325,7 @@ def lost_bleu(student: Any, batches: Sequence[Batch]) -> float:
     """
 
     def texts(rows: Iterable[Sequence[int]]) -> list[str]:
-        return [" ".join(str(x) for x in row if x not in (END, IGNORE)) for row in rows]
+        return [" ".join(map(str, words(row))) for row in rows]
 
     said, wanted = list[str](), list[str]()
     with evaluating(student):
@@ -561,8 +565,9 @@ class TaughtTokens(NamedTuple):
             ``pools`` has a row a pool: the update before which it was made, its steps, and the dev measure of
             the student that made it at each and at the end of its run; ``states`` is what the teacher saw of
             the last of these students, at the start of its run, at these steps and at the end; ``trial`` has
-            ``chosen``, ``runs`` (``trial_runs``) and ``measure``: of each candidate a list of one number a
-            run, or a window where there are no runs. The seconds of pools are a part of those of updates.
+            ``chosen``, ``runs`` (``trial_runs``), of runs ``by`` (what they are judged by) and ``measure``:
+            of each candidate a list of one number a run, or a window where there are no runs. The seconds of
+            pools are a part of those of updates.
     """
 
     teacher: TokenTeacher
@@ -763,7 +768,12 @@ class _Windows(Outer):
         seconds, runs, steps = self.history["seconds"], self.recipe.trial_runs, self.recipe.run_steps
         before = seconds.setdefault("trial runs", 0.0)  # of a process that was broken off
         if self.history["trial"] is None:
-            self.history["trial"] = {"chosen": None, "runs": runs, "measure": {name: [] for name in teachers}}
+            self.history["trial"] = {
+                "chosen": None,
+                "runs": runs,
+                "by": "1 - BLEU",
+                "measure": {name: [] for name in teachers},
+            }
         measure = self.history["trial"]["measure"]
         files = [] if self.directory is None else [self.directory / "trial.safetensors"]
         with tqdm(

@@ -50,10 +50,10 @@ test-long: setup  ## the tests that take minutes
 	$(BIN)/pytest -m long
 
 test-memcheck: setup  ## on a GPU: the tests of the CUDA kernels under compute-sanitizer
-	$(BIN)/python -c "$(HAS_GPU)"
+	$(BIN)/python -I -c "$(HAS_GPU)"
 	for tool in memcheck racecheck synccheck; do \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
-	    $(BIN)/python -m pytest -q -k cuda tests/test_ops.py tests/test_native.py || exit 1; \
+	    $(BIN)/pytest -q -k cuda tests/test_ops.py tests/test_native.py || exit 1; \
 	done
 
 bench: setup  ## every op against PyTorch and the bound, some minutes on an idle machine; draws docs/benchmarks.md
@@ -72,7 +72,7 @@ bench-peers: setup  ## one teacher gradient by l2t and by the libraries in PEERS
 	$(BIN)/python benchmarks/draw.py
 
 bench-gpu: setup  ## on a GPU: checks the CUDA kernels, then times every op against PyTorch and the bound
-	$(BIN)/python -c "$(HAS_GPU)"
+	$(BIN)/python -I -c "$(HAS_GPU)"
 	$(BIN)/pytest -q -k cuda tests/test_ops.py
 	$(BIN)/python benchmarks/run.py --gpu --seconds 0.1 --out docs/benchmarks/gpu.jsonl
 	$(BIN)/python benchmarks/draw.py

@@ -9,15 +9,18 @@ Students are many where they are cheap: what dynamic and static losses differ in
 first comparison of twenty had been looked at, the students are others (``--seed 1``).
 
 A course of a translator is long, so its arms are those that were asked about: maximum likelihood, label
-smoothing of three strengths and two more up to where it is best, a focal loss, and the static taught loss
-beside the dynamic one. After Holm's correction for 8 tests a win takes 2.4 standard deviations of a pair's
-difference with 5 students, 1.1 with 10. Expected minutes of one core:
+smoothing of three strengths (for the first LSTM of five, up to where it is best), a focal loss, and the
+static taught loss beside the dynamic one. After Holm's correction a win takes so many standard deviations of
+a pair's difference: of 8 tests 2.4 with 5 students and 1.1 with 10, of 6 tests 2.2 and 1.1. Expected minutes
+of one core, the arms' for 3 to 5 rates each:
 
-    steps of a course          a course   9 arms of 3 to 5 rates and 10 students   a teacher
-    LSTM, 700                     2.3               269 to 310                       110
-    Transformer, 500              2.0               234 to 270                        85
+    translator                     steps   a course   arms   students   all arms   a teacher
+    translation-lstm                 700        2.3      9         10   269 to 310        90
+    translation-lstm-windows-20      700        2.3      7          5   129 to 161        70
+    translation-transformer          500        2.0      7         10   182 to 210        85
 
-A teacher of the LSTM is 64 windows of 100 steps, each for 4 times its steps, 2 pools and a trial of 6 runs.
+A teacher of the first is 48 windows of 100 steps, those of the others 160 windows of 20; a window takes 4 to
+5 times its steps. Beside them are 2 pools and a trial of 6 runs.
 """
 
 from __future__ import annotations
@@ -129,9 +132,9 @@ _WINDOWS = "--window 20 --updates 40 --measure calibrated-cross-entropy --set re
 _ARMS = "--arms maximum-likelihood label-smoothing-0.05 label-smoothing-0.1 label-smoothing-0.2 focal-1"
 # From the strongest fixed loss on, at the rate that all arms are tuned to, on windows that see the run's end.
 _LONG = (
-    "--lr 0.006 --smoothing 0.8 --weight shared --window 100 --updates 16 --set averaging=direction "
-    "curvature=one-sided dev_batches=6 lr_warmup=100 memory=2GB refresh=8 smoothing_range=4 teacher_lr=0.2 "
-    "warmup=2"
+    "--lr 0.006 --smoothing 0.8 --weight shared --features progress --window 100 --updates 12 --set "
+    "averaging=direction curvature=one-sided dev_batches=6 lr_warmup=100 memory=2GB refresh=6 "
+    "smoothing_range=4 teacher_lr=0.2 warmup=2"
 )
 TRANSLATORS = {
     "translation-lstm": Translator(

@@ -121,8 +121,8 @@ l2t_status l2t_cuda_grad_vjp(const l2t_rows*, const l2t_tensors* inputs, const v
                              void* stream);
 l2t_status l2t_cuda_grad_jvp(const l2t_rows*, const l2t_tensors* inputs, const void* stats,
                              const l2t_tensors* tangents, const l2t_outputs*, void* workspace, void* stream);
-// d_logits [N, C] of each row times the cotangent of its loss, v_loss [L]; what has a cotangent of 1 is neither read
-// nor written. Of the rows, dtype, n, c and losses are looked at.
+// d_logits [N, C] of each row times the cotangent of its loss, v_loss [L]; a zero stays one, and what has a cotangent
+// of 1 is neither read nor written. Of the rows, dtype, n, c and losses are looked at.
 l2t_status l2t_cuda_scale(const l2t_rows*, const void* v_loss, void* d_logits, void* stream);
 // How many devices the driver has, 0 without a driver; and what the last failed call on this thread failed of.
 int l2t_cuda_devices(void);

@@ -5,8 +5,11 @@ training run), `Teacher` and `teach` (what hands a student its loss, and how tha
 line, ``l2t --help``.
 """
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
+from typing import Any as _Any
 
+from l2t import check as _check
 from l2t import optim
 from l2t.functional import dynamic_loss
 from l2t.linear import dynamic_linear_loss
@@ -22,6 +25,14 @@ from l2t.weight import Diagonal, Full, LowRank
 from l2t.weight_net import WeightNet
 
 __version__ = _version("l2t")
+
+
+def __getattr__(name: str) -> _Any:
+    """Modules that most programs do without, at their first use."""
+    if name in ("baselines", "compare", "figures", "report", "tasks", "translation"):
+        return _import_module(f"l2t.{name}")
+    raise _check.no_such_name(name)
+
 
 __all__ = [
     "Coefficients",

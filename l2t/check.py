@@ -97,6 +97,15 @@ def folder_missing(folder: Path) -> FileNotFoundError:
     )
 
 
+def data_home(folder: Path) -> None:
+    """Data sets go into the home directory where nothing else is said."""
+    if folder.parts[:1] == ("~",):
+        raise FileNotFoundError(
+            f"l2t.data: the folder for data sets must be one that is known, got {folder} and no home directory. "
+            "Set L2T_DATA to a folder."
+        )
+
+
 def data_not_standard(name: str, path: Path, wanted: str, found: str) -> str:
     """Files of a known name with another content give results that compare with nobody's."""
     return (
@@ -214,7 +223,7 @@ def corpus_size(pairs: int, least: int, most: int) -> None:
 
 def can_be_written(op: str, folder: Path) -> None:
     """A folder that results will go to, which may not be there yet: said before they are made."""
-    place = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    place = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.exists(one))
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         what = "no right to" if place.is_dir() else "a file at"
         raise PermissionError(
@@ -424,6 +433,15 @@ def transfer_names(folders: Mapping[str, str]) -> None:
         taken[folder] = name
 
 
+def transfer_place(folder: Path, holds: str | None) -> None:
+    """A folder for a transferred teacher takes the place of nothing else."""
+    if holds:
+        raise ValueError(
+            f"l2t.cli: the folder of a transferred teacher must hold nothing but the same transfer, got {str(folder)!r} with "
+            f"{holds}. Give another folder by --out."
+        )
+
+
 def transfer_classes(directory: Path, taught: int, task: str, classes: int) -> None:
     """A loss of some classes is none of others."""
     if taught != classes:
@@ -597,9 +615,10 @@ def token_counts(counts: Tensor, eos: int) -> Tensor:
         or len(counts) <= max(eos, 1)
         or not bool((counts >= 0).all())
         or not counts.sum() > 0
+        or bool((counts.double() % 1 != 0).any())  # which it is of infinity, too
     ):
         raise ValueError(
-            f"l2t.TokenTeacher: counts must be a number of 0 or more for each token of the vocabulary, the end of a sentence "
+            f"l2t.TokenTeacher: counts must be an integer of 0 or more for each token of the vocabulary, the end of a sentence "
             f"(eos={eos}) among them, and not all 0, got {_described(counts)}. Count the target tokens of the training set."
         )
     return counts
@@ -632,6 +651,15 @@ def teacher_file_is_none(file: Path) -> ValueError:
     )
 
 
+def teacher_name(name: str, module: str, alone: bool) -> None:
+    """The name of a class of teachers, by which a file is read."""
+    if not alone:
+        raise ValueError(
+            f"l2t.Teacher: a class of teachers must have a name of its own, got {name}, which {module} has. Files say by it "
+            "what to load: choose another name."
+        )
+
+
 def gate_slots(slots: int) -> None:
     """The gate mixes two sets of coefficients."""
     if slots != 2:
@@ -648,11 +676,16 @@ def _described(tensor: object) -> str:
     return f"shape {tuple(tensor.shape)}, {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
 
 
+def no_such_name(name: str) -> AttributeError:
+    """An attribute that the package does not have: hasattr asks for such, too."""
+    return AttributeError(f"l2t: the name must be one of dir(l2t) or of a module, got {name!r}. Import its module first.")
+
+
 def extension_missing(error: ImportError) -> ImportError:
     """The compiled core cannot be imported."""
     return ImportError(
         f"l2t: the compiled core l2t._native must be installed, got: {error}. "
-        "Run `pip install .` in the source directory, or install a wheel."
+        "Run `pip install .` in the source directory and start Python outside of it, or install a wheel."
     )
 
 
@@ -793,12 +826,12 @@ def loss_ignore_index(value: object) -> int:
     return number
 
 
-def _loss_layout(name: str, tensor: object) -> None:
+def _loss_layout(name: str, tensor: object, op: str = "dynamic_loss") -> None:
     """Sparse, nested and other tensors without strides."""
     if isinstance(tensor, torch.Tensor) and (tensor.layout is not torch.strided or tensor.is_nested):
         kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         raise TypeError(
-            f"l2t.dynamic_loss: {name} must be a dense tensor, got a {kind} one. Convert it with .to_dense(), or put the "
+            f"l2t.{op}: {name} must be a dense tensor, got a {kind} one. Convert it with .to_dense(), or put the "
             "rows of a nested one together with torch.cat(x.unbind())."
         )
 
@@ -908,6 +941,14 @@ def _loss_dtype(name: str, tensor: torch.Tensor, logits: torch.Tensor) -> None:
     )
 
 
+def label_smoothing(owner: str, smoothing: float) -> None:
+    """A share of the target, as that of `torch.nn.functional.cross_entropy`."""
+    if not 0 <= smoothing <= 1:
+        raise ValueError(
+            f"l2t.{owner}.smoothed: smoothing must be between 0 and 1, got {smoothing}. Give a share, such as 0.1."
+        )
+
+
 def module_coefficients(tensors: Sequence[object]) -> None:
     """What a DynamicLoss is made from: tensors that nobody computed."""
     for x in tensors:
@@ -928,6 +969,8 @@ def module_coefficients(tensors: Sequence[object]) -> None:
 
 def linear_tensors(hidden: object, head: object, head_bias: object, target: object) -> None:
     """Hidden, head and target, to each other; dtypes only as far as autocast leaves them alone."""
+    for name, x in (("hidden", hidden), ("head", head), ("head_bias", head_bias), ("target", target)):
+        _loss_layout(name, x, "dynamic_linear_loss")
     for name, x in (
         ("hidden", hidden),
         ("head", head),
@@ -986,23 +1029,30 @@ def linear_dtypes(hidden: Tensor, head: Tensor, head_bias: Tensor | None) -> Non
             )
 
 
-def linear_chunk_rows(rows: object) -> None:
+def linear_chunk_rows(rows: object) -> int | None:
     """How many rows have their logits in memory."""
-    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+    if rows is None:
+        return None
+    try:
+        number = 0 if isinstance(rows, bool) else operator.index(rows)  # type: ignore[arg-type]
+    except TypeError:
+        number = 0
+    if number < 1:
         raise ValueError(
             f"l2t.dynamic_linear_loss: chunk_rows must be an integer of 1 or more, got {rows!r}. "
             "Leave it out for as many rows as 32 MB of logits hold."
         )
+    return number
 
 
 # ---- unroll ----------------------------------------------------------------------------------------------------------
 
 
-def unroll_not_inference() -> None:
+def unroll_not_inference(op: str = "unroll") -> None:
     """Nothing can be differentiated in inference mode."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
-            "l2t.unroll: the caller must be outside torch.inference_mode, got a call inside it. "
+            f"l2t.{op}: the caller must be outside torch.inference_mode, got a call inside it. "
             "Leave the mode (torch.no_grad is fine)."
         )
 
@@ -1062,9 +1112,9 @@ def unroll_memory(memory: object, schedule: object) -> int | None:
     )
 
 
-def plan_batches(batches: object) -> None:
+def plan_batches(batches: Any, indexed: bool) -> None:
     """The number of steps is known, and there is a first one to try."""
-    if not (hasattr(batches, "__len__") and hasattr(batches, "__getitem__") and len(batches)):
+    if not (indexed and len(batches)):
         raise ValueError(
             f"l2t.plan: batches must have a length of 1 or more and be indexed, got {_described(batches)}. "
             "Give a list or such as [batch] * 1000."
@@ -1451,7 +1501,7 @@ def unroll_compiled_agrees(differs: str | None) -> None:
 
 def unroll_compiled_again(off: float, most: float) -> None:
     """A step in the walk back is the step that was taken."""
-    if off > most:
+    if not off <= most:
         raise RuntimeError(
             f"l2t.unroll: loss must be the same when a step is run again, got values that are off by up to {off:.2g} of it. "
             "Let it depend on model, batch and meta tensors alone and change no tensor in place before backward."
@@ -1690,6 +1740,15 @@ def unroll_replayed(value: Tensor, recorded: Tensor | None, step: int) -> None:
         )
 
 
+def unroll_batch_still(step: int, still: bool) -> None:
+    """A batch that is needed again is the one that it was."""
+    if not still:
+        raise RuntimeError(
+            f"l2t.unroll: batches must stay as they are until the run is walked back, got that of step {step} changed in "
+            "place since (usual cause: a loader that refills one buffer). Give each step tensors of its own, such as a clone()."
+        )
+
+
 def unroll_state_again(step: int, differs: str | None) -> None:
     """A state that is reached again is the one that was there."""
     if differs is not None:
@@ -1754,7 +1813,11 @@ class WeightsGoneError(RuntimeError):
 
 
 class ForwardModeError(Exception):
-    """An operation of a step has no derivative in forward mode."""
+    """A step cannot be differentiated in forward mode."""
+
+
+class AsymmetryError(ForwardModeError):
+    """A step gives forwards another product than backwards."""
 
 
 def unroll_forward_mode(error: RuntimeError) -> None:
@@ -1766,6 +1829,37 @@ def unroll_forward_mode(error: RuntimeError) -> None:
             f"got one that has none ({said.splitlines()[0].rstrip('. ')}). The run goes on with curvature='recompute'; "
             "name that, or curvature='central', to be rid of this warning."
         ) from error
+
+
+def unroll_symmetric(off: float, size: float, room: float) -> None:
+    """Forward mode gives H a, and the walk back wants its transpose."""
+    if off > room * size:
+        raise AsymmetryError(
+            "l2t.unroll: with curvature='forward' a step's gradient must be that of its loss, so that its derivative is "
+            f"symmetric, got one that is not, by {off / size:.2g} (torch.no_grad in an activation checkpoint, or a hook that "
+            "changes gradients?). The run goes on with curvature='recompute', torch's own second derivative, in which a hook "
+            "acts once more; name that to be rid of this warning."
+        )
+
+
+def unroll_symmetric_so_far(error: ForwardModeError, steps: int) -> None:
+    """Where steps came before one whose derivative is not symmetric, theirs may have been wrong."""
+    if isinstance(error, AsymmetryError) and steps:
+        raise RuntimeError(
+            "l2t.unroll: with curvature='forward' all steps must have a symmetric derivative, got one that has none after "
+            f"{steps} steps of the walk back. Take curvature='recompute'."
+        ) from error
+
+
+def unroll_difference(curvature: str, error: float | None, unit: float) -> str | None:
+    """A warning where differences are far off, by more than kinks and the rounding unit explain."""
+    if error is None or error <= 0.1 + 5 * unit**0.5:
+        return None
+    return (
+        f"l2t.unroll: with curvature={curvature!r} differences must come near to the exact products, got an error of "
+        f"{error:.2g} at the first step of the walk back. They move what loss detaches or computes in torch.no_grad as if it "
+        "were not constant: where it does so, take curvature='reverse' or 'recompute'."
+    )
 
 
 # ---- preflight -------------------------------------------------------------------------------------------------------
@@ -1795,6 +1889,11 @@ def preflight_wrong(error: float) -> str:
     return f"it is off by {error:.2g} of its size, against differences of the first derivative"
 
 
+def preflight_asymmetric() -> str:
+    """A gradient that is that of no number: forward mode gives the derivative where its transpose is asked for."""
+    return "the derivative of its gradient is not symmetric, and a run needs the transpose"
+
+
 def preflight_mend(lacks: str, said: str) -> str:
     """The switch that helps, told by what PyTorch said."""
     if lacks == "determinism":
@@ -1802,6 +1901,8 @@ def preflight_mend(lacks: str, said: str) -> str:
             "Let it draw from PyTorch's default random numbers alone and set torch.use_deterministic_algorithms(True); "
             "or take curvature='reverse' with schedule='all', which run no step again."
         )
+    if "not symmetric" in said:
+        return "Do without curvature='forward', which takes one for the other."
     if "attention" in said:
         return "Call it inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
     if "cudnn" in said.lower():
@@ -1978,6 +2079,15 @@ def student_is_made(student: object) -> None:
         )
 
 
+def student_is_fresh(fresh: bool, op: str) -> None:
+    """What makes students makes another one every time."""
+    if not fresh:
+        raise ValueError(
+            f"l2t.{op}: student must be a function that returns a fresh torch.nn.Module, got the same one twice. "
+            "Make it inside the function: lambda: torch.nn.Linear(8, 3)."
+        )
+
+
 def student_is_module(student: object) -> None:
     """What makes students returned one."""
     if not isinstance(student, nn.Module):
@@ -2027,6 +2137,24 @@ def students_tensor(name: str, alike: bool) -> None:
         raise ValueError(
             f"l2t.Stack: the student's plain tensor {name!r} must be the same for every seed, got different ones. "
             f"Make it a buffer, by self.register_buffer({leaf!r}, ...)."
+        )
+
+
+def students_number(name: str, value: object, alike: bool) -> None:
+    """A number that a student keeps: the stack has that of its first student alone."""
+    if not alike:
+        raise ValueError(
+            f"l2t.Stack: the student's number {name!r} must be the same for every seed, got {value!r} and others. Make it a "
+            "tensor in a buffer, by self.register_buffer; one that only names or counts is best left out of the module."
+        )
+
+
+def students_place(name: str, holder: str, place: object) -> None:
+    """Stacked tensors can be put where a student reads them."""
+    if isinstance(place, tuple):
+        raise ValueError(
+            f"l2t.Stack: parameters and buffers of the student must be read from places that can be set, got {name} in a "
+            f"tuple in {holder}, which would stay that of one student. Make it a list, or read the tensor itself in forward."
         )
 
 
@@ -2183,11 +2311,30 @@ def teach_student_fits(
                     f"{type(error).__name__}: {error}. Make students for these inputs and this batch size."
                 ) from error
             made.eval()
+        student_is_fresh(student() is not made, op)
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, num_classes):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ValueError(
             f"l2t.{op}: student must return logits of shape (2, {num_classes}) for two rows, got {got}. "
             "Give it one output a class."
+        )
+
+
+def seed_number(op: str, seed: object) -> int:
+    """A seed as Python has it, of whatever integer it is given."""
+    try:
+        return operator.index(seed)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ValueError(
+            f"l2t.{op}: seed must be a whole number, got {seed!r}. Give one, 0 for example: all that is random follows from it."
+        ) from error
+
+
+def teach_learns(learns: bool) -> None:
+    """A teacher that is frozen altogether."""
+    if not learns:
+        raise ValueError(
+            "l2t.teach: teacher must have a parameter that requires grad, got one that is frozen. Call teacher.requires_grad_()."
         )
 
 
@@ -2485,6 +2632,15 @@ def compare_done(missing: Sequence[str]) -> None:
         )
 
 
+def compare_half_batches(batch_size: int, arms: Sequence[str]) -> None:
+    """A batch that has rows of two pools."""
+    if arms and batch_size < 2:
+        raise ValueError(
+            f"l2t.compare: recipe.batch_size must be 2 or more where half of a batch is from dev, as for {arms[0]!r}, got "
+            f"{batch_size}. Take larger batches, or leave the arm out."
+        )
+
+
 def compare_dev_is_there(there: bool, dev_is_clean: bool) -> None:
     """A clean dev set has to be given."""
     if dev_is_clean and not there:
@@ -2657,6 +2813,15 @@ def course_finite(name: str, value: float, step: int) -> None:
     if not math.isfinite(value):
         raise DivergedError(
             f"l2t.translation: the {name} must be finite, got {value} at step {step}. Take a smaller lr."
+        )
+
+
+def course_name(called: str, known: bool) -> None:
+    """What a course in a directory is known again by."""
+    if not known:
+        raise ValueError(
+            f"l2t.translation: name must be given with a directory for a loss that is not in LOSSES, got None for {called}. Say what "
+            "it is called, name='my loss' for example: a course is resumed by it."
         )
 
 

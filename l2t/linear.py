@@ -108,16 +108,18 @@ def dynamic_linear_loss(
         >>> import torch, l2t
         >>> hidden, head, target = torch.eye(3, 4), torch.nn.Linear(4, 5), torch.tensor([0, 4, 2])
         >>> weight = l2t.LowRank.smoothed(5, 0.1)
-        >>> loss = l2t.dynamic_linear_loss(hidden, head.weight, target, weight, head_bias=head.bias)
+        >>> loss = l2t.dynamic_linear_loss(
+        ...     hidden, head.weight, target, weight, head_bias=head.bias, link="identity"
+        ... )
         >>> loss.backward()
-        >>> torch.allclose(loss, l2t.dynamic_loss(head(hidden), target, weight)), head.weight.grad.shape
-        (True, torch.Size([5, 4]))
+        >>> torch.allclose(loss, l2t.dynamic_loss(head(hidden), target, weight, link="identity"))
+        True
     """
     check.loss_choice("link", link, LINKS)
     check.loss_choice("reduction", reduction, REDUCTIONS)
     ignore_index = check.loss_ignore_index(ignore_index)
     check.linear_tensors(hidden, head, head_bias, target)
-    check.linear_chunk_rows(chunk_rows)
+    chunk_rows = check.linear_chunk_rows(chunk_rows)
     hidden, head = _as_linear_takes_it(hidden), _as_linear_takes_it(head)
     head_bias = None if head_bias is None else _as_linear_takes_it(head_bias)
     check.linear_dtypes(hidden, head, head_bias)
@@ -479,7 +481,10 @@ class _Reduced(Op):
     @staticmethod
     def forward(ctx: Any, constants: tuple[Any, ...], *tensors: Any) -> Any:
         *inputs, factor = tensors
-        total, stats, ctx.ready = _value_and_grad((*inputs, *constants), factor, _CHAIN.needs(ctx, 1))
+        wanted, kept = _CHAIN.needs(ctx, 1), ops.kept()
+        wanted = wanted if kept else [False] * len(wanted)
+        total, stats, ready = _value_and_grad((*inputs, *constants), factor, wanted)
+        ctx.ready = ready if kept else None
         ctx.constants = constants
         ctx.save_for_backward(*inputs, factor, stats)
         return total
@@ -493,7 +498,7 @@ class _Reduced(Op):
         if direct:
             if ready is None:
                 *_, ready = _value_and_grad(where, factor, wanted)
-            _scale(ready, v_total.detach())
+            ops.times_(v_total.detach(), *(x for x in ready if x is not None))
             ready = only(wanted, _rounded(ready, inputs[0].dtype))
             if not torch.is_grad_enabled():
                 return (None, *_CHAIN.spread(ready)[: _CHAIN.tensors], None)
@@ -518,15 +523,6 @@ class _Ready(Op):
     @staticmethod
     def backward(ctx: Any, *x: Any) -> Any:
         return _CHAIN.back_over_grad(ctx, x, before=1)
-
-
-def _scale(gradients: Sequence[Tensor | None], v_total: Tensor) -> None:
-    """Gradients times the cotangent of the sum, where it is not seen to be 1."""
-    if not v_total.is_cuda and v_total.item() == 1:  # on a GPU to look at it would be to wait for it
-        return
-    for x in gradients:
-        if x is not None:
-            x.mul_(v_total)
 
 
 # ---- registration ----

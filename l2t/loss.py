@@ -6,6 +6,7 @@ that a teacher computes anew at every step go to `l2t.dynamic_loss` directly.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from l2t import check
@@ -19,7 +20,7 @@ class DynamicLoss(nn.Module):
     """The dynamic loss ``-κ_y φ(Σ_j W[y, j] log softmax(logits)_j + b_y)`` with coefficients of its own.
 
     See `dynamic_loss` for the formula, its source, shapes, dtypes and errors. ``weight`` is W, not the class
-    weights of `torch.nn.CrossEntropyLoss`, which go to the call as ``sample_weight=w[target]``.
+    weights of `torch.nn.CrossEntropyLoss`, which go to the call as ``sample_weight=w[target.where(target != ignore_index, 0)]``.
 
     Args:
         weight: W: `Full`, `Diagonal` or `LowRank`, a tensor of shape (C, C) or (C,), or None for the
@@ -69,10 +70,11 @@ class DynamicLoss(nn.Module):
             raise check.loss_weight(weight)
         parts = {} if weight is None else dict(zip(weight._fields, weight, strict=True))
         tensors = {**parts, "bias": bias, "scale": scale}
-        given = [x for x in tensors.values() if x is not None]
+        given = [*parts.values(), *(x for x in (bias, scale) if x is not None)]
         check.module_coefficients(given)
-        if given:
-            checked_tables(given[0].new_empty(0, given[0].shape[0]), weight, bias, scale)
+        if given:  # fits logits of the lowest dtype among them, or none
+            dtype = min((x.dtype for x in given), key=lambda dtype: dtype.itemsize)
+            checked_tables(given[0].new_empty(0, given[0].shape[0], dtype=dtype), weight, bias, scale)
         self.link = link
         self.ignore_index = check.loss_ignore_index(ignore_index)
         self.reduction = reduction
@@ -81,11 +83,11 @@ class DynamicLoss(nn.Module):
             if tensor is None:
                 self.register_parameter(name, None)
             elif not trainable:
-                self.register_buffer(name, tensor.detach().clone())
+                self.register_buffer(name, tensor.detach().clone(memory_format=torch.contiguous_format))
             elif isinstance(tensor, nn.Parameter):
                 self.register_parameter(name, tensor)
             else:
-                self.register_parameter(name, nn.Parameter(tensor.clone()))
+                self.register_parameter(name, nn.Parameter(tensor.clone(memory_format=torch.contiguous_format)))
 
     def coefficients(self) -> Weight | None:
         """W as the record that it was made from; None is the identity."""

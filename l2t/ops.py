@@ -161,12 +161,36 @@ def loss(with_grad: bool, reduction: int, logits: Tensor, *rest: Any) -> tuple[T
 
 
 def scale(d_logits: Tensor, v_loss: Tensor) -> None:
-    """d_logits times the cotangent of its loss, which most often is 1."""
+    """d_logits times the cotangent of its loss, which most often is 1, as `times_`."""
     if d_logits.is_cuda:  # where to look at the cotangent would be to wait for it
         with torch.cuda.device(d_logits.device):
             _native.cuda_scale(d_logits, v_loss.contiguous())
-    elif (factor := v_loss.item()) != 1:
-        d_logits.mul_(factor)
+    else:
+        times_(v_loss, d_logits)
+
+
+def times_(factor: Tensor, *gradients: Tensor) -> None:
+    """Gradients times a factor of one number, in place; the exact zeros of ignored rows stay zeros.
+
+    They do so where it is infinite, too, as that of a sum over a batch of padding divided by its tokens is.
+    """
+    finite = False
+    if not factor.is_cuda:  # on a GPU to look at it would be to wait for it
+        number = factor.item()
+        if number == 1:
+            return
+        finite = math.isfinite(number)
+    for x in gradients:
+        if finite:
+            x.mul_(factor)
+        else:
+            zeros = x == 0
+            x.mul_(factor).masked_fill_(zeros, 0)
+
+
+def kept() -> bool:
+    """Whether nobody asked to drop or to move what autograd keeps, as checkpoints and `save_on_cpu` do."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
 def _run(name: str, arguments: Sequence[Any], outputs: Sequence[Tensor | None]) -> None:
@@ -174,16 +198,16 @@ def _run(name: str, arguments: Sequence[Any], outputs: Sequence[Tensor | None]) 
     try:
         run(name, *arguments, *outputs)
     except ValueError:
-        fitted = _fitted(name, *arguments)
-        if fitted is not None:
-            run(name, *fitted, *outputs)
+        there = fitted(name, *arguments)
+        if there is not None:
+            run(name, *there, *outputs)
         else:
             for i, x in enumerate(outputs):
                 if x is not None:
                     x.fill_(math.nan if name == "value" and i == 0 and arguments[10] == MEAN else 0)
 
 
-def _fitted(name: str, *arguments: Any) -> list[Any] | None:
+def fitted(name: str, *arguments: Any) -> list[Any] | None:
     """Arguments that the core refused: an error for what is wrong with them, or else contiguous copies.
 
     None where there is no class, and so no row that counts, or no loss: the core has no names for these.
@@ -211,11 +235,11 @@ def _fitted(name: str, *arguments: Any) -> list[Any] | None:
         "stats": (n, 3),
         **dict.fromkeys(("v_loss", "t_v_loss"), (losses(logits, reduction, segments),)),
     }
-    fitted = list(arguments)
+    found = list(arguments)
     for i, (argument, kind) in enumerate(ARGUMENTS[name].items()):
-        if i == len(fitted):
+        if i == len(found):
             break
-        x = fitted[i]
+        x = found[i]
         if kind in (_CONSTANT, _TARGET) or x is None:
             continue
         shape = shapes[argument if argument in shapes else argument[2:]]
@@ -224,13 +248,13 @@ def _fitted(name: str, *arguments: Any) -> list[Any] | None:
             raise check.op_argument(argument, x, shape, want, logits)
         if x.dtype != want or x.device != logits.device:
             raise check.op_argument(argument, x, shape, want, logits)
-        fitted[i] = _in_memory(x)
-    fitted[1] = _in_memory(target)
+        found[i] = _in_memory(x)
+    found[1] = _in_memory(target)
     if not target.is_cuda:
-        row = _native.check_target(fitted[1], classes, ignore_index)
+        row = _native.check_target(found[1], classes, ignore_index)
         if row >= 0:
             raise check.target_range(int(target[row]), row, c, groups, ignore_index)
-    return fitted if classes and (segments or reduction == NONE) else None
+    return found if classes and (segments or reduction == NONE) else None
 
 
 def _in_memory(x: Tensor) -> Tensor:

@@ -45,16 +45,16 @@ def rows(
     log_p = torch.log_softmax(torch.where(counts.unsqueeze(1), logits, 0.0), dim=1)  # [N, C]
 
     if weight is not None and weight.dim() == 2:
-        u = (weight[entry] * log_p).sum(1)
+        u = _product(weight[entry], log_p).sum(1)
     else:
-        u = log_p.gather(1, label).squeeze(1)
-        if weight is not None:
-            u = u * weight[entry]
-    if left is not None and right is not None:
-        v = right.reshape(groups, num_classes, -1)  # [G, C, r]
-        group = entry.div(max(num_classes, 1), rounding_mode="floor")
-        v_log_p = log_p @ v[0] if groups == 1 else torch.einsum("nc,ncr->nr", log_p, v[group])  # [N, r]
-        u = u + (left[entry] * v_log_p).sum(1)
+        own = torch.ones_like(log_p[:, 0]) if weight is None else weight[entry]  # [N]
+        if left is None or right is None:
+            u = _product(own, log_p.gather(1, label).squeeze(1))
+        else:
+            v = right.reshape(groups, num_classes, -1)  # [G, C, r]
+            group = entry.div(max(num_classes, 1), rounding_mode="floor")
+            a = left[entry] @ v[0].mT if groups == 1 else torch.einsum("nr,ncr->nc", left[entry], v[group])
+            u = _product(a.scatter_add(1, label, own.unsqueeze(1)), log_p).sum(1)
     if bias is not None:
         u = u + bias[entry]
 
@@ -62,6 +62,11 @@ def rows(
     if scale is not None:
         loss = loss * scale[entry]
     return torch.where(counts, loss, 0.0)
+
+
+def _product(a: Tensor, log_p: Tensor) -> Tensor:
+    """a log p; a class of probability 0 that has no weight is one that does not exist."""
+    return a * log_p.masked_fill((a == 0) & log_p.isneginf(), 0.0)
 
 
 def losses(logits: Tensor | None, target: Tensor, *rest: Any) -> Tensor:

@@ -14,6 +14,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from l2t import check
+
 __all__ = ["Diagonal", "Full", "LowRank", "Weight"]
 
 
@@ -56,7 +58,8 @@ class Full(NamedTuple):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Full:
-        """``(1 - ε) I + ε / C``: with the identity link, label smoothing ε of cross-entropy."""
+        """``(1 - ε) I + ε / C``: with the identity link, label smoothing ε of cross-entropy, from 0 to 1."""
+        check.label_smoothing("Full", smoothing)
         eye = torch.eye(num_classes, dtype=dtype, device=device)
         return cls(eye * (1.0 - smoothing) + smoothing / max(num_classes, 1))
 
@@ -180,7 +183,8 @@ class LowRank(NamedTuple):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> LowRank:
-        """At rank 1 ``(1 - ε) I + ε / C``: with the identity link, label smoothing ε of cross-entropy."""
+        """At rank 1 ``(1 - ε) I + ε / C``: with the identity link, label smoothing ε, from 0 to 1."""
+        check.label_smoothing("LowRank", smoothing)
         ones = torch.ones(num_classes, 1, dtype=dtype, device=device)
         return cls(ones[:, 0] * (1.0 - smoothing), ones * (smoothing / max(num_classes, 1)), ones.clone())
 

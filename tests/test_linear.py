@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -267,6 +268,12 @@ def test_no_class_and_small_targets():
         l2t.dynamic_linear_loss(hidden, head, target, ignore_index=255),
         l2t.dynamic_linear_loss(hidden, head, target.to(torch.uint8), ignore_index=255),
     )
+
+
+def test_rows_of_a_chunk_may_be_any_integer():
+    hidden, head, target = torch.randn(5, 3), torch.randn(4, 3), torch.tensor([0, 1, 2, 3, 2])
+    found = [l2t.dynamic_linear_loss(hidden, head, target, chunk_rows=rows) for rows in (2, np.int64(2))]
+    assert torch.equal(*found)
 
 
 def test_ignored_rows_do_not_leak():
@@ -798,6 +805,9 @@ def call(**changes):
         ({"head_bias": torch.ones(4).half()}, TypeError, "head_bias must be float32 as hidden is"),
         ({"chunk_rows": 0}, ValueError, "chunk_rows must be an integer of 1 or more, got 0"),
         ({"chunk_rows": 2.0}, ValueError, "chunk_rows must be an integer of 1 or more, got 2.0"),
+        ({"hidden": torch.ones(3, 2).to_sparse()}, TypeError, "hidden must be a dense tensor, got a sparse_coo"),
+        ({"head": torch.ones(4, 2).to_sparse()}, TypeError, "head must be a dense tensor, got a sparse_coo"),
+        ({"target": torch.ones(3).long().to_sparse()}, TypeError, "target must be a dense tensor"),
         ({"chunk_rows": True}, ValueError, "chunk_rows must be an integer of 1 or more, got True"),
         ({"link": "tanh"}, ValueError, "link must be one of"),
         ({"reduction": "max"}, ValueError, "reduction must be one of"),

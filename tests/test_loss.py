@@ -275,6 +275,75 @@ def test_masked_classes():
     )
 
 
+@pytest.mark.parametrize("by", [torch.ops.l2t.value.default, reference.value], ids=["kernel", "reference"])
+@pytest.mark.parametrize("structure", [l2t.Full, l2t.LowRank, l2t.Diagonal])
+def test_masked_classes_of_a_matrix(structure, by):
+    """What has no weight and no probability does not exist; the identity matrix is cross-entropy still."""
+    logits, target = torch.randn(6, 5, dtype=torch.float64), torch.tensor([0, 1, 3, 4, 0, 1])
+    logits[:, 2] = -float("inf")
+    first, left, right = (*structure.identity(5, dtype=torch.float64), None, None)[:3]
+    loss, _, d_logits = by(logits, target, first, left, right, None, None, 1, -100, 1, 1, 1, True)
+    z = logits.clone().requires_grad_()
+    theirs = F.cross_entropy(z, target)
+    torch.testing.assert_close(loss.reshape(()), theirs.detach())
+    torch.testing.assert_close(d_logits, torch.autograd.grad(theirs, z)[0])
+
+
+@pytest.mark.parametrize("factor", [float("inf"), float("nan")])
+def test_ignored_rows_get_zeros_whatever_the_cotangent(factor):
+    """As from cross-entropy: a sum over a batch of padding, divided by its tokens, is 0 / 0."""
+    hidden = torch.randn(3, 4, requires_grad=True)
+    head = torch.randn(5, 4, requires_grad=True)
+    target = torch.full((3,), -100)
+    for loss in (
+        F.cross_entropy(F.linear(hidden, head), target, reduction="sum"),
+        l2t.dynamic_loss(F.linear(hidden, head), target, link="identity", reduction="sum"),
+        l2t.dynamic_linear_loss(hidden, head, target, link="identity", reduction="sum"),
+    ):
+        for grad in torch.autograd.grad(loss * factor, (hidden, head)):
+            torch.testing.assert_close(grad, torch.zeros_like(grad))
+    target[1] = 2
+    logits = torch.randn(3, 5, requires_grad=True)
+    (grad,) = torch.autograd.grad(l2t.dynamic_loss(logits, target, reduction="sum") * factor, logits)
+    assert torch.equal(grad[::2], torch.zeros(2, 5)) and not grad[1].isfinite().any()
+
+
+def test_a_class_may_have_a_million_rows():
+    """Its equal terms, added one after another in float32, would be off by half a percent."""
+    logits, target = torch.tensor([[0.3, -0.2]]).expand(1_000_000, 2), torch.zeros(1_000_000, dtype=torch.int64)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        tables = [torch.ones(2, dtype=dtype, requires_grad=True) for _ in range(3)]
+        loss = l2t.dynamic_loss(logits.to(dtype), target, tables[0], tables[1], tables[2])
+        found.append([x.double() for x in torch.autograd.grad(loss, tables)])
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=2e-6, atol=0)
+
+
+def test_what_is_made_ahead_goes_by_checkpoints():
+    """A checkpoint keeps nothing of size (N, C), and the gradient is the same to the bit."""
+    head, target = torch.randn(3, 4), torch.tensor([0, 2])
+    z = torch.randn(2, 4, requires_grad=True)
+
+    def whole(z):
+        return l2t.dynamic_loss(F.linear(z, head), target)
+
+    def linear(z):
+        return l2t.dynamic_linear_loss(z, head, target)
+
+    for function, held in ((whole, "d_logits"), (linear, "ready")):
+        found = []
+        for loss in (function(z), torch.utils.checkpoint.checkpoint(function, z, use_reentrant=False)):
+            nodes, kept = [loss.grad_fn], []
+            for node in nodes:
+                kept.append(getattr(node, held, None))
+                nodes += [x for x, _ in node.next_functions if x is not None]
+            found.append((any(x is not None for x in kept), torch.autograd.grad(loss, z)[0]))
+        (plain, expected), (checkpointed, grad) = found
+        assert plain and not checkpointed
+        assert torch.equal(grad, expected)
+
+
 # ---- gradcheck: the real kernels in float64 ----
 
 
@@ -383,6 +452,27 @@ def test_backward_may_overwrite_the_logits(dtype, reduction):
     for a, b in zip(ours, run(False)[1], strict=True):
         torch.testing.assert_close(a, b)
     assert torch.equal(logits.detach(), ours[1]), "the gradient lies elsewhere"
+
+
+def test_overwriting_takes_whatever_else_is_not_contiguous_and_says_what_is_wrong():
+    leaf, wide = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0, 1, 1, 2, 2])
+    for options in (
+        {"target": wide[::2]},
+        {"weight": torch.randn(3, 3).t()},
+        {"bias": torch.zeros(()).expand(3)},
+        {"scale": torch.ones(6)[::2]},
+    ):
+        given = {"target": wide[::2].contiguous(), **options}
+        found = [
+            torch.autograd.grad(l2t.dynamic_loss(leaf * 1, inplace_backward=inplace, **given), leaf)[0]
+            for inplace in (True, False)
+        ]
+        torch.testing.assert_close(*found)
+    with pytest.raises(IndexError, match=r"target must be in \[0, 3\)"):
+        l2t.dynamic_loss(leaf * 1, torch.tensor([0, 1, 2, 7]), inplace_backward=True)
+    none = torch.randn(0, 0, requires_grad=True)
+    l2t.dynamic_loss(none * 1, wide[:0], reduction="sum", inplace_backward=True).backward()
+    assert none.grad.shape == (0, 0)
 
 
 def test_whoever_reads_overwritten_logits_is_told():
@@ -815,6 +905,11 @@ def test_module_state():
     assert l2t.DynamicLoss(torch.eye(3)).coefficients()[0].shape == (3, 3)
     assert isinstance(l2t.DynamicLoss(torch.ones(3)).coefficients(), l2t.Diagonal)
     assert l2t.DynamicLoss(l2t.Full.identity(3)).double().weight.dtype == torch.float64
+    for trainable in (True, False):  # a copy is laid out as the kernels read it
+        assert l2t.DynamicLoss(torch.ones(3, 3).tril().t(), trainable=trainable).weight.is_contiguous()
+    half = torch.zeros(3, dtype=torch.bfloat16)  # with logits of bfloat16, in whichever order
+    l2t.DynamicLoss(l2t.Diagonal.identity(3), bias=half)
+    l2t.DynamicLoss(l2t.Diagonal(half), bias=torch.zeros(3))
 
 
 def test_module_copies_tensors_and_shares_parameters():
@@ -1118,6 +1213,8 @@ def test_errors_of_the_module():
         TypeError, match="coefficients must be floating-point tensors with an entry for each class"
     ):
         l2t.DynamicLoss(l2t.Diagonal([1.0, 2.0]))
+    with pytest.raises(TypeError, match="coefficients must be floating-point tensors"):
+        l2t.DynamicLoss(l2t.Full(None))
     with pytest.raises(
         TypeError, match="coefficients must be floating-point tensors with an entry for each class"
     ):

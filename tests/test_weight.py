@@ -38,6 +38,9 @@ def test_low_rank_starts_where_it_can_learn_and_is_seeded():
 def test_smoothed(cls):
     expected = 0.8 * torch.eye(5, dtype=torch.float64) + 0.2 / 5
     torch.testing.assert_close(cls.smoothed(5, 0.2, dtype=torch.float64).dense(), expected)
+    for percent in (10.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="smoothing must be between 0 and 1"):
+            cls.smoothed(5, percent)
 
 
 def test_dense():

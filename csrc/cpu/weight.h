@@ -194,24 +194,24 @@ class CoefficientGradients {
   }
 
   void bias_and_scale(int64_t k) const {
-    T d_bias = 0, d_scale = 0;
+    double d_bias = 0, d_scale = 0;  // a class may have a million rows
     by_class_.each_row(k, [&](int64_t i) {
       d_bias += heads_[i].slope;
       d_scale += heads_[i].d_kappa;
     });
-    if (out_.bias != nullptr) out_.bias[k] = d_bias;
-    if (out_.scale != nullptr) out_.scale[k] = d_scale;
+    if (out_.bias != nullptr) out_.bias[k] = static_cast<T>(d_bias);
+    if (out_.scale != nullptr) out_.scale[k] = static_cast<T>(d_scale);
   }
 
   T diagonal(int64_t k) const {
     const int64_t y = k % call_.c;
-    T total = 0;
+    double total = 0;
     by_class_.each_row(k, [&](int64_t i) {
       const S* v_z = v_logits(i);
       const T log_p = heads_[i].stats.log_p(widen(call_.logits(i)[y]));
       total += v_z != nullptr ? d_a(heads_[i], log_p, widen(v_z[y])) : d_a(heads_[i], log_p);
     });
-    return total;
+    return static_cast<T>(total);
   }
 
   // e = the gradient to the row a of table row k, classes [begin, begin + width); f = the one of `grad`,

@@ -105,7 +105,9 @@ __global__ void scale_rows(const T* v_loss, S* d_logits, int64_t count, int64_t 
     const int64_t at = begin + int64_t(e) * kThreads;
     if (at >= count) return;
     const T factor = v_loss[at / of_a_loss];
-    if (factor != 1) narrow(factor * widen(d_logits[at]), d_logits[at]);
+    if (factor == 1) continue;
+    const T x = widen(d_logits[at]);
+    if (x != 0) narrow(factor * x, d_logits[at]);  // rows that are ignored have zeros, whatever the factor
   }
 }
 

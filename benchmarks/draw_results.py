@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping
@@ -93,7 +94,8 @@ def page(results: Path) -> str:
     looked = results / "translation" / "horizon.json"
     if looked.is_file():
         parts += ["## How far ahead a window must look", *horizon(json.loads(looked.read_text()))]
-    for kept in sorted((results / "teachers").glob("*/")):
+    for made in sorted((results / "teachers").glob("*/made.json")):
+        kept = made.parent
         if not (results / f"{kept.name}.json").is_file():
             parts += [f"## {kept.name}: taught, not yet compared", *taught_alone(kept)]
     for path in sorted((results / "studies").glob("*.json")):
@@ -435,15 +437,25 @@ def taught_alone(kept: Path) -> list[str]:
     for file in sorted(kept.glob("*/history.json")):
         history = json.loads(file.read_text())
         trial, hours = history["trial"], seconds_of(history) / 3600
-        levels = {loss: statistics.fmean(runs) for loss, runs in trial["measure"].items()}
+        if trial is None:  # taught without a guard
+            continue
+        levels = {
+            loss: statistics.fmean(math.inf if x is None else x for x in runs)
+            for loss, runs in trial["measure"].items()
+        }
         losses |= dict.fromkeys(levels)
         lines.append((file.parent.name, trial["chosen"], f"{hours:.1f}", levels))
         judged |= {by_of(trial)}
-    static = any(name.startswith("static") for name, *_ in lines)
+    static = any(kept.glob("static-*"))
     missing = "" if static else ", once a static teacher is there, too"
     about = (
         f"What `python benchmarks/teaching.py {kept.name} --taught` begins with{missing} "
-        f"(commit {made['commit']}, {versions_of(made)}). At the end of a teaching the same student is "
+        f"(commit {made['commit']}, {versions_of(made)})."
+    )
+    if not lines:
+        return [about]
+    about += (
+        " At the end of a teaching the same student is "
         f"trained for a whole run by each loss, at one rate, and the least {' or '.join(sorted(judged))} on "
         "dev is taken: a first look, on rows that the teacher has learned from. *neutral* is what it started "
         "as, *average* and *good* are its last teachers and its best ones."

@@ -88,7 +88,9 @@ def run(
                 raise SystemExit(code)
 
     if taught:
-        take(kept / name, runs / name, {Path(step[step.index("--out") + 1]).name for step in teaching})
+        setting = TRANSLATORS[name]
+        wanted = {f"{KINDS[kind][1]}-{seed}" for kind in setting.kinds for seed in setting.seeds}
+        take(kept / name, runs / name, wanted)
     else:
         make(*teaching)
         if name in TRANSLATORS:

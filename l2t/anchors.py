@@ -6,9 +6,9 @@ weights nothing else asks for is taken at copies, w + (-0.0), whose leaves are *
 weights, of one number each. Adding a negative zero changes no bit.
 
 What runs a part of the step again in its backward pass (an activation checkpoint) reads weights that may be
-gone: :func:`reads_weights` tries it at one step, and :class:`Gone` raises wherever it is not foreseen. A loss
-that needs its weights to be leaves gets them: a step that fails at copies is taken at the weights themselves,
-and so are all that follow.
+gone: :func:`reads_weights` tries it at one step, which then keeps its copies, and :class:`Gone` raises
+wherever it is not foreseen. A loss that needs its weights to be leaves gets them: a step that fails at
+copies, or calls backward() into them, is taken at the weights themselves. So are all that follow either.
 """
 
 from __future__ import annotations

@@ -272,7 +272,16 @@ class Loss(Op):
     ) -> Tensor:
         _, with_grad, constants = settings
         loss, stats, d_logits = ops.loss(
-            with_grad and ops.kept(), constants[3], logits, target, weight, left, right, bias, scale, *constants
+            with_grad and ops.kept(),
+            constants[3],
+            logits,
+            target,
+            weight,
+            left,
+            right,
+            bias,
+            scale,
+            *constants,
         )
         ctx.settings = settings
         ctx.d_logits = d_logits

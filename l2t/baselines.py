@@ -64,7 +64,8 @@ def focal(gamma: float) -> Plain:
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         own = F.log_softmax(logits, -1).gather(-1, target[..., None])[..., 0]
-        return (-((-torch.expm1(own)) ** gamma) * own).mean(-1)
+        least = torch.finfo(own.dtype).tiny  # at p = 1 a power below 1 has no derivative
+        return (-((-torch.expm1(own)).clamp(min=least) ** gamma) * own).mean(-1)
 
     return loss
 

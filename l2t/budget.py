@@ -26,10 +26,16 @@ from l2t.tape import Randomness, Roots, State, Student, strided_parts
 
 __all__ = ["Sizes", "choose", "free_memory", "sizes", "state_bytes", "tensors_of"]
 
-# Of a container's memory what it may take and what it has, in the two versions of control groups.
+# Of a container's memory what it may take, what it has, and what of that are copies of files that are given
+# back when they are needed, in the two versions of control groups.
 _CONTAINER = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
 )
 
 
@@ -53,8 +59,9 @@ def choose(schedule: str, steps: int, memory: int | None, measured: Callable[[],
         return fit(steps, size.state, size.step, memory).schedule
     if schedule == "disk":
         return fit_outside(steps, size.state, size.step, memory)
-    check.schedule_memory(memory, size.step)
-    return Segments(1, (memory - size.step) // max(size.state, 1))
+    least = size.step + (size.state if steps > 1 else 0)  # from which steps are taken again
+    check.schedule_memory(memory, least)
+    return Segments(1, (memory - least) // max(size.state, 1))
 
 
 def sizes(
@@ -173,9 +180,12 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
         available = re.search(r"MemAvailable: *(\d+) kB", (root / "proc/meminfo").read_text())
         found = [1024 * int(available[1])] if available else []
         groups = root / "sys/fs/cgroup"
-        for limit, taken in _CONTAINER:
+        for limit, taken, parts, name in _CONTAINER:
             if (groups / limit).exists() and (most := (groups / limit).read_text().strip()) != "max":
-                found.append(int(most) - int((groups / taken).read_text()))
+                text = (groups / parts).read_text() if (groups / parts).exists() else ""
+                files = re.search(rf"^{name} (\d+)$", text, re.MULTILINE)
+                used = int((groups / taken).read_text()) - (int(files[1]) if files else 0)
+                found.append(int(most) - used)
         return max(0, min(found)) if found else None
     except (OSError, ValueError):
         return None

@@ -678,7 +678,9 @@ def _described(tensor: object) -> str:
 
 def no_such_name(name: str) -> AttributeError:
     """An attribute that the package does not have: hasattr asks for such, too."""
-    return AttributeError(f"l2t: the name must be one of dir(l2t) or of a module, got {name!r}. Import its module first.")
+    return AttributeError(
+        f"l2t: the name must be one of dir(l2t) or of a module, got {name!r}. Import its module first."
+    )
 
 
 def extension_missing(error: ImportError) -> ImportError:
@@ -1382,12 +1384,32 @@ def unroll_truncate(truncate: object, meta: Sequence[Tensor] | None, student: nn
             f"l2t.unroll: truncate must be an integer of 1 or more, or None, got {truncate!r}. "
             "Give the number of last steps to walk back over."
         )
+    _no_initial_weights(f"truncate={truncate}", meta, student)
+
+
+def _no_initial_weights(limit: str, meta: Sequence[Tensor] | None, student: nn.Module) -> None:
     own = {id(p) for p in student.parameters()}
     if any(id(x) in own for x in meta or ()):
         raise ValueError(
-            f"l2t.unroll: meta must hold no parameter of student with truncate={truncate}, got one: the walk back does "
-            "not come to the initial weights. Leave it out, or take order='first' without truncate."
+            f"l2t.unroll: meta must hold no parameter of student with {limit}, got one: the walk back does "
+            "not come to the initial weights. Leave it out, or take order='first' and walk back all the way."
         )
+
+
+def unroll_growth(growth: object, along: object, meta: Sequence[Tensor] | None, student: nn.Module) -> None:
+    """How much longer an adjoint may become."""
+    if growth is None:
+        return
+    if isinstance(growth, bool) or not isinstance(growth, (int, float)) or not 1.0 <= growth < math.inf:
+        raise ValueError(
+            f"l2t.unroll: growth must be a number of 1 or more, or None, got {growth!r}. Give 10 or so, or leave it out."
+        )
+    if along is not None:
+        raise ValueError(
+            f"l2t.unroll: growth must be None with measures along the way, got {growth!r}: the adjoint begins anew at "
+            "each of them. Take truncate or damping."
+        )
+    _no_initial_weights(f"growth={growth}", meta, student)
 
 
 def unroll_damping(damping: object) -> None:

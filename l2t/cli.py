@@ -149,17 +149,24 @@ without any the lines of the standard input, of which an empty one gives an empt
 """
 
 
+class _FirstScreen(argparse.ArgumentParser):
+    """The parser of `l2t` itself, which lists the tasks where that is asked for, and only there."""
+
+    def format_help(self) -> str:
+        self.description = FIRST_SCREEN.format(runs=RUNS, tasks=_tasks())
+        return super().format_help()
+
+
 def _parser() -> argparse.ArgumentParser:
     import l2t
 
-    parser = argparse.ArgumentParser(
-        prog="l2t",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=FIRST_SCREEN.format(runs=RUNS, tasks=_tasks()),
-        allow_abbrev=False,
+    parser = _FirstScreen(
+        prog="l2t", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"l2t {l2t.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", title="commands", parser_class=argparse.ArgumentParser
+    )
 
     data = _command(commands, "data", "which data sets are there; fetches one", DATA, DATA_EXAMPLES)
     data.add_argument(
@@ -473,8 +480,9 @@ def _tasks() -> str:
 
     lines = []
     for name in tasks.names():
-        task = tasks.get(name)
+        task = tasks.outline(name)
         lines += [f"  {name:<14}{task.title}", f"{'':16}{', '.join(task.regimes)}"]
+        lines += [f"{'':16}students: {', '.join(task.students)}"]
         lines += [f"{'':16}{task.origin}; licence: {task.licence}"]
     return "\n".join(lines)
 
@@ -606,6 +614,7 @@ def _data_of_pairs(options: argparse.Namespace) -> int:
     with _asking():
         check.two_languages(source, target)
         if wanted:
+            check.data_home(folder)
             check.corpus_not_there(folder)
             check.can_be_written("translation", folder)
         if options.folder is not None:
@@ -761,6 +770,8 @@ def _lessons_of_tokens(options: argparse.Namespace) -> list[_Lesson]:
         config = runs.config_of(pairs, folder, options.pieces or 3000, student, seed, teacher, settings)
         config |= {"guard": not options.no_guard, "versions": doctor.versions()}
         directory = _run_folder(options, f"{TRANSLATION}-{student}", f"{stem}-{seed}")
+        if course.is_settled(directory):
+            check.may_start("teach", directory, False)
         if _is_begun(directory):
             runs.check_same(directory, config)
         lessons.append(
@@ -1134,6 +1145,7 @@ def _hold(contests: Sequence[Contest], options: argparse.Namespace) -> int:
     with _asking():
         for one in contests:
             check.can_be_written("compare", one.folder)
+            contest.look_at_place(one)
     if options.again:
         for comparison in comparisons:
             comparison.forget()

@@ -18,6 +18,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,7 @@ GROWS = (
     f"most {EXTENSIONS} times, by the same rule for every arm."
 )
 ALPHA = 0.01  # where a difference is called one
+LOOKS, ELEMENTS = 2000, 10**8  # steps at most, and logits in all, by which a loss is known again
 CURVE_ROWS = 1000  # dev rows that a point of a learning curve looks at; the last one looks at all
 
 # What of a recipe makes the course of a student, taught or not; the rest is of the teaching.
@@ -110,7 +112,9 @@ def compare(
         train: inputs (N, ...) and targets (N,) to learn from; students learn on the device they are on.
         test: rows that neither teachers nor tuning have seen; each arm reads them once, at its end.
         dev: rows to tune on, as in :func:`l2t.teach`; None tunes each student on ``recipe.dev_fraction`` of
-            ``train``, drawn at random. Final students learn from all rows, dev rows too.
+            ``train``, drawn at random. Final students learn from all rows, dev rows too, but for those under
+            a loss that looks at dev rows on the way (a teacher with the features ``dev_loss`` or
+            ``dev_accuracy``): they do not learn from these.
         recipe: the course; its learning rate is not used.
         arms: the baselines; None is those of :func:`l2t.baselines.baselines` for these data.
         also: more teachers that every comparison has as arms of the given names, a static one for example.
@@ -124,7 +128,10 @@ def compare(
             answers where dev rows are fewer than a hundred.
         seed: of students, batches and splits; they are none that teaching has used.
         directory: where each arm is kept in a file of its own once it is tuned, and again when it is done; a
-            later call takes from there what was made of the same data and settings. None keeps nothing.
+            later call takes from there what was made of the same data and settings. None keeps nothing. A
+            teacher is known by its settings and numbers, a loss of one's own by what it says of one fixed
+            batch at every step (of more than 2,000 steps, or of hundreds of classes, at equal distances), in
+            states that go with the steps: one that differs elsewhere only wants another name.
         progress: show a bar.
 
     Returns:
@@ -217,6 +224,8 @@ class Comparison:
         about: Mapping[str, Any] | None = None,
     ) -> None:
         also = also or {}
+        check.unroll_not_inference("compare")
+        statistics_of_scipy()
         check.compare_teachers("teachers", teachers, AnyTeacher)
         check.compare_teachers("also", also, AnyTeacher)
         check.compare_counts(len(teachers), students, tuning_students, grid)
@@ -243,10 +252,12 @@ class Comparison:
         if only is not None:
             chosen = {check.known("compare", "arm", slug(name), map(slug, arms)) for name in only}
             arms = {name: arm for name, arm in arms.items() if slug(name) in chosen}
+        halves = [name for name, arm in arms.items() if arm.rows == "both"]
+        check.compare_half_batches(recipe.batch_size, halves)
         self.teachers, self.student, self.test, self.recipe = teachers, student, test, recipe
         rows = held_rows(len(train[1]), recipe.dev_fraction, recipe.dev_rows) if dev is None else len(dev[1])
         self.students, self.tuning_students = students, students_for(rows, tuning_students)
-        self.seed = seed
+        self.seed = check.seed_number("compare", seed)
         self.grid = tuple(sorted(grid))
         self.also = dict(also)
         check.compare_names([*arms, *also], {"taught", *map(_own, teachers)})
@@ -260,6 +271,7 @@ class Comparison:
         self.directory = None if directory is None else Path(directory)
         self._identity = {} if directory is None else self._identify(about or {})
         self._made: dict[str, dict[str, Any]] = {}
+        self._files: dict[str, tuple[Path, dict[str, Any]]] = {}
 
     def _identify(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """What every arm in a file must share with this comparison."""
@@ -295,14 +307,15 @@ class Comparison:
 
     def _file(self, name: str) -> tuple[Path, dict[str, Any]] | None:
         """Where an arm is kept, and what it must say of itself there. A teacher may change its name."""
-        if self.directory is None:
-            return None
+        if self.directory is None or name in self._files:
+            return self._files.get(name)
         arm = self.arms[name]
         its = _describe(arm, self.classes, self.recipe.steps)
         own = {"arm": "taught" if isinstance(arm.loss, GivenLoss) else name, **its}
         of = json.loads(to_json({**self._identity, **own}))
         digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
-        return self.directory / f"{arm_stem(own['arm'], digest)}.json", of
+        self._files[name] = self.directory / f"{arm_stem(own['arm'], digest)}.json", of
+        return self._files[name]
 
     def _kept(self, name: str) -> dict[str, Any]:
         """What there is of an arm, in memory or in its file, where another process may have put it."""
@@ -347,7 +360,10 @@ class Comparison:
             JSON-able: ``tuning``, ``curve``, ``test_error`` and ``test_loss`` (one a student), ``seconds``.
         """
         check.known("compare", "arm", name, self.arms)
+        check.unroll_not_inference("compare")
         row, arm = dict(self._kept(name)), self.arms[name]
+        if self.directory is not None and "test_error" not in row:
+            check.can_be_written("compare", self.directory)
         with threads(self.recipe.threads):
             if "tuning" not in row:
                 say(f"tuning {name}")
@@ -452,6 +468,11 @@ class Comparison:
         for kind, how in (("dev", "from the dev rows alone"), ("both", "half of every batch from dev rows")):
             for arm in (name for name, its in self.others.items() if its.rows == kind):
                 said.append(f"'{arm}' learns {how}, and is tuned on a part of them that it does not see.")
+        for arm in (name for name, its in self.arms.items() if its.wants_dev and its.rows == "all"):
+            said.append(
+                f"'{arm}' looks at dev rows while a student learns, so its final students do not learn from "
+                "them, unlike those of other arms."
+            )
         for arm in (name for name, its in self.others.items() if its.oracle):
             said.append(f"'{arm}' knows what nobody has: it is a bound, not a rival.")
         said += [
@@ -511,13 +532,20 @@ def _describe(arm: Arm, classes: int, steps: int) -> dict[str, Any]:
         teacher = arm.loss.teacher
         parameters = [value for _, value in sorted(teacher.named_parameters())]
         return {**about, "teacher": teacher.config(), "weights": _digest(*parameters)}
-    logits = torch.linspace(-9.0, 9.0, 2 * 3 * classes * classes).sin().reshape(2, -1, classes)
+    logits = 4.0 * torch.linspace(-9.0, 9.0, 2 * 3 * classes * classes).sin().reshape(2, -1, classes)
     target = (torch.arange(logits.shape[1]) % classes).expand(2, -1)
+    looks = min(steps, LOOKS, max(20, ELEMENTS // logits.numel()))
+
+    def said(loss: float, part: float, step: int) -> Tensor:
+        state = [torch.full((2,), value) for value in (part, loss, part, loss, part)]
+        return arm.loss(logits, target, StudentState(*state), step)
+
     with torch.no_grad():
-        first, *along = (
-            arm.loss(4.0 * logits, target, StudentState(*[torch.full((2,), part)] * 5), round(at * steps))
-            for part, at in [(0.5, 0.0), *((place / 20, place / 20) for place in range(20))]
-        )
+        first = said(0.5, 0.5, 0)
+        along = [
+            said(2.0 * math.log(classes) * (1.0 - step / steps), step / steps, step)
+            for step in range(0, steps, -(-steps // looks))
+        ]
     same = all(torch.equal(first, later) for later in along)
     return {**about, "loss": _digest(first) if same else _digest(first, *along)}
 
@@ -706,6 +734,19 @@ class Paired(NamedTuple):
     interval: tuple[float, float]
 
 
+def statistics_of_scipy() -> ModuleType:
+    """scipy.stats, which a comparison asks for before its work.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise check.missing_package("compare", "scipy") from error
+    return stats  # type: ignore[no-any-return]
+
+
 def paired(mine: Sequence[float], other: Sequence[float]) -> Paired:
     """The paired t-test of ``mine`` less ``other``, two values or more each.
 
@@ -713,8 +754,7 @@ def paired(mine: Sequence[float], other: Sequence[float]) -> Paired:
         >>> paired([0.1, 0.2, 0.4], [0.2, 0.4, 0.5]).interval
         (-0.276..., 0.010...)
     """
-    from scipy import stats
-
+    stats = statistics_of_scipy()
     first, *others = (one - two for one, two in zip(mine, other, strict=True))
     bound = ROUNDING * max(map(abs, (*mine, *other)))
     if all(abs(difference - first) <= bound for difference in others):

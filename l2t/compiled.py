@@ -6,14 +6,18 @@ that of make_fx over real tensors, in which meta tensors are known by being them
 them; other tensors that the loss has beside its arguments are handed to the code at each call. What a trace
 would freeze in silence (random numbers, numbers read from tensors) is refused while it is taken, and what it
 yields is compared with the loss itself at the first step of each run. Code is kept as long as the student and
-the loss that it was made from.
+the loss that it was made from, and serves again where the plain numbers that these hold are the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
+import numbers
+import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple, cast
 
@@ -28,6 +32,7 @@ from l2t.curvature import (
     Recompute,
     Replay,
     Wanted,
+    checkpoints,
     coarsest,
     differentiable,
     dtypes,
@@ -138,12 +143,18 @@ class Compiled(Recompute):
         # Batches are arguments of their own, be they meta tensors too.
         batch_leaves = [x.detach().requires_grad_(id(x) in self._ids) for x in parts]
         arguments = [*(x.detach().requires_grad_() for x in w), *b, *batch_leaves, *self._meta]
+        held = _held(self._loss, self._student.module)
         with torch.enable_grad():
             value, g, buffers = trace.gradient(arguments, gradient, t)
+        now = _held(self._loss, self._student.module)
+        # What a call changes itself counts calls, and is no part of what it gives, which is the same in each.
+        held = {place: x for place, x in held.items() if now.get(place) == x}
+        checkpoints(value)
         kinds = dtypes(value)
         check.unroll_compiled_dtypes(kinds)
         self._unit = unit = max([coarsest(w), *(torch.finfo(x).eps for x in kinds)])
-        self._first, self._worst = value.detach(), torch.zeros_like(value)
+        self._worst = torch.zeros_like(value)
+        self._first = value.detach().nan_to_num(0.0, 0.0, 0.0)  # a size, where it is one
         eager = [value, *(x for x in g if x is not None), *buffers]
         detached = [x.detach() for x in arguments]
 
@@ -169,7 +180,7 @@ class Compiled(Recompute):
 
         modes = torch.get_num_threads(), tuple(m.training for m in self._student.module.modules())
         form = [(x.shape, x.dtype, x.device, x.requires_grad) for x in arguments]
-        key = _Key(self._loss, self._meta, (self._form, form, self._hessian, modes))
+        key = _Key(self._loss, self._meta, (self._form, form, self._hessian, modes, held))
         kept = _KEPT.setdefault(self._student.module, [])
         kept[:] = [entry for entry in kept if entry[0].alive]
         for entry in kept:
@@ -184,6 +195,7 @@ class Compiled(Recompute):
         self.seconds += perf_counter() - start
         with contextlib.suppress(TypeError):  # a loss to which there is no weak reference
             kept.append((key.weak(), code))
+            del kept[:-MOST]
         return code
 
 
@@ -314,9 +326,10 @@ class _Trace:
             a, sums = flat[count : count + len(present)], flat[count + len(present) + 3 :]
             recorded, first, worst = flat[count + len(present) : count + len(present) + 3]
             found = _products(present, moving, [flat[places[i]] for i in targets], a)
-            off = (value.detach() - recorded).abs() / (recorded.abs() + first.abs())
+            size = (recorded.abs() + first.abs()).clamp(min=torch.finfo(recorded.dtype).tiny)
+            off = (value.detach() - recorded).abs() / size
             with torch.no_grad():
-                worst.copy_(torch.maximum(worst, off))
+                worst.copy_(torch.maximum(worst, torch.where(recorded.isfinite(), off, 0.0)))
                 for total, x in zip(sums, found, strict=True):
                     total.add_(cast("Tensor", x))
             return []
@@ -451,6 +464,86 @@ def _inductor(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[.
 
 
 BACKEND = _inductor
+
+
+MOST = 8
+"""Codes that are kept of a student."""
+
+
+def _held(loss: Any, module: nn.Module) -> dict[tuple[Any, ...], Any]:
+    """The plain numbers and texts that a loss and the student's modules hold, which a trace freezes, by where
+    they are: in attributes, closures, defaults, arguments of a partial, the globals that the code names; and
+    in objects and functions that are found there.
+    """
+    found: dict[tuple[Any, ...], Any] = {}
+
+    def look(x: Any, place: tuple[Any, ...], levels: int, above: tuple[int, ...] = ()) -> None:
+        if x is None or isinstance(x, (numbers.Number, str, bytes)):
+            found[place] = type(x), x  # True is 1 otherwise
+        elif id(x) in above or isinstance(x, (Tensor, types.ModuleType)):
+            return
+        elif isinstance(x, (list, tuple, dict)):
+            for key, inner in x.items() if isinstance(x, dict) else enumerate(x):
+                look(inner, (*place, key if _is_plain(key) else id(key)), levels, (*above, id(x)))
+        elif levels:
+            for key, inner, own in _members(x):
+                look(inner, (*place, key), levels - (not own), (*above, id(x)))
+
+    look(loss, ("loss",), 2)
+    look(module, ("student",), 2)
+    return found
+
+
+def _members(x: Any) -> Iterator[tuple[Any, Any, bool]]:
+    """What an object or a function holds: a name, the thing, and whether it stands for the object itself."""
+    if isinstance(x, functools.partial):
+        yield from (("func", x.func, True), ("args", x.args, False), ("keywords", x.keywords, False))
+    elif isinstance(x, types.MethodType):
+        yield from (("self", x.__self__, True), ("func", x.__func__, True))
+    elif isinstance(x, types.FunctionType):
+        yield from (("defaults", x.__defaults__, False), ("kwdefaults", x.__kwdefaults__, False))
+        for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # nothing is in it yet
+                yield name, cell.cell_contents, False
+        names = _names(x.__code__)
+        for name in sorted(names & x.__globals__.keys()):
+            thing = x.__globals__[name]
+            if isinstance(thing, types.ModuleType):
+                there = vars(thing)
+                plain = {key: there[key] for key in sorted(names & there.keys()) if _is_plain(there[key])}
+                yield name, plain, False
+            else:
+                yield name, thing, False
+    elif isinstance(x, nn.Module):
+        for name, part in x.named_modules():
+            apart = ("_parameters", "_buffers", "_modules")
+            yield name, {key: own for key, own in vars(part).items() if key not in apart}, False
+            yield (name, "class"), _of_class(type(part)), False
+            yield (name, "forward"), type(part).forward, False
+    elif isinstance(x, type):
+        yield "class", _of_class(x), False
+    else:
+        yield "attributes", getattr(x, "__dict__", {}), False
+        yield "class", _of_class(type(x)), False
+        call = inspect.getattr_static(type(x), "__call__", None)
+        if isinstance(call, types.FunctionType):
+            yield "call", call, True
+
+
+def _is_plain(x: object) -> bool:
+    return isinstance(x, (numbers.Number, str))
+
+
+def _of_class(kind: type) -> dict[str, Any]:
+    """The plain attributes of a class."""
+    every = {name: x for part in reversed(kind.__mro__) for name, x in vars(part).items()}
+    return {name: x for name, x in every.items() if _is_plain(x) and not name.startswith("__")}
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The names of globals and attributes in a function, and in those inside it."""
+    inner = [x for x in code.co_consts if isinstance(x, types.CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
 
 
 class _Key:

@@ -25,8 +25,9 @@ from tqdm import tqdm
 import l2t
 from l2t import check, tasks, weight_net
 from l2t.compare import COURSE, Comparison, slug
-from l2t.files import write_json
+from l2t.files import read_json, write_json
 from l2t.report import Run, find_runs
+from l2t.teach import differing
 from l2t.teacher import AnyTeacher
 
 
@@ -267,6 +268,37 @@ def _work(
         sys.exit(1)
 
 
+def look_at_place(contest: Contest) -> None:
+    """Whether what is to be written below ``contest.out`` takes the place of nothing else.
+
+    Raises:
+        ValueError: for a folder that holds a taught run or another transfer.
+    """
+    if contest.out is None:
+        return
+    for name, run in parted(contest.runs)[0].items():
+        folder = contest.out / slug(name)
+        taught = [part for part in ("checkpoint.json", "families") if (folder / part).exists()]
+        if taught:
+            check.transfer_place(folder, "a taught run")
+        file = folder / "config.json"
+        if file.is_file():
+            other = differing(_course_of(read_json(file)), _course_of(_config(contest, run)))
+            check.transfer_place(folder, f"one of another {', '.join(other)}" if other else None)
+        elif (folder / "teacher.safetensors").is_file():
+            check.transfer_place(folder, "a teacher from elsewhere")
+
+
+def _course_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the folders of one transfer have in common, whatever else a recipe says."""
+    recipe = config.get("recipe", {})
+    return {
+        **{name: config.get(name) for name in ("task", "regime", "student", "data_seed")},
+        "teacher": str(Path(config.get("taught in", "")).resolve()),
+        "recipe": {name: recipe.get(name) for name in COURSE},
+    }
+
+
 def write(contest: Contest, comparison: Comparison) -> dict[str, dict[str, Any]]:
     """Write ``comparison.json`` for each teacher; returns them by the teacher's name."""
     dynamic, _ = parted(contest.runs)
@@ -275,8 +307,8 @@ def write(contest: Contest, comparison: Comparison) -> dict[str, dict[str, Any]]
         folder = run.directory
         if contest.out is not None:
             folder = contest.out / slug(name)
+            write_json(folder / "config.json", _config(contest, run))  # first, to be known by
             run.teacher.save(folder)
-            write_json(folder / "config.json", _config(contest, run))
         write_json(folder / "comparison.json", found[name])
     return found
 

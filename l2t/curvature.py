@@ -46,6 +46,7 @@ __all__ = [
     "dtypes",
     "first_gradient",
     "gradient",
+    "inner",
     "measured_error",
     "norm",
     "power_of_two",
@@ -208,7 +209,7 @@ class Replay(NamedTuple):
     half: bool = False
     """Whether the step computes in float16, whose numbers end at 6e-8: products with a are then scaled."""
     examines: bool = True
-    """Whether graphs are looked at for derivatives that are left out in silence: at one step of a run."""
+    """Whether it is looked for derivatives that are wrong in silence: at few steps of a run."""
 
 
 class Curvature(Protocol):
@@ -320,6 +321,36 @@ class Forward(_FirstOrder):
 
     def product(self, step: Step, replay: Replay, a: Tensors, wanted: Wanted) -> None:
         """As :class:`Curvature` says; raises :class:`check.ForwardModeError` before anything is added."""
+        if replay.examines:
+            self._symmetric(step, replay, a)
+        _add(*self._tangents(step, replay, a, wanted))
+
+    def _symmetric(self, step: Step, replay: Replay, a: Tensors) -> None:
+        """Raises where ⟨b, H a⟩ is not ⟨a, H b⟩: the walk back needs the transpose of H.
+
+        So it is where g is no gradient of a number (a hook has changed it), or not what forward mode takes
+        for it (a checkpoint that computes in torch.no_grad again).
+        """
+        generator = torch.Generator().manual_seed(0)
+        b = [torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) for x in a]
+        weights = Wanted(hessian=True, others=[])
+        along = []
+        for v in (a, b):
+            found = self._tangents(step, replay, v, weights)[1]
+            along.append([found[i] for i in _reached(step)])
+        h_a, h_b = (
+            [torch.zeros_like(x) if t is None else t for x, t in zip(a, h, strict=True)] for h in along
+        )
+        off = abs(inner(b, h_a) - inner(a, h_b))
+        # b is normal: it has a length of one along H a, and H b is that much longer than along a.
+        size = _size(h_a) + _size(a) * _size(h_b) / max(1, sum(x.numel() for x in a)) ** 0.5
+        check.unroll_symmetric(off, size, replay.unit**0.5)
+
+    @staticmethod
+    def _tangents(
+        step: Step, replay: Replay, a: Tensors, wanted: Wanted
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """The leaves and what each has to be added."""
         scale = power_of_two(a) if replay.half else None
         if scale is not None:
             a = torch._foreach_mul(a, scale)
@@ -342,7 +373,7 @@ class Forward(_FirstOrder):
         except RuntimeError as error:  # NotImplementedError is one
             check.unroll_forward_mode(error)
             raise
-        _add([*(step.weights if wanted.hessian else ()), *others], tangents)
+        return [*(step.weights if wanted.hessian else ()), *others], tangents
 
 
 class NoGradIsConstant(TorchFunctionMode):
@@ -576,6 +607,16 @@ def measured_error(
 
 def _grads(xs: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(x) if x.grad is None else x.grad.detach() for x in xs]
+
+
+def inner(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> float:
+    """⟨x, y⟩ in float64, of complex numbers as pairs of real ones."""
+    total = 0.0
+    for x, y in zip(xs, ys, strict=True):
+        if x.is_complex():
+            x, y = torch.view_as_real(x), torch.view_as_real(y)
+        total += float((x.double() * y.double()).sum())
+    return total
 
 
 def _size(xs: Sequence[Tensor]) -> float:

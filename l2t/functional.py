@@ -48,9 +48,9 @@ def dynamic_loss(
     `torch.nn.functional.cross_entropy`, which is the special case ``link="identity"`` without coefficients.
     Other arguments are not: ``weight`` is W and no class weights, and neither ``label_smoothing`` nor targets
     of class probabilities are taken. With the identity link class weights w are
-    ``sample_weight=w[target.where(target != ignore_index, 0)]``, under every reduction, and label smoothing is
-    `Full.smoothed`; the two together are another loss than cross-entropy's, which weighs each class's share of
-    the smoothing by that class.
+    ``sample_weight=w[target.where(target != ignore_index, 0)]``, under every reduction, and label smoothing
+    is `Full.smoothed`; the two together are another loss than cross-entropy's, which weighs each class's
+    share of the smoothing by that class.
 
     It is differentiable twice, to logits, weight, bias, scale and sample_weight, in reverse and forward mode;
     the same holds under `torch.func` and `torch.vmap`. Under `torch.compile` it is differentiable once.

@@ -20,7 +20,8 @@ class DynamicLoss(nn.Module):
     """The dynamic loss ``-κ_y φ(Σ_j W[y, j] log softmax(logits)_j + b_y)`` with coefficients of its own.
 
     See `dynamic_loss` for the formula, its source, shapes, dtypes and errors. ``weight`` is W, not the class
-    weights of `torch.nn.CrossEntropyLoss`, which go to the call as ``sample_weight=w[target.where(target != ignore_index, 0)]``.
+    weights w of `torch.nn.CrossEntropyLoss`, which go to the call as
+    ``sample_weight=w[target.where(target != ignore_index, 0)]``.
 
     Args:
         weight: W: `Full`, `Diagonal` or `LowRank`, a tensor of shape (C, C) or (C,), or None for the
@@ -87,7 +88,9 @@ class DynamicLoss(nn.Module):
             elif isinstance(tensor, nn.Parameter):
                 self.register_parameter(name, tensor)
             else:
-                self.register_parameter(name, nn.Parameter(tensor.clone(memory_format=torch.contiguous_format)))
+                self.register_parameter(
+                    name, nn.Parameter(tensor.clone(memory_format=torch.contiguous_format))
+                )
 
     def coefficients(self) -> Weight | None:
         """W as the record that it was made from; None is the identity."""

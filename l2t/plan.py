@@ -20,8 +20,8 @@ from l2t.budget import Sizes, choose, sizes
 from l2t.curvature import CURVATURES
 from l2t.graph import leaves
 from l2t.optim import Optimizer
-from l2t.run import Run
-from l2t.schedule import Schedule, Tally, tally
+from l2t.run import Run, indexed
+from l2t.schedule import Schedule, Tally, playable, tally
 from l2t.tape import Randomness, Student
 from l2t.unroll import DEFAULT_OPTIMIZER, SCHEDULES, STORES, unroll
 
@@ -131,13 +131,13 @@ def plan(
         >>> print(str(found).split("expected")[0].rstrip())
         steps              1000
         walked back over   1000
-        schedule           Segments(length=28, slots=11)
-        steps taken again  1624
-        remembered         0.02 MB (a state 0.0008 MB, a taped step 0.0004 MB)
+        schedule           Segments(length=25, slots=11)
+        steps taken again  1650
+        remembered         0.0196 MB (a state 0.0008 MB, a taped step 0.0004 MB)
         in host memory     0 MB
         on disk            0 MB
     """
-    check.plan_batches(batches)
+    check.plan_batches(batches, indexed(batches))
     check.unroll_student(student)
     check.unroll_functions(loss, lambda: None)
     check.unroll_schedule(schedule, SCHEDULES)
@@ -161,7 +161,7 @@ def plan(
         if step == 1:
             mark("begin")
         value = loss(model, batch, step)
-        if not step and isinstance(value, Tensor):  # gradients will go to the leaves that it reaches
+        if isinstance(value, Tensor):  # gradients will go to the leaves that it reaches
             own = {id(p) for p in [*model.parameters(), *places.parameters]}
             _lay_aside([x for x in leaves([value]) if id(x) not in own], touched, grads)
         return value
@@ -194,6 +194,7 @@ def plan(
             run.backward()
             marks.clear()
             run = taken(2)
+            _lay_aside(leaves(list(run._steps.settings(1).wanted.values())), touched, grads)
             state, reads = run._end, run._optimizer.reads or bool(wanted)
             run.report._measured = True  # an inexact curvature is not to be examined
             mark("back")
@@ -210,7 +211,10 @@ def plan(
         randomness.restore(places.cuda_devices)
     steps = len(batches)
     walked = steps if truncate is None else min(steps, truncate)
-    found = choose(schedule, walked, budget, lambda: size) if isinstance(schedule, str) else schedule
+    if isinstance(schedule, str):
+        found = choose(schedule, walked, budget, lambda: size)
+    else:
+        check.schedule_actions(playable(schedule, walked), found := schedule)
     needs = tally(found, walked, *size)
     seconds = marks["after"] - marks["begin"], (marks["done"] - marks["back"]) / 2
     return Plan(steps, walked, found, size, needs, *seconds)

@@ -2,8 +2,9 @@
 
 Docs: section 5 of docs/math.md. What has no second derivative, none in forward mode or a wrong one is found
 by trial: each part is differentiated twice and in forward mode, and the numbers are held against differences
-of its first gradient. So a loss that drops its second derivative in silence is found as well as one that
-raises, and no list of operations is kept. Two runs from the same random state tell what is not deterministic.
+of its first gradient, in which what a step takes as constant stays as it is. So a loss that drops its second
+derivative in silence is found as well as one that raises, and no list of operations is kept. Two runs from
+the same random state tell what is not deterministic.
 
 Not here: what is differentiated in a run (l2t/curvature.py), and the sentences (l2t/check.py).
 """
@@ -12,17 +13,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from l2t import check
-from l2t.curvature import NoGradIsConstant, coarsest, first_gradient, gradient, norm, products
+from l2t.curvature import NoGradIsConstant, coarsest, first_gradient, gradient, inner, norm, products
 from l2t.tape import Randomness, Roots, Student
 
 __all__ = ["Finding", "Preflight", "preflight"]
@@ -86,17 +88,25 @@ class Preflight:
         return "\n".join([*lines, check.preflight_advice(self.curvature)])
 
 
-def preflight(student: nn.Module, batch: Any, loss: Callable[[nn.Module, Any, int], Tensor]) -> Preflight:
+def preflight(
+    student: nn.Module,
+    batch: Any,
+    loss: Callable[[nn.Module, Any, int], Tensor],
+    *,
+    meta: Iterable[Tensor] | None = None,
+) -> Preflight:
     """Tries a step of a run and names, module by module, what cannot be differentiated or repeated.
 
     It takes some ten first gradients of the step and as many of each of its modules alone, so it is not done
-    at each :func:`l2t.unroll` unless that is told ``preflight=True``. Parameters, buffers, ``.grad`` and the
-    random state are as before when it returns.
+    at each :func:`l2t.unroll` unless that is told ``preflight=True``. Parameters and buffers of the student,
+    ``.grad`` and ``requires_grad`` of its parameters and of the tensors in ``meta``, and the random state are
+    as before when it returns, whatever ``loss`` does to them.
 
     Args:
         student: the module, as for :func:`l2t.unroll`.
         batch: a batch, as ``loss`` takes it.
         loss: ``loss(model, batch, step)``, called with step 0.
+        meta: the meta tensors of the run, where ``loss`` calls ``backward()``, which reaches them.
 
     Returns:
         A :class:`Preflight`. Second derivatives are held against differences in the student's own dtype:
@@ -121,13 +131,14 @@ def preflight(student: nn.Module, batch: Any, loss: Callable[[nn.Module, Any, in
     check.unroll_not_transformed()
     check.unroll_student(student)
     check.unroll_functions(loss, lambda: None)
-    places = Student(student)
+    metas = check.unroll_meta(meta) or []
+    places = Student(student, metas)
     devices = places.cuda_devices
     start = Randomness.now(devices)
     grads = [(p, p.grad) for p in student.parameters()]
     try:
         with torch.enable_grad():
-            return _look(student, batch, loss, lambda: start.restore(devices))
+            return _look(student, batch, loss, metas, lambda: start.restore(devices))
     finally:
         places.restore()
         start.restore(devices)
@@ -136,7 +147,11 @@ def preflight(student: nn.Module, batch: Any, loss: Callable[[nn.Module, Any, in
 
 
 def _look(
-    student: nn.Module, batch: Any, loss: Callable[..., Tensor], rewind: Callable[[], None]
+    student: nn.Module,
+    batch: Any,
+    loss: Callable[..., Tensor],
+    metas: Sequence[Tensor],
+    rewind: Callable[[], None],
 ) -> Preflight:
     def run() -> Tensor:
         value = loss(student, batch, 0)
@@ -144,7 +159,7 @@ def _look(
         return value
 
     names = dict(_eager(student, "student"))
-    step = _Part(student, rewind, run)
+    step = _Part(student, rewind, run, meta=metas)
     calls, findings = _twice(names, step)
     trials = {names[part]: part for part in calls}
     failed: dict[str, _Trial] = {}
@@ -153,7 +168,7 @@ def _look(
     if student in calls:
         # A loss that differentiates the model itself (a gradient penalty) cannot be had without it.
         with contextlib.suppress(Exception):
-            failed["loss"] = _of_outputs(student, calls[student], rewind, run).trial()
+            failed["loss"] = _of_outputs(student, calls[student], rewind, run, metas).trial()
     whole = step.trial()
     for i, lacks in enumerate(("second derivative", "forward mode")):
         named = {name for name, trial in failed.items() if trial[i] is not None}
@@ -244,12 +259,13 @@ def _twice(names: dict[nn.Module, str], step: _Part) -> tuple[dict[nn.Module, _C
         calls: dict[nn.Module, _Call] = {}
 
         def before(part: nn.Module, args: Any, kwargs: Any, inputs: Any = inputs) -> None:
-            inputs.setdefault(part, _copy((args, kwargs)))
+            if torch._C._functorch.peek_interpreter_stack() is None:  # what torch.vmap runs is no call alone
+                inputs.setdefault(part, _copy((args, kwargs)))
 
         def after(
             part: nn.Module, args: Any, kwargs: Any, out: Any, at: Any = inputs, to: Any = calls
         ) -> None:
-            if part not in to:
+            if part in at and part not in to:
                 to[part] = _Call(at[part], _copy(out))
 
         hooks = []
@@ -294,14 +310,15 @@ class _Part:
         run: Callable[..., Any],
         inputs: Sequence[Tensor] = (),
         parameters: bool = True,
+        meta: Sequence[Tensor] = (),
     ) -> None:
-        self._student, self._rewind, self._run = Student(part), rewind, run
+        self._student, self._rewind, self._run = Student(part, meta), rewind, run
         self._inputs = len(inputs)
         own = self._student.parameters if parameters else []
         self._parameters = parameters
         self.at = [x.detach() for x in [*inputs, *own]]
 
-    def value(self, at: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def value(self, at: Sequence[Tensor], constants: _Constants | None = None) -> tuple[Tensor, list[Tensor]]:
         """A scalar at these tensors, and the leaves that stand for them."""
         leaves = [x if forward_ad.unpack_dual(x).tangent is not None else x.detach() for x in at]
         for x in leaves:
@@ -310,9 +327,15 @@ class _Part:
         weights: list[Tensor] = leaves[self._inputs :] if self._parameters else [*self._student.parameters]
         self._student.bind(weights, self._student.buffers)
         try:
-            with NoGradIsConstant() if forward_ad._current_level >= 0 else contextlib.nullcontext():
-                # An operation in place may not be the first that happens to a leaf.
-                out = self._run(*(x.clone() for x in leaves[: self._inputs]))
+            # An operation in place may not be the first that happens to a leaf.
+            inputs = [x.clone() for x in leaves[: self._inputs]]
+            mode = NoGradIsConstant() if forward_ad._current_level >= 0 else constants
+
+            def run(_: nn.Module) -> Any:
+                with mode or contextlib.nullcontext():
+                    return self._run(*inputs)
+
+            out = self._student.call(run, weights, weights)
         finally:
             self._student.release()
         outputs = [x for x in tree_flatten(out)[0] if _is_float(x)]
@@ -328,23 +351,51 @@ class _Part:
 
     def trial(self) -> _Trial:
         """Differentiates twice and in forward mode, and compares with differences of the first gradient."""
-        value, leaves = self.value(self.at)
-        if not value.requires_grad or not leaves:
+        constants = _Constants()
+        value, leaves = self.value(self.at, constants)
+        if not value.requires_grad or not any(x.numel() for x in leaves):
             return None, None
         generator = torch.Generator().manual_seed(2)
         a = [torch.randn(x.shape, generator=generator).to(x) for x in self.at]
-        length = coarsest(self.at) ** (1 / 3) * (1 + float(norm(self.at))) / float(norm(a))
-        near, far = (self._difference(a, length * scale) for scale in (1, 2))
+        near, far = (self._difference(a, scale, constants) for scale in (1, 2))
         noise = float(norm([x - y for x, y in zip(near, far, strict=True)]))
-        return (
-            self._reason(self._second, a, near, noise),
-            self._reason(self._forward, a, near, noise),
-        )
+        found, second = self._reason(self._second, a, near, noise)
+        forward, said = self._reason(self._forward, a, near, noise)
+        if found is not None and second is not None:
+            right, symmetric = self._compared(a, found, near, constants)
+            if right:
+                second = None
+            if not symmetric and forward is not None:
+                said = check.preflight_asymmetric()
+        return second, said
 
-    def _difference(self, a: Sequence[Tensor], length: float) -> list[Tensor]:
+    def _compared(
+        self,
+        a: Sequence[Tensor],
+        found: Sequence[Tensor],
+        difference: Sequence[Tensor],
+        constants: _Constants,
+    ) -> tuple[bool, bool]:
+        """Whether what was found is Jᵀ a, and whether J a is, which a difference is: ⟨b, Jᵀ a⟩ = ⟨a, J b⟩."""
+        off = [x - y for x, y in zip(found, difference, strict=True)]
+        right = symmetric = True
+        for b in (off, found):
+            if not norm(b):  # no direction
+                continue
+            near, far = (self._difference(b, scale, constants) for scale in (1, 2))
+            noise = float(norm([x - y for x, y in zip(near, far, strict=True)]))
+            room = max(0.02 * float(norm(b)) * float(norm(off)), 4 * float(norm(a)) * noise)
+            right &= abs(inner(b, found) - inner(a, near)) <= room
+            symmetric &= abs(inner(b, difference) - inner(a, near)) <= room
+        return right, symmetric
+
+    def _difference(self, a: Sequence[Tensor], scale: float, constants: _Constants) -> list[Tensor]:
+        length = scale * coarsest(self.at) ** (1 / 3) * (1 + float(norm(self.at))) / float(norm(a))
         ends = []
         for sign in (1, -1):
-            value, leaves = self.value([x + sign * length * t for x, t in zip(self.at, a, strict=True)])
+            constants.again()
+            moved = [x + sign * length * t for x, t in zip(self.at, a, strict=True)]
+            value, leaves = self.value(moved, constants)
             ends.append(_filled(first_gradient(value, leaves), leaves))
         return [(x - y) / (2 * length) for x, y in zip(*ends, strict=True)]
 
@@ -367,18 +418,114 @@ class _Part:
         a: Sequence[Tensor],
         difference: Sequence[Tensor],
         noise: float,
-    ) -> str | None:
+    ) -> tuple[list[Tensor] | None, str | None]:
+        """What comes of a way, and why it is not right; None where it is."""
         try:
             found = way(a)
         except RuntimeError as error:
-            return str(error).splitlines()[0].rstrip(". ")
+            return None, str(error).splitlines()[0].rstrip(". ")
         off = float(norm([x - y for x, y in zip(found, difference, strict=True)]))
         size = max(float(norm(found)), float(norm(difference)))
-        return check.preflight_wrong(off / size) if off > 0.2 * size and off > 4 * noise else None
+        wrong = off > 0.2 * size and off > 4 * noise
+        return found, check.preflight_wrong(off / size) if wrong else None
+
+
+class _Constants(TorchFunctionMode):
+    """What a step takes as constant: recorded in its first call, and given again in those at moved tensors.
+
+    So is all that has no graph though an argument has one (detach, .data, item, a comparison), and what is
+    computed in torch.no_grad. What an autograd Function does inside itself is not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[tuple[Any, list[Any]]] = []
+        self._next: int | None = None  # of those kept, in a call at moved tensors
+        self._off = False  # inside of torch.no_grad
+
+    def again(self) -> None:
+        """Begins a call at moved tensors."""
+        self._next = 0
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        enabled = torch.is_grad_enabled()
+        result = function(*args, **(kwargs or {}))
+        if function is torch._C._set_grad_enabled:
+            self._off = not args[0] and (self._off or enabled)
+            return result
+        if not self._off and not enabled:  # an autograd Function, whose backward has the derivatives
+            return result
+        given = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        if not self._off and not any(_bare(x).requires_grad for x in given):
+            return result
+        if result is None and given:  # such as __setitem__
+            self._constant(function, given, given[:1])
+            return None
+        flat, spec = tree_flatten(result)
+        return tree_unflatten(self._constant(function, given, flat), spec)
+
+    def _constant(self, function: Any, given: list[Tensor], results: list[Any]) -> list[Any]:
+        """These results, and in a call at moved tensors what they were in the first."""
+        places = [i for i, x in enumerate(results) if _is_constant(x)]
+        if not places:
+            return results
+        if self._next is None:
+            copies = [
+                _bare(results[i]).clone() if isinstance(results[i], Tensor) else results[i] for i in places
+            ]
+            self._kept.append((function, copies))
+            return results
+        if self._next >= len(self._kept):
+            return results
+        known, kept = self._kept[self._next]
+        if known != function or not all(_fits(x, results[i]) for x, i in zip(kept, places, strict=False)):
+            self._next = len(self._kept)  # it has gone another way
+            return results
+        self._next += 1
+        results = list(results)
+        for i, x in zip(places, kept, strict=False):
+            result = results[i]
+            if not isinstance(result, Tensor):
+                results[i] = x
+                continue
+            # Memory of what has no graph is written as it would have been; of the rest this is a copy.
+            shared = [y for y in given if _memory(y) == _memory(result)]
+            if not shared or any(_bare(y).requires_grad for y in shared):
+                results[i] = result = result.detach().clone()
+            _bare(result).copy_(x)
+        return results
+
+
+def _is_constant(x: object) -> bool:
+    return isinstance(x, float) or (isinstance(x, Tensor) and not _bare(x).requires_grad)
+
+
+def _fits(kept: object, now: object) -> bool:
+    if isinstance(kept, Tensor) and isinstance(now, Tensor):
+        return kept.shape == _bare(now).shape and kept.dtype == now.dtype
+    return type(kept) is type(now)
+
+
+def _bare(x: Tensor) -> Tensor:
+    """The tensor under those of torch.vmap and torch.func."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
+
+
+def _memory(x: Tensor) -> int:
+    x = _bare(x)
+    return x.untyped_storage()._cdata if x.layout is torch.strided else id(x)
 
 
 def _of_outputs(
-    student: nn.Module, call: _Call, rewind: Callable[[], None], run: Callable[[], Tensor]
+    student: nn.Module,
+    call: _Call,
+    rewind: Callable[[], None],
+    run: Callable[[], Tensor],
+    metas: Sequence[Tensor],
 ) -> _Part:
     """The loss as a function of what the student gives, which is put in the place of what it would give."""
     flat, spec = tree_flatten(call.output)
@@ -399,7 +546,7 @@ def _of_outputs(
         finally:
             hook.remove()
 
-    return _Part(student, rewind, loss, [flat[i] for i in places], parameters=False)
+    return _Part(student, rewind, loss, [flat[i] for i in places], parameters=False, meta=metas)
 
 
 def _filled(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:

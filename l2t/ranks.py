@@ -69,7 +69,7 @@ class Ranks:
         total = Adjoint(like)
         for part, x in zip(total.parts, grads, strict=True):
             if x is not None:
-                part.copy_(x.detach())
+                part.copy_(x.detach().to_dense())
         reached = torch.tensor([float(x is not None) for x in grads], device=like[0].device)
         self.mean([*total.flats, reached])
         if not any(x is None for x in grads):

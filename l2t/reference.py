@@ -65,7 +65,7 @@ def rows(
 
 
 def _product(a: Tensor, log_p: Tensor) -> Tensor:
-    """a log p; a class of probability 0 that has no weight is one that does not exist."""
+    """A log p; a class of probability 0 that has no weight is one that does not exist."""
     return a * log_p.masked_fill((a == 0) & log_p.isneginf(), 0.0)
 
 

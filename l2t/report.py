@@ -52,11 +52,14 @@ class Run(NamedTuple):
 
     @property
     def states(self) -> list[StudentState]:
-        """The states of a student along its training, mean over those of the last episode."""
+        """The states of a student along its training, mean over those of the last episode; none of steps at
+        which no student was finite.
+        """
         columns = self.history["states"]
         return [
             StudentState(**dict(zip(columns, row, strict=True)))
             for row in zip(*columns.values(), strict=True)
+            if None not in row
         ]
 
 
@@ -124,16 +127,19 @@ def _by_number(path: Path) -> tuple[str, int]:
 
 
 def _read(directory: Path) -> Run:
-    """The run in a folder; a comparison of several is in the one above."""
+    """The run in a folder; a comparison of several translators is in the one above."""
 
     def content(path: Path) -> dict[str, Any] | None:
         return read_json(path) if path.is_file() else None
 
-    history = content(directory / "history.json") or {}
+    history, teacher = content(directory / "history.json") or {}, Teacher.load(directory)
+    comparison = content(directory / "comparison.json")
+    if comparison is None and isinstance(teacher, TokenTeacher):
+        comparison = content(directory.resolve().parent / "comparison.json")
     return Run(
         name=directory.resolve().name,
         directory=directory,
-        teacher=Teacher.load(directory),
+        teacher=teacher,
         history={
             "updates": [],
             "events": [],
@@ -144,8 +150,7 @@ def _read(directory: Path) -> Run:
             **history,
         },
         config=content(directory / "config.json") or {},
-        comparison=content(directory / "comparison.json")
-        or content(directory.resolve().parent / "comparison.json"),
+        comparison=comparison,
     )
 
 
@@ -590,7 +595,7 @@ def details(summary: str, body: str, *, shown: bool = False) -> str:
 
 
 def _learned(runs: Sequence[Run], kind: Kind) -> str:
-    taught = [(run, kind.loss(run)) for run in runs if run.history["states"]]
+    taught = [(run, kind.loss(run)) for run in runs if run.states]
     shown = [(run.name, bullets(found[0]) + gallery(found[1])) for run, found in taught if found is not None]
     parts = [part for _, part in shown]
     if len(shown) > 1:

@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from l2t import check
 from l2t.anchors import gone
@@ -44,12 +45,12 @@ from l2t.record import Report, Trace
 from l2t.schedule import Action, Schedule, StoreAll, first_again, playable, tally
 from l2t.states import Fingerprints, States
 from l2t.steps import Steps, pick, places_of, total_of
-from l2t.tape import Adjoint, Randomness, State, Step, Student
+from l2t.tape import Adjoint, Randomness, State, Step, Student, full_precision, versions
 
 __all__ = ["Run", "indexed"]
 
 LEAKS = 64
-"""Steps back that are looked at for a graph that leads into them, after 0, 1, 2, 4, ... steps of the walk."""
+"""Steps back that are looked at for a graph that leads into them, from time to time."""
 KEEP = (Action.STORE, Action.TO_HOST, Action.TO_DISK)
 
 
@@ -99,6 +100,7 @@ class Run:
         order: str,
         truncate: int | None,
         damping: float,
+        growth: float | None,
         verify: str | None,
         states: States,
         micro_batches: int,
@@ -115,6 +117,7 @@ class Run:
             self._curvature = self._compiled
         self._products = self._curvature
         self._order, self._truncate, self._damping, self._first = order, truncate, damping, 0
+        self._growth = growth
         self._micro_batches, self._ranks = micro_batches, ranks
         self._data: Sequence[Any] | None = None  # batches by step, where steps may be taken again
         self._seen: Fingerprints | None = None
@@ -131,6 +134,7 @@ class Run:
         self._rest: Iterator[tuple[Action, int]] = iter(())  # the actions of the walk back
         self._value: Tensor | None = None  # the measure after the last step, with its graph
         self._end: State | None = None
+        self._start: State | None = None  # without slots, where steps are taken again from it
 
     def _forward(
         self,
@@ -158,7 +162,7 @@ class Run:
                 seen.see(last.index, State(last.weights, (), last.buffers))
                 seen.see(last.index + 1, state)
         else:
-            self._data = data = cast("Sequence[Any]", batches) if indexed(batches) else list(batches)
+            self._data = data = cast("Sequence[Any]", batches) if indexed(batches) else _all(batches)
             check.unroll_along_steps(self._measures.along, len(data))
             first = self._first = self._begin(len(data))
             self._schedule = chosen = self._chosen(schedule, memory, data, len(data) - first, state)
@@ -168,14 +172,17 @@ class Run:
                     runs = not self._curvature.keeps_graph  # the last step, by the curvature
                     seen.states = again | ({len(data) - 1, len(data)} if runs else set())
                 seen.see(0, state)
+            returns = (Action.RESTORE, 0) in chosen.actions(len(data) - first)
+            if returns and not first:
+                self._start = state._replace(slots=())
             for t in range(first):
                 state = self._first_time(t, state, data[t], tapes=False)
-            if first:
+            if returns and first:
                 self._states.keep(first, state, Action.STORE)
             plan = ((action, first + t) for action, t in chosen.actions(len(data) - first))
             for action, t in plan:
                 if action in KEEP:
-                    self._states.keep(t, state, action)
+                    self._states.keep(t, state, action, student.still)
                 elif action is Action.REVERSE:
                     plan = itertools.chain([(action, t)], plan)  # type: ignore[assignment]
                     break
@@ -229,6 +236,12 @@ class Run:
         if step is not None:
             self._tape[t] = step
         return state
+
+    def _begin_again(self) -> State:
+        """The state before the first step, whatever the caller has made of the student since."""
+        assert self._start is not None
+        state = self._start.again()
+        return state._replace(slots=self._optimizer.start(state.weights))
 
     def _begin(self, steps: int) -> int:
         """The first step that the walk back comes to."""
@@ -309,7 +322,7 @@ class Run:
             x.grad = None
         student.settle()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), full_precision():  # what is taken again enters its own modes
                 self._walk_back(v)
                 found: Sequence[Tensor | None] = [x.grad for x in metas]
                 if self._ranks is not None:
@@ -319,6 +332,7 @@ class Run:
             student.restore()
             self._tape.clear()
             self._states.close()
+            self._start = None
             self._steps.forget()
             self._data = None
             for p, kept in zip([*own, *metas], [*own_grads, *meta_grads], strict=True):
@@ -351,6 +365,7 @@ class Run:
         norms.append(v_w.norm())
         if self._trace.looks and not all(map(math.isfinite, norms[-1])):
             self._trace.to(v_w.parts)
+        limit = None if self._growth is None else _Limit(self._growth, v_w.parts, v.shape)
         for action, t in self._rest:
             if action is Action.REVERSE:
                 step = self._tape.pop(t)
@@ -368,10 +383,12 @@ class Run:
                 norms.append(v_w.norm())
                 if self._trace.looks and not all(map(math.isfinite, norms[-1])):
                     self._trace.to(v_w.parts)
+                if limit is not None and limit.ends(v_w.parts, v_slots):
+                    break
             elif action in KEEP:
-                self._states.keep(t, state, action)
+                self._states.keep(t, state, action, self._student.still)
             elif action is Action.RESTORE:
-                state = self._states.back(t) if t else self._steps.start()
+                state = self._states.back(t) if t else self._begin_again()
                 if self._seen is not None:
                     self._seen.see(t, state)
             elif action is Action.DROP:
@@ -399,7 +416,8 @@ class Run:
         _lend(step.weights, adjoint, step.index)
         if reached == []:
             return
-        self._student.bind(gone(step.weights) if step.anchored else step.weights, step.buffers)
+        bound = (step.copies or gone(step.weights)) if step.anchored else step.weights
+        self._student.bind(bound, step.buffers)
         point = Point((), (), (), hyper, places_of(step.weights, reached))
         if optimizer.reads or hyper.wanted:
             if step.grads is None:
@@ -445,25 +463,37 @@ class Run:
         add_scaled(targets, add, [v], (64.0, 1 / 16))
 
     def _product(self, step: Step, a: Tensors) -> None:
-        """Adds H a and ∂_Φ⟨g, a⟩, and measures an inexact curvature at the first step that comes."""
+        """Adds H a and ∂_Φ⟨g, a⟩; an inexact curvature is measured at the first step that comes, and what is
+        wrong in silence is looked for from time to time.
+        """
         assert self._steps.replay is not None
         report, wanted = self.report, Wanted(self._order == "exact", self._beside(step.index))
+        replay = self._steps.replay._replace(examines=self._looks)
         if not report._measured:
             report._measured = True
             if self._curvature.exact:
                 report.curvature_error = 0.0
             else:
-                found = measured_error(self._curvature, step, self._steps.replay, a, wanted)
+                found = measured_error(self._curvature, step, replay, a, wanted)
                 report.curvature_error, report.curvature_error_reason = found
+                said = check.unroll_difference(report.curvature, report.curvature_error, replay.unit)
+                if said is not None:
+                    warnings.warn(said, stacklevel=5)
         try:
-            self._products.product(step, self._steps.replay, a, wanted)
+            self._products.product(step, replay, a, wanted)
         except check.ForwardModeError as error:
+            check.unroll_symmetric_so_far(error, len(report._norms) - 1)
             # Steps are taken as before, so that those taken again are the same.
             report.curvature = "recompute"
             self._products = CURVATURES[report.curvature]
             warnings.warn(str(error), stacklevel=5)
-            self._products.product(step, self._steps.replay, a, wanted)
-        self._steps.replay = self._steps.replay._replace(examines=False)
+            self._products.product(step, replay, a, wanted)
+
+    @property
+    def _looks(self) -> bool:
+        """Whether this step of the walk is looked at more closely: one after 0, 1, 3, 7, ... others is."""
+        walked = len(self.report._norms)
+        return not walked & (walked - 1)
 
     def _finish(self, v_w: Adjoint, v_settings: list[tuple[Tensor, Tensor]]) -> None:
         """Hands the gradients of settings and initial weights to the leaves behind them."""
@@ -486,10 +516,39 @@ class Run:
             return None
         # The weights of steps before are there only so that _lend can tell a graph that leads into them: of
         # the step before, and from time to time of more.
-        walked = len(self.report._norms)
-        back = 1 if walked & (walked - 1) else LEAKS
+        back = LEAKS if self._looks else 1
         steps = (self._tape.get(t) for t in range(max(index - back, 0), index))
         return [*(w for step in steps if step is not None for w in step.weights), *self._meta]
+
+
+class _Limit:
+    """Ends an adjoint that grows to more than so many times its norm after the measure; of students side by
+    side, which have a measure each, every one by itself.
+    """
+
+    def __init__(self, growth: float, parts: Tensors, students: torch.Size) -> None:
+        stacked = all(x.shape[:1] == students for x in parts)
+        self._students = students if stacked else torch.Size()
+        self._most = growth * self._norms(parts)
+        self._ended = torch.zeros_like(self._most, dtype=torch.bool)
+
+    def _norms(self, parts: Tensors) -> Tensor:
+        """Of each student, in float64."""
+        count = max(1, math.prod(self._students))
+        rows = [x.reshape(*self._students, x.numel() // count) for x in parts]
+        norms = [torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64) for x in rows]
+        total: Tensor = torch.linalg.vector_norm(torch.stack([x.to(norms[0].device) for x in norms]), dim=0)
+        return total
+
+    def ends(self, parts: Tensors, slots: Sequence[Slot]) -> bool:
+        """Makes zero what has grown too long, infinite and NaN among it; whether nothing is left."""
+        grown = ~(self._norms(parts) <= self._most)
+        if bool(grown.any()):
+            self._ended |= grown
+            for x in [*parts, *tensors_of(slots)]:
+                if x.shape[: grown.dim()] == grown.shape:
+                    x[grown.to(x.device)] = 0
+        return bool(self._ended.all())
 
 
 def _lend(weights: Tensors, adjoint: Adjoint, index: int) -> None:
@@ -515,6 +574,19 @@ def _in_order(batches: Iterable[Any]) -> Iterable[Any]:
     return (data[t] for t in range(len(data)))
 
 
+def _all(batches: Iterable[Any]) -> list[Any]:
+    """All of them, none of which may be written while others are read."""
+    data: list[Any] = []
+    seen: list[list[int]] = []
+    for batch in batches:
+        data.append(batch)
+        seen.append(versions(batch))
+    for t, batch in enumerate(data):
+        check.unroll_batch_still(t, versions(batch) == seen[t])
+    return data
+
+
 def indexed(batches: object) -> bool:
     """Whether a batch can be read again by its step."""
-    return hasattr(batches, "__getitem__") and hasattr(batches, "__len__")
+    known = hasattr(batches, "__getitem__") and hasattr(batches, "__len__")
+    return known and not isinstance(batches, IterableDataset)  # which has the first, and raises in it

@@ -101,7 +101,7 @@ class Segments:
         >>> plan.forward_steps(10)
         12
         >>> print(fit(10_000, state_bytes=3_000_000, step_bytes=2_000_000, memory=64_000_000))
-        Segments(length=8, slots=16)
+        Segments(length=8, slots=15)
     """
 
     def __init__(self, length: int = 1, slots: int | None = None) -> None:
@@ -270,8 +270,8 @@ def first_again(actions: Actions) -> set[int]:
 class Tally(NamedTuple):
     """What a plan needs at most at a time, beside a training step's own, and how often it takes a step again.
 
-    ``memory``, ``host`` and ``disk`` are bytes: of states and tapes where the student lives, and of the
-    states that are kept outside.
+    ``memory``, ``host`` and ``disk`` are bytes: of states and tapes where the student lives, the state before
+    the first step among them where steps are taken again from it, and of the states that are kept outside.
     """
 
     memory: int
@@ -285,11 +285,11 @@ def tally(schedule: Schedule, steps: int, state_bytes: int, step_bytes: int) -> 
 
     Example:
         >>> tally(Segments(length=2, slots=1), 10, state_bytes=3, step_bytes=2)
-        Tally(memory=7, host=0, disk=0, steps_again=12)
+        Tally(memory=10, host=0, disk=0, steps_again=12)
     """
     kept: dict[int, Action] = {}
     now = dict.fromkeys((Action.STORE, Action.TO_HOST, Action.TO_DISK), 0)
-    most, memory, tapes, taken = dict(now), 0, 0, 0
+    most, memory, tapes, taken, first = dict(now), 0, 0, 0, 0
     for action, step in schedule.actions(steps):
         if action in now:
             kept[step] = action
@@ -303,19 +303,23 @@ def tally(schedule: Schedule, steps: int, state_bytes: int, step_bytes: int) -> 
             taken += 1
         elif action is Action.REVERSE:
             tapes -= 1
+        elif step == 0:  # restored
+            first = state_bytes
         memory = max(memory, now[Action.STORE] * state_bytes + tapes * step_bytes)
     host, disk = most[Action.TO_HOST] * state_bytes, most[Action.TO_DISK] * state_bytes
-    return Tally(memory + min(WRITING * state_bytes, disk), host, disk, taken - steps)
+    return Tally(first + memory + min(WRITING * state_bytes, disk), host, disk, taken - steps)
 
 
 def playable(schedule: Schedule, steps: int) -> bool:
-    """Whether a plan takes steps from states that are there, and reverses each once, the last first.
+    """Whether a plan takes steps from states that are there, drops what it has stored, and reverses each step
+    once, the last first.
 
     Example:
         >>> playable(Segments(length=2, slots=1), 10)
         True
     """
     kept, taped, at, left = {0}, set(), 0, steps
+    stored: set[int] = set()
     for action, step in schedule.actions(steps):
         if action in (Action.TAPE, Action.FORWARD):
             if step != at:
@@ -333,10 +337,14 @@ def playable(schedule: Schedule, steps: int) -> bool:
             taped.remove(step)
             left = step
         elif action is Action.DROP:
-            kept.discard(step)
+            if step not in stored:
+                return False
+            stored.remove(step)
+            kept.remove(step)
         else:
             if step != at:
                 return False
+            stored.add(step)
             kept.add(step)
     return left == 0
 
@@ -362,21 +370,22 @@ def fit(steps: int, state_bytes: int, step_bytes: int, memory: int) -> Plan:
         memory: bytes for both together.
 
     Raises:
-        ValueError: the memory does not hold one taped step.
+        ValueError: the memory does not hold one taped step and the state before the first.
     """
-    check.schedule_memory(memory, step_bytes)
     if steps * step_bytes <= memory:
         return Plan(StoreAll(), steps * step_bytes, 0)
+    check.schedule_memory(memory, state_bytes + step_bytes)
+    left = memory - state_bytes  # without the first one
     best: tuple[int, int, int] | None = None
-    for length in range(1, min(steps, memory // step_bytes) + 1):
+    for length in range(1, left // step_bytes + 1):
         segments = -(-steps // length)
-        slots = min((memory - length * step_bytes) // max(state_bytes, 1), segments - 1)
+        slots = min((left - length * step_bytes) // max(state_bytes, 1), segments - 1)
         cost = forwards(segments, slots) * length
         if best is None or cost < best[0]:
             best = cost, length, slots
     assert best is not None
     cost, length, slots = best
-    return Plan(Segments(length, slots), length * step_bytes + slots * state_bytes, cost)
+    return Plan(Segments(length, slots), length * step_bytes + (1 + slots) * state_bytes, cost)
 
 
 def fit_outside(steps: int, state_bytes: int, step_bytes: int, memory: int) -> Schedule:
@@ -386,6 +395,6 @@ def fit_outside(steps: int, state_bytes: int, step_bytes: int, memory: int) -> S
     """
     if steps * step_bytes <= memory:
         return StoreAll()
-    waiting = WRITING * state_bytes
-    check.schedule_memory(memory, waiting + step_bytes)
-    return TwoLevel((memory - waiting) // step_bytes)
+    states = (1 + WRITING) * state_bytes  # the first one, and those that wait
+    check.schedule_memory(memory, states + step_bytes)
+    return TwoLevel((memory - states) // step_bytes)

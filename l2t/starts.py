@@ -177,6 +177,7 @@ def teach_best(
     teachers, known = starts
     check.best_teachers([teacher.num_classes for teacher in [*teachers, *known]], len(teachers))
     check_arguments(teachers[0], student, train, dev, recipe)
+    seed = check.seed_number("teach", seed)
     rates = recipe.probe_lrs if recipe.lr is None else [recipe.lr * factor for factor in recipe.trial_rates]
     seen, held = split_dev(dev, recipe, seed)
     check.best_rows("train", len(train[1]), 3)
@@ -299,6 +300,8 @@ class _Trials:
     def __init__(self, place: Path | None, resume: bool, same: dict[str, Any]) -> None:
         self.path = None if place is None else place / "families" / "trials.json"
         self.content: dict[str, Any] = {**same, "judged": {}, "seconds": {}}
+        if place is not None:
+            check.can_be_written("teach", place)
         if place is not None and (place / "checkpoint.json").exists():  # of teach
             check.may_start("teach", place, resume)
             check.is_the_same("teach", place, ["starts"])

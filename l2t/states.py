@@ -56,12 +56,16 @@ class States:
         self._disk = _Disk(self.directory)
         check.states_room(size, shutil.disk_usage(self._disk.folder).free, self._disk.folder)
 
-    def keep(self, t: int, state: State, action: Action) -> None:
-        """Keeps the state before step t where the action says."""
+    def keep(self, t: int, state: State, action: Action, lent: Collection[int] | None = None) -> None:
+        """Keeps the state before step t where the action says.
+
+        Buffers at the places ``lent`` are kept as they are: all states share them, and the first step to
+        write one has another value in it for a time, which a writer beside the run must not see.
+        """
         if action is Action.STORE and not self.narrows:
             self._kept[t] = state
             return
-        packed = _pack(state, self.narrows, to_host=action is not Action.STORE)
+        packed = _pack(state, self.narrows, action is not Action.STORE, lent or ())
         if action is Action.TO_DISK:
             assert self._disk is not None
             self._disk.write(t, packed.tensors or ())
@@ -118,7 +122,7 @@ class _Packed(NamedTuple):
     buffers: list[_At | Tensor]
 
 
-def _pack(state: State, narrows: bool, to_host: bool) -> _Packed:
+def _pack(state: State, narrows: bool, to_host: bool, lent: Collection[int]) -> _Packed:
     tensors: list[Tensor] = []
     forms: list[_Form] = []
     places: dict[int, _At] = {}
@@ -138,7 +142,8 @@ def _pack(state: State, narrows: bool, to_host: bool) -> _Packed:
 
     weights = [put(w) for w in state.weights]
     slots = [tuple(map(put, slot)) for slot in state.slots]
-    return _Packed(tensors, forms, weights, slots, [put(b) for b in state.buffers])
+    buffers = [b if i in lent else put(b) for i, b in enumerate(state.buffers)]
+    return _Packed(tensors, forms, weights, slots, buffers)
 
 
 def _unpack(packed: _Packed, tensors: Sequence[Tensor]) -> State:

@@ -25,11 +25,25 @@ from l2t.optim import SGD, Hyper, Optimizer, Point, Slot, Tensors
 from l2t.ranks import Ranks
 from l2t.record import Trace
 from l2t.states import Fingerprints
-from l2t.tape import Grads, Randomness, Roots, State, Step, Student, Taken, modes
+from l2t.tape import (
+    Grads,
+    Randomness,
+    Roots,
+    State,
+    Step,
+    Student,
+    Taken,
+    full_precision,
+    modes,
+    versions,
+)
 
 __all__ = ["Steps", "pick", "places_of", "total_of"]
 
 Entry = TypeVar("Entry")
+
+LOOKS = 16
+"""Every so many steps it is looked in which dtypes a step computes, and after 0, 1, 2, 4 and 8."""
 
 
 class Steps:
@@ -67,6 +81,7 @@ class Steps:
         if self._compiled is not None:
             self.replay = Replay(self.again, unit=0.0, examines=False)  # which it does not read
         self.rounding: Callable[[Tensor, Tensor], None] | None = None
+        self._reached: list[int] | None = None  # by the loss of the step before
         self._anchors: bool | None = None
         self._tried = False
         self._casts = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
@@ -112,7 +127,8 @@ class Steps:
             value, g, b = self._accumulated(step, t, w, b, batch, taken.randomness if again else randomness)
         if self._casts:
             torch.clear_autocast_cache()  # it holds the casts of every step's weights
-        w, slots, reached = _update(self._optimizer, w, slots, g, hyper)
+        with full_precision() if self._casts else contextlib.nullcontext():
+            w, slots, reached = _update(self._optimizer, w, slots, g, hyper)
         if again and self.rounding is not None:
             self.rounding(value, taken.loss)
             taken = taken._replace(loss=value)
@@ -157,7 +173,8 @@ class Steps:
         except Exception:
             if not anchors:
                 raise
-        fails = found is None and anchors
+        # A loss that calls backward() may read .grad of its weights; but their anchors have it.
+        fails = anchors and (found is None or student.went_back)
         if student.takes_back() or fails:
             return self._anew(start, step, fails, t, own, b, batch, reads)
         value = check.unroll_loss(found, t)
@@ -168,28 +185,30 @@ class Steps:
                     check.unroll_hooks_of_leaf(leaf)
             if self._curvature.exact:
                 precompiled(value)
-            kinds = dtypes(value)
-            unit = max([coarsest(student.parameters), *(torch.finfo(x).eps for x in kinds)])
-            self.replay = Replay(self.again, unit, torch.float16 in kinds)
+        if t == len(self.course) and (not t & (t - 1) or not t % LOOKS):
+            self._look(value)
         # The graph is built in steps that are taken to be forgotten, too: without it some of PyTorch's
         # derivatives come from other kernels, with other bits.
         g, d_others = self._curvature.gradient(value, w, self._meta)
+        if (reached := _reached(g)) != self._reached:
+            self._reached = reached
+            checkpoints(value)
         if type(self._optimizer) is not SGD or not self._curvature.exact:
             for name, x in zip(student.names, g, strict=True):
                 if x is not None and x.is_sparse:
                     check.unroll_sparse(name)
         after = student.buffers_after(b)
         student.release()
-        if anchors and not self._tried:
+        if step is not None and anchors and not self._tried:
             self._tried = True
             if reads_weights(student, Roots.of(g).edges, b):
-                return self._anew(start, step, True, t, own, b, batch, reads)
+                step.copies, self._anchors = w, False
         b = after
         if step is not None:
             if self._curvature.keeps_graph:
                 step.roots = Roots.of(g)
             else:
-                step.batch, step.d_others = batch, d_others
+                step.batch, step.versions, step.d_others = batch, versions(batch), d_others
             step.grads = g if self._curvature.keeps_gradient(reads) else None
         return value.detach(), g, b
 
@@ -210,6 +229,15 @@ class Steps:
         if step is not None and plain:
             step.weights, step.anchored, self._anchors = w, False, False
         return self._gradient(step, t, w, b, batch, reads)
+
+    def _look(self, value: Tensor) -> None:
+        """Takes in what the step of this loss computes in: the coarsest arithmetic so far counts."""
+        kinds = dtypes(value)
+        unit = max([coarsest(self._student.parameters), *(torch.finfo(x).eps for x in kinds)])
+        half = torch.float16 in kinds
+        if self.replay is not None:
+            unit, half = max(unit, self.replay.unit), half or self.replay.half
+        self.replay = Replay(self.again, unit, half)
 
     def anchors(self, weights: Tensors) -> bool:
         """Whether the graphs of taped steps alone are to keep the weights, where nothing else reads them."""
@@ -259,12 +287,14 @@ class Steps:
     def again(self, step: Step, weights: Tensors) -> Tensor:
         """The loss of a step, run again with its batch and random numbers. The student stays bound."""
         assert step.randomness is not None
+        check.unroll_batch_still(step.index, versions(step.batch) == step.versions)
         step.randomness.restore(self._student.cuda_devices)
         self._student.bind(weights, step.buffers, lends=True)
         with torch.enable_grad(), self.modes():
             value = self._student.call(self._loss, weights, weights, step.batch, step.index)
             if self._casts:
                 torch.clear_autocast_cache()
+        step.versions = versions(step.batch)  # a loss may write to it, if it comes to the same
         if weights is step.weights:
             check.unroll_replayed(value, step.loss, step.index)
             if self._seen is not None and self._micro_batches == 1:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from l2t import check
 from l2t.augment import augment
 from l2t.functional import LINKS, without_autocast
 from l2t.ops import MEAN, arithmetic
+from l2t.tape import holders
 from l2t.teacher import AnyTeacher, Coefficients, StudentState, Teacher
 from l2t.weight_net import WeighedLoss, WeightNet
 
@@ -47,14 +49,16 @@ class Stack(nn.Module):
 
     Each student is made by ``make`` under its own seed, then their weights and buffers are stacked; the
     module has the parameter names of one student (under ``student.``) and shapes (S, ...). Modules with
-    running buffers work, BatchNorm's among them; dropout draws differ between the students.
+    running buffers work, BatchNorm's among them; dropout draws differ between the students. What else a
+    module keeps, tensors and numbers in its attributes, lists and dicts, must be the same for every seed.
 
     Args:
         make: makes a fresh student.
         seeds: one seed a student.
 
     Raises:
-        ValueError: when ``make`` returns something else than an nn.Module, or students of different shapes.
+        ValueError: when ``make`` returns something else than an nn.Module, or students of different shapes,
+            or with different plain tensors or numbers, or with parameters in a tuple.
         RuntimeError: in forward, when ``torch.vmap`` cannot run the student.
 
     Example:
@@ -86,17 +90,21 @@ class Stack(nn.Module):
         check.students_count(len(students))
         shapes = [{name: value.shape for name, value in student.state_dict().items()} for student in students]
         check.students_alike(all(shape == shapes[0] for shape in shapes))
-        plain, *others = map(_plain_tensors, students)
-        for name, tensor in plain.items():
-            check.students_tensor(
-                name, all(torch.equal(tensor, other[name]) for other in others if name in other)
-            )
+        plain, *others = map(_plain_values, students)
+        for name, value in plain.items():
+            alike = all(_alike(value, other[name]) for other in others if name in other)
+            if isinstance(value, Tensor):
+                check.students_tensor(name, alike)
+            else:
+                check.students_number(name, value, alike)
         self.size = len(students)
         self.student = students[0]
         # Where the student's tensors live: (a module's own dict, name in it), tied ones at every place.
         self._places: list[tuple[dict[str, Any], str]] = []
         self._weights: list[tuple[dict[str, Any], str]] = []  # those of parameters
+        self._aliases: list[tuple[Any, Any, int]]
         stacked: dict[int, Tensor] = {}  # by identity, so that tied weights stay tied
+        index: dict[int, int] = {}
         named = [
             *self.student.named_parameters(remove_duplicate=False),
             *self.student.named_buffers(remove_duplicate=False),
@@ -113,6 +121,16 @@ class Stack(nn.Module):
             self._places.append((place, leaf))
             if isinstance(tensor, nn.Parameter):
                 self._weights.append((place, leaf))
+            index.setdefault(id(tensor), len(self._places) - 1)
+        # And in plain attributes, lists and dicts of modules: (holder, key in it, which of the places).
+        self._aliases = []
+        for owner, module in self.student.named_modules():
+            for name in vars(module).keys() - OWN:
+                for holder, key, i in holders(name, vars(module), index):
+                    check.students_place(named[i][0], f"{owner}.{name}".removeprefix("."), holder)
+                    # A copy of a module has a dict of its own that is no copy of this one.
+                    self._aliases.append((module if holder is vars(module) else holder, key, i))
+        self._put([place[name] for place, name in self._places])
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Run student i on ``inputs[i]``."""
@@ -123,8 +141,14 @@ class Stack(nn.Module):
         except RuntimeError as error:
             raise check.student_cannot_stack(error) from error
         finally:
-            for (place, name), tensor in zip(self._places, tensors, strict=True):
-                place[name] = tensor
+            self._put(tensors)
+
+    def _put(self, tensors: Sequence[Tensor]) -> None:
+        """Puts the tensors of the student in their places."""
+        for (place, name), tensor in zip(self._places, tensors, strict=True):
+            place[name] = tensor
+        for holder, key, i in self._aliases:
+            (vars(holder) if isinstance(holder, nn.Module) else holder)[key] = tensors[i]
 
     @contextlib.contextmanager
     def perturbed(self, share: float, seed: int) -> Iterator[None]:
@@ -157,23 +181,43 @@ class Stack(nn.Module):
 
     def _one(self, tensors: list[Tensor], inputs: Tensor) -> Tensor:
         # What functional_call does, without its walk through the module at every step.
-        for (place, name), tensor in zip(self._places, tensors, strict=True):
-            place[name] = tensor
+        self._put(tensors)
         logits: Tensor = self.student(inputs)
         for (place, name), tensor in zip(self._places, tensors, strict=True):
             check.student_keeps_buffer(name, place.get(name) is tensor)
         return logits
 
 
-def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Attributes that are tensors but no parameters or buffers, less what hooks make before each call."""
-    return {
-        f"{owner}.{name}".removeprefix("."): value
-        for owner, part in module.named_modules()
-        if not part._forward_pre_hooks
-        for name, value in vars(part).items()
-        if isinstance(value, Tensor)
-    }
+OWN = frozenset(vars(nn.Module()))
+"""What PyTorch keeps in every module."""
+
+
+def _plain_values(module: nn.Module) -> dict[str, Tensor | numbers.Number]:
+    """Attributes that are tensors but no parameters or buffers, or numbers, and those in their lists, tuples
+    and dicts; less what hooks make before each call.
+    """
+    own = {id(x) for x in [*module.parameters(), *module.buffers()]}
+    found: dict[str, Tensor | numbers.Number] = {}
+
+    def look(x: Any, name: str, above: tuple[int, ...] = ()) -> None:
+        if isinstance(x, (Tensor, numbers.Number)):
+            if id(x) not in own:
+                found[name] = x
+        elif isinstance(x, (list, tuple, dict)) and id(x) not in above:
+            for key, inner in x.items() if isinstance(x, dict) else enumerate(x):
+                look(inner, f"{name}[{key!r}]", (*above, id(x)))
+
+    for owner, part in module.named_modules():
+        if not part._forward_pre_hooks:
+            for name in vars(part).keys() - OWN:
+                look(vars(part)[name], f"{owner}.{name}".removeprefix("."))
+    return found
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    return bool(one == other or (one != one and other != other))
 
 
 def _tensor_at(module: nn.Module, name: str) -> Tensor:

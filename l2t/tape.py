@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
+from torch.utils._pytree import tree_leaves
 
 from l2t import check
 from l2t.optim import Hyper, Slot, Tensors
@@ -31,8 +32,11 @@ __all__ = [
     "Step",
     "Student",
     "Taken",
+    "full_precision",
+    "holders",
     "modes",
     "strided_parts",
+    "versions",
 ]
 
 Grads = tuple[Tensor | None, ...]
@@ -56,6 +60,7 @@ class Student:
     Attributes:
         still: the places of large buffers that no step has written so far (masks, tables). A binding that
             ``lends`` copies the others only, since each copy may stay in a step's graph.
+        went_back: whether the last function that was called has itself called backward().
     """
 
     def __init__(self, module: nn.Module, meta: Sequence[Tensor] = ()) -> None:
@@ -66,6 +71,7 @@ class Student:
         self.buffer_names: list[str] = []
         self.buffers: list[Tensor] = []
         self.still: set[int] | None = None  # not known before the first step
+        self.went_back = False
         self._parameter_places: list[tuple[Any, Any, int]] = []
         self._buffer_places: list[tuple[dict[str, Any], str]] = []
         self._unset: list[tuple[dict[str, Any], str, str]] = []  # buffers that are None
@@ -96,7 +102,7 @@ class Student:
                     continue
                 found = [
                     (holder, key, i)
-                    for holder, key, i in _holders(name, vars(part), index)
+                    for holder, key, i in holders(name, vars(part), index)
                     if (id(holder), key) not in known  # such as a module's own dict, in a list of places
                 ]
                 for holder, key, i in found:
@@ -173,20 +179,29 @@ class Student:
         for x, grad in zip(leaves, kept, strict=True):
             if grad is not None:
                 x.grad = None
-        versions = [w._version for w in weights]
+        before = [w._version for w in weights]
         frozen = [p._version for p in self.frozen.values()]
+        asked = [p for p in self.frozen.values() if p.requires_grad]  # by the caller, since the run
+        for p in asked:
+            p.requires_grad_(False)
         try:
             value = function(self.module, *arguments)
         finally:
+            self.went_back = False
             for x, grad in zip(leaves, kept, strict=True):
-                if x.grad is not grad:
+                found = x.grad
+                if found is not None:
+                    self.went_back = True
+                if found is not grad:
                     x.grad = grad
                 if not x.requires_grad:
                     x.requires_grad_()
             for p in self.frozen.values():
                 if p.requires_grad:
                     p.requires_grad_(False)
-        for name, w, version in zip(self.names, weights, versions, strict=True):
+            for p in asked:
+                p.requires_grad_()
+        for name, w, version in zip(self.names, weights, before, strict=True):
             check.unroll_in_place(name, w._version != version)
         for (name, p), version in zip(self.frozen.items(), frozen, strict=True):
             check.unroll_frozen_in_place(name, p._version != version)
@@ -239,7 +254,7 @@ def _put_back(own: Sequence[tuple[Any, Any, Any]]) -> None:
             place[key] = x
 
 
-def _holders(
+def holders(
     key: Any, holder: Any, index: dict[int, int], above: tuple[int, ...] = ()
 ) -> Iterator[tuple[Any, Any, int]]:
     """Where parameters are kept at a place, and in the lists, dicts and tuples there: holder, key, which."""
@@ -249,7 +264,7 @@ def _holders(
             yield holder, key, index[id(x)]
     elif isinstance(x, (list, tuple, dict)) and id(x) not in above:
         for inner in x if isinstance(x, dict) else range(len(x)):
-            yield from _holders(inner, x, index, (*above, id(x)))
+            yield from holders(inner, x, index, (*above, id(x)))
 
 
 def strided_parts(x: Tensor) -> list[Tensor]:
@@ -314,8 +329,7 @@ class Roots(NamedTuple):
 
 def modes() -> Callable[[], contextlib.ExitStack]:
     """The modes of the present that the numbers of a step depend on, as a function that enters them again."""
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    autocast = [(x, torch.get_autocast_dtype(x), torch.is_autocast_enabled(x)) for x in devices]
+    autocast = [(x, torch.get_autocast_dtype(x), torch.is_autocast_enabled(x)) for x in _devices()]
     cache = torch.is_autocast_cache_enabled()
 
     def enter() -> contextlib.ExitStack:
@@ -325,6 +339,24 @@ def modes() -> Callable[[], contextlib.ExitStack]:
         return stack
 
     return enter
+
+
+def full_precision() -> contextlib.ExitStack:
+    """No autocast: derivatives of a loss have the dtypes of what it computed, whatever is entered around."""
+    stack = contextlib.ExitStack()
+    for device in _devices():
+        stack.enter_context(torch.autocast(device, enabled=False))
+    return stack
+
+
+def _devices() -> list[str]:
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def versions(batch: object) -> list[int]:
+    """How often each tensor of a batch was written in place."""
+    tensors = (x for x in tree_leaves(batch) if isinstance(x, Tensor) and not x.is_inference())
+    return [x._version for x in tensors]
 
 
 class State(NamedTuple):
@@ -354,7 +386,8 @@ class Step:
     ``roots`` are there where the step's graph is kept, ``batch`` and ``randomness`` where it is to be run
     again instead; ``slots`` and ``grads`` where the transpose of the update or a hypergradient reads them;
     ``grads`` and ``d_others``, the gradient of the loss to leaves beside the weights, where a curvature does.
-    ``anchored`` says that the weights are kept by the graph alone (l2t/anchors.py). ``reached`` lists the
+    ``anchored`` says that the weights are kept by the graph alone (l2t/anchors.py), but for ``copies`` where
+    they are read beside it. ``versions`` tells whether the batch was written since. ``reached`` lists the
     weights that the loss reaches, None for all of them. A step of several micro-batches
     has ``parts``, a step each, at the same weights: these hold what a curvature reads, and the step itself
     holds what the transpose of the update reads.
@@ -366,7 +399,9 @@ class Step:
     buffers: list[Tensor]
     slots: Sequence[Slot]
     anchored: bool = False
+    copies: Tensors | None = None
     batch: object = None
+    versions: Sequence[int] = ()
     randomness: Randomness | None = None
     loss: Tensor | None = None  # 0-dim, detached
     roots: Roots | None = None

@@ -28,6 +28,7 @@ from statistics import mean, median, stdev
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -68,7 +69,7 @@ from l2t.students import (
 from l2t.students import (
     train as train_stack,
 )
-from l2t.teacher import AnyTeacher
+from l2t.teacher import AnyTeacher, StudentState
 from l2t.unroll import SCHEDULES, unroll
 from l2t.weight_net import TRANSPOSING, WeightNet
 
@@ -111,6 +112,7 @@ class Rules:
     memory: int | str | None = None
     truncate: int | None = None
     damping: float = 1.0
+    growth: float | None = None
     anchor: float = 0.0
     averaging: str = "mean"
     threads: int | None = 1
@@ -130,6 +132,8 @@ class Rules:
         for name in ("cooldown", "average", "guard_shrink"):
             check.recipe_number(name, getattr(self, name), 0.0, 1.0, op=op)
         check.recipe_number("damping", self.damping, 0.0, 1.0, open_low=True, op=op)
+        if self.growth is not None:
+            check.recipe_number("growth", self.growth, 1.0, math.inf, op=op)
         check.recipe_choice("averaging", self.averaging, AVERAGINGS, op)
         check.recipe_choice("curvature", self.curvature, CURVATURES, op)
         check.recipe_choice("schedule", self.schedule, SCHEDULES, op)
@@ -161,7 +165,8 @@ class Recipe(Rules):
         betas: of Adam.
         warmup: updates over which the teacher's learning rate rises.
         cooldown: share of the updates, at the end, over which it falls along a line.
-        average: share of the updates, at the end, whose teachers are averaged into the result.
+        average: share of the updates, at the end, whose teachers are averaged into the result; 0 takes the
+            last one.
         measure: what the teacher lowers on the dev set: ``"calibrated-cross-entropy"``, at each student's
             best temperature, so that no teacher gains by making students more or less sure;
             ``"cross-entropy"``; ``"expected-error"`` (1 - p_y); or ``"smooth-error"`` (2 sigmoid(k (max p -
@@ -202,6 +207,7 @@ class Recipe(Rules):
             a quarter of what is free where the run begins. Bits do not depend on it.
         truncate: walk back over the last so many steps only; None: all.
         damping: factor of the adjoint at every step back, as in :func:`l2t.unroll`.
+        growth: of the adjoint, where the walk back ends, as there; None: nowhere.
         perturb: the measure is that of students whose weights are moved by this share of their length, each
             along a random direction of its own: a mean over a neighbourhood, by one draw a student. Dev
             errors of episodes are of the same; trials move nothing.
@@ -275,7 +281,7 @@ class Taught:
         history: what happened, JSON-able: ``seed``, ``recipe``, ``teacher`` (settings), ``lr``, ``probe`` (a
             row a try), ``updates`` (a row an update), ``events`` (what was said aloud), ``adjoint_norms`` (by
             step, of five updates from the first to the last), ``states`` (the state by step, mean over
-            the students of the last episode), ``trial`` and ``seconds`` (of probe, updates and trial).
+            the finite students of the last episode), ``trial`` and ``seconds`` (of probe, updates and trial).
         recipe: the recipe with the learning rate that was used.
 
     Example:
@@ -395,7 +401,9 @@ def episode(
         return MEASURES[recipe.measure](logits, held[1], recipe.sharpness)
 
     with seeded(seed_of(seed, 4)):
-        run = unroll(stack, lesson.batches, lesson, measure, damping=recipe.damping, **settings)
+        run = unroll(
+            stack, lesson.batches, lesson, measure, damping=recipe.damping, growth=recipe.growth, **settings
+        )
         run.backward()
     states = lesson.tracker.states
     return Episode(
@@ -403,12 +411,20 @@ def episode(
         errors[0].cpu(),
         loss.gradient().cpu(),
         [float(norm) for norm in run.report.adjoint_norms],
-        {
-            name: [float(torch.as_tensor(getattr(state, name)).mean()) for state in states[:-1]]
-            for name in states[0]._fields
-            if getattr(states[0], name) is not None
-        },
+        _means(states[:-1]),
     )
+
+
+def _means(states: Sequence[StudentState]) -> dict[str, list[float]]:
+    """Each field by step, the mean over the students that are finite there; NaN where none is."""
+    fields = [name for name, value in states[0]._asdict().items() if value is not None]
+    found: dict[str, list[float]] = {name: [] for name in fields}
+    for state in states:
+        values = [torch.as_tensor(getattr(state, name)) for name in fields]
+        finite = torch.stack([value.isfinite() for value in values]).all(0)
+        for name, value in zip(fields, values, strict=True):
+            found[name].append(float(value[finite].mean()))
+    return found
 
 
 def plan_episode(
@@ -451,6 +467,8 @@ def _unrolled(
     seed: int,
     size: int,
 ) -> _Unrolled:
+    train = train[0].detach(), train[1]  # a leaf that is no teacher's is given no gradient
+    dev = None if dev is None else (dev[0].detach(), dev[1])
     seeds, batches, held = _course(train, dev, recipe, seed, size)
     loss = taught_loss(teacher_beside(teacher, train[0]), record=True)
     lesson = Lesson(train, batches, loss, teacher.num_classes, _dev_features(teacher, held), recipe.augment)
@@ -528,6 +546,11 @@ def standard_error(values: Tensor, same_rows: bool) -> float:
     return math.sqrt(of_mean(values.mean(1)) + (of_mean(values.mean(0)) if same_rows else 0.0))
 
 
+def usual_norm(norms: Sequence[float]) -> float:
+    """The median, of those that are not 0: a student with nothing to say is no measure of the others."""
+    return median([norm for norm in norms if norm > 0] or [0.0])
+
+
 class Guard:
     """Looks at a window of episodes, keeps the best teacher it has seen, and says when a run has broken.
 
@@ -558,7 +581,7 @@ class Guard:
         finite = [index for index, norm in enumerate(norms) if math.isfinite(norm)]
         if 2 * len(finite) < len(norms):
             return check.guard_not_finite(len(norms) - len(finite), len(norms))
-        norm = median(norms[index] for index in finite)
+        norm = usual_norm([norms[index] for index in finite])
         self.window = [*self.window, teacher][-recipe.guard_window :]
         memory["measures"] = [*memory["measures"], [measures[i] for i in finite]][-recipe.guard_window :]
         memory["norms"] = [*memory["norms"], norm][-recipe.guard_window :]
@@ -566,13 +589,14 @@ class Guard:
         now = mean(every)
         spread = stdev(every) / math.sqrt(len(every)) if len(every) > 1 else 0.0  # of the mean
         if memory["best"] is None:  # the first episode, of the start
-            memory.update(best=now, best_spread=spread, least_norm=norm)
+            memory.update(best=now, best_spread=spread)
+        memory["least_norm"] = memory["least_norm"] or norm  # 0 is no norm to compare with
         memory["high"] = memory["high"] + 1 if norm > recipe.guard_norm * memory["least_norm"] else 0
         if memory["high"] >= 2:
             return check.guard_norm(norm, memory["least_norm"])
         full = len(self.window) == recipe.guard_window
         if full:
-            memory["least_norm"] = min(memory["least_norm"], median(memory["norms"]))
+            memory["least_norm"] = min(memory["least_norm"], usual_norm(memory["norms"]) or math.inf)
         best = memory["best"]
         if full and now < best and not memory["high"]:
             memory.update(best=now, best_spread=spread, found=True)
@@ -611,7 +635,8 @@ def teach(
     to the bit on one machine, broken off and resumed or not.
 
     Args:
-        teacher: where to start; it is left as it is.
+        teacher: where to start; it is left as it is. What of it is frozen (``requires_grad_(False)``) does
+            not learn.
         student: makes a fresh student, ``(B, ...) -> (B, C)``; one that ``torch.vmap`` can run.
         train: inputs (N, ...) floating point and targets (N,) int64. Students learn on the device that they
             are on; all random draws but a student's own (dropout) are the CPU's, so a seed means the same.
@@ -659,6 +684,7 @@ def check_arguments(
         check.one_device("teach", train[0], dev=dev[0])
         check.teach_data("dev", dev, teacher.num_classes, dtype)
         check.rows_alike("teach", train[0], dev=dev[0])
+    check.teach_learns(any(parameter.requires_grad for parameter in teacher.parameters()))
     check.augments("teach", recipe.augment, train[0])
     check.teach_student_fits(student, train[0], teacher.num_classes, recipe.batch_size)
     if isinstance(teacher, WeightNet):
@@ -715,9 +741,9 @@ class Outer:
         guard: bool,
         progress: bool,
     ) -> None:
-        self.start = copy.deepcopy(teacher).cpu().requires_grad_(True)  # a copy goes where the data are
-        self.teacher = copy.deepcopy(self.start)
-        self.rules, self.seed, self.progress = rules, seed, progress
+        self.start = copy.deepcopy(teacher).cpu()  # a copy goes where the data are
+        self.teacher = copy.deepcopy(self.start).requires_grad_(True)
+        self.rules, self.seed, self.progress = rules, check.seed_number("teach", seed), progress
         self.directory = None if directory is None else Path(directory)
         self.adam = self._new_adam()
         self.guard = Guard(rules, self._weights()) if guard else None
@@ -730,7 +756,7 @@ class Outer:
         self.ended = False  # before the last update, by the guard
         self.finished = False
         self.history: dict[str, Any] = {
-            "seed": seed,
+            "seed": self.seed,
             "recipe": rules.to_json(),
             "teacher": teacher.config(),
             "updates": [],
@@ -773,6 +799,7 @@ class Outer:
     def run(self, resume: bool) -> None:
         """All updates that are left, and the end."""
         if self.directory is not None:
+            check.can_be_written("teach", self.directory)
             self._open(self.directory, resume)
         try:
             self._begin()
@@ -783,6 +810,8 @@ class Outer:
             if self.directory is not None:
                 self._say(check.teach_interrupted(self.update, self.rules.updates, self.directory))
             raise
+        for taught, given in zip(self.teacher.parameters(), self.start.parameters(), strict=True):
+            taught.requires_grad_(given.requires_grad)
 
     def _updates(self) -> None:
         total, shown = self.rules.updates, self.progress
@@ -794,16 +823,24 @@ class Outer:
                 bar.set_postfix_str(_postfix(row))
                 self._commit()
 
+    def _learnable(self, seen: Episode) -> Episode:
+        """The same without a gradient to what is frozen."""
+        if all(value.requires_grad for value in self.start.parameters()):
+            return seen
+        parts = [torch.full((value.numel(),), value.requires_grad) for value in self.start.parameters()]
+        return seen._replace(gradient=torch.where(torch.cat(parts), seen.gradient, 0.0))
+
     def _step(self) -> dict[str, Any]:
         """One episode and what follows from it."""
         began = time.perf_counter()
         rules, update = self.rules, self.update
         seen, more = self._gather()
+        seen = self._learnable(seen)
         norms = seen.norms
-        usual = median(self.norms) if self.norms else median(norms)
+        usual = median(self.norms) if self.norms else usual_norm(norms)
         wild = [not norm <= rules.skip * usual or not math.isfinite(norm) for norm in norms]
         kept = [index for index, bad in enumerate(wild) if not bad]
-        self.norms = [*self.norms, *(norms[index] for index in kept)][-rules.window :]
+        self.norms = [*self.norms, *(norms[index] for index in kept if norms[index] > 0)][-rules.window :]
         bound = rules.clip * median(self.norms) if self.norms else 0.0
         rate = rules.teacher_lr * self.shrink * self._rise_and_fall()
         row: dict[str, Any] = {
@@ -886,16 +923,21 @@ class Outer:
             self._event("agreement", check.low_agreement(mean(known)))
 
     def _finish(self) -> None:
-        """The average of the last teachers; with a guard, what a trial prefers."""
+        """The average of the last teachers, or where none are averaged the last one; with a guard, what a
+        trial prefers of that, the guard's good teacher and the neutral one.
+        """
         candidates = {}
         if self.averaged:
             candidates["average"] = {name: value / self.averaged for name, value in self.average.items()}
+        elif self.since and not self.ended:  # a step was taken, and the guard has not taken it back
+            candidates["average"] = self._weights()
+        frozen = {name: value for name, value in self.start.named_parameters() if not value.requires_grad}
         if self.guard is None:
-            self.teacher.load_state_dict(candidates.get("average", self._weights()))
+            self.teacher.load_state_dict({**candidates.get("average", self._weights()), **frozen})
         else:
-            candidates = candidates if self.averaged >= 3 else {}
             if self.guard.memory["found"]:
                 candidates["good"] = self.guard.good
+            candidates = {name: {**one, **frozen} for name, one in candidates.items()}  # a mean rounds
             with self._clocked("trial"):
                 self._try(candidates)
         self.finished = True
@@ -931,7 +973,11 @@ class Outer:
             if name in saved["identity"] or name not in self.unsaid
         }
         check.is_the_same("teach", directory, differing(saved["identity"], said))
-        tensors, _ = read_tensors(directory / saved["tensors"])
+        file = directory / saved["tensors"]
+        try:
+            tensors, _ = read_tensors(file)
+        except (SafetensorError, OSError) as error:
+            raise check.tensors_whole("teach", file, error) from error
         groups: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             group, _, key = name.partition("/")
@@ -955,6 +1001,8 @@ class Outer:
             self.guard.window = [groups[f"window{index}"] for index in range(numbers["window"])]
         self.history = saved["history"]
         self._publish(saved["tensors"])
+        if self.finished and not (directory / "teacher.safetensors").is_file():
+            self.teacher.save(directory)
 
     def _commit(self) -> None:
         if self.directory is None:
@@ -1007,7 +1055,7 @@ class _Teaching(Outer):
     ) -> None:
         super().__init__(teacher, recipe, seed, directory, guard, progress)
         self.student, self.train, self.given_dev = student, train, dev
-        self.dev, self.trial_dev = split_dev(dev, recipe, seed)
+        self.dev, self.trial_dev = split_dev(dev, recipe, self.seed)
         self.recipe = self.fitted = recipe
         self.history |= {"lr": recipe.lr, "probe": [], "states": {}}
         self.history["seconds"]["probe"] = 0.0
@@ -1064,8 +1112,8 @@ class _Teaching(Outer):
         chosen: dict[str, float] | None = None
         with tqdm(recipe.probe_lrs, disable=not self.progress, desc="probe", unit="rate") as bar:
             for lr in bar:
-                seen = self._episode(lr, seed_of(self.seed, 0), recipe.probe_students)
-                norm, wrong = median(seen.norms), float(seen.dev_error.mean())
+                seen = self._learnable(self._episode(lr, seed_of(self.seed, 0), recipe.probe_students))
+                norm, wrong = usual_norm(seen.norms), float(seen.dev_error.mean())
                 row = {"lr": lr, "norm": norm, "agreement": seen.agreement}
                 row |= {"measure": float(seen.measure.mean()), "dev_error": wrong}
                 tried.append(row)
@@ -1156,7 +1204,7 @@ def identity(
         add(tensor)
     for start in starts:
         for name, value in start.named_parameters():
-            digest.update(name.encode())
+            digest.update(f"{name}{'' if value.requires_grad else ', frozen'}".encode())
             add(value)
     made = Stack(student, [0]).student
     return {

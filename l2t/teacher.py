@@ -74,8 +74,9 @@ class StudentState(NamedTuple):
     """How far a student is: floats or 0-dim tensors (shape (S,) under ``torch.vmap`` over S students).
 
     ``progress`` runs from 0 to 1; losses are running means of cross-entropy in nats, accuracies of the
-    share of rows that are right, in [0, 1]. They are constants of the run: no gradient flows through them
-    (docs/math.md, section 5).
+    share of rows that are right, in [0, 1]. In teaching they are those of the batches before the step, 0.9 of
+    the mean so far and 0.1 of a batch, from log C and 1 / C on; dev means are those last taken. They are
+    constants of the run: no gradient flows through them (docs/math.md, section 5).
 
     Example:
         >>> import l2t
@@ -108,6 +109,9 @@ class AnyTeacher(nn.Module):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        known = _CLASSES.get(cls.__name__, cls)  # the same one, where its definition is run again
+        same = (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__)
+        check.teacher_name(cls.__name__, known.__module__, same)
         _CLASSES[cls.__name__] = cls
 
     def __call__(self, *arguments: Any) -> Any:
@@ -154,9 +158,10 @@ class AnyTeacher(nn.Module):
         try:
             tensors, about = read_tensors(file)
             teacher = AnyTeacher.of(about["teacher"], dtype=next(iter(tensors.values())).dtype)
-        except (SafetensorError, KeyError) as error:
+            teacher.load_state_dict(tensors)
+        # Settings that are none, or no tensors, or tensors of another teacher.
+        except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, StopIteration) as error:
             raise check.teacher_file_is_none(file) from error
-        teacher.load_state_dict(tensors)
         return teacher
 
     def extra_repr(self) -> str:
@@ -320,7 +325,7 @@ class Teacher(AttentiveTeacher):
         self.off_diagonal_bound = check.teacher_positive("off_diagonal_bound", off_diagonal_bound)
         self.bias_range = check.teacher_positive("bias_range", bias_range)
         self.emphasis = check.teacher_positive("emphasis", emphasis, or_zero=True)
-        self.smoothing = smoothing
+        self.smoothing = None if smoothing is None else float(smoothing)
         self.bias_start = check.teacher_bias_start(bias_start, link)
         self.class_weights = check.teacher_class_weights(class_weights, num_classes)
         self.spread = check.teacher_positive("spread", spread)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -32,6 +33,7 @@ def _looked_at(
     student: nn.Module,
     batches: Iterable[Any],
     loss: Callable[..., Tensor],
+    meta: list[Tensor] | None,
     curvature: str,
     micro_batches: int,
 ) -> Iterable[Any]:
@@ -45,7 +47,7 @@ def _looked_at(
     for batch in first:
         if micro_batches > 1:
             batch = check.unroll_micro_batches(batch, micro_batches, 0)[0]
-        found = look(student, batch, loss)
+        found = look(student, batch, loss, meta=meta)
         check.preflight_suits(found.suits(curvature), curvature, found)
     return batches
 
@@ -69,6 +71,7 @@ def unroll(
     order: str = "exact",
     truncate: int | None = None,
     damping: float = 1.0,
+    growth: float | None = None,
     along: int | Mapping[int, float] | None = None,
     schedule: str | Schedule = "auto",
     memory: int | str | None = None,
@@ -104,7 +107,9 @@ def unroll(
         batches: an iterable (list, DataLoader, generator), one batch a step; a batch is what ``loss`` takes.
         loss: ``loss(model, batch, step)``, the 0-dim loss of a step, differentiable twice, or once where
             ``curvature`` is a difference. It reaches earlier steps through the model's weights alone: what
-            else it carries from step to step is detached.
+            else it carries from step to step is detached. It is called once a step where no argument asks
+            for more, but again from the start for the first step (after the first one) that writes a buffer
+            of 64 kB and more, or that needs weights of 1 MB and more to be leaves (as ``backward()`` does).
         measure: ``measure(model)`` at the final weights, 0-dim or of shape (S,), differentiable.
         optimizer: the student's optimiser, from :mod:`l2t.optim`. Default ``SGD(lr=0.1, momentum=0.9)``.
         meta: the tensors whose ``.grad`` is wanted: leaves that require a gradient and sit anywhere in loss,
@@ -117,10 +122,13 @@ def unroll(
             (PyTorch's default random numbers and buffers included), for one more run's time and the same
             gradient to the bit, and needs a ``loss`` that depends on model, batch and step alone;
             ``"forward"``, which remembers the same and runs the step again in forward mode, where every
-            operation has one (else a warning names it and the run goes on with ``"recompute"``). Inexact are
+            operation has one and the step's derivative is symmetric, as that of a gradient is unless hooks
+            change it (else a warning says so and the run goes on with ``"recompute"``). Inexact are
             differences, which need first derivatives only (fused attention, cuDNN RNNs, compiled models):
             ``"central"`` takes two more gradients a step, ``"one-sided"`` one, and keeps those of the run
-            itself, that to the meta tensors included. ``run.report.curvature_error`` says how good they were.
+            itself, that to the meta tensors included. They move what ``loss`` detaches or computes in
+            ``torch.no_grad``, which the exact ones leave constant. ``run.report.curvature_error`` says how
+            good they were, and a warning where that is bad.
         order: ``"exact"``, or ``"first"``: a step's gradient counts as independent of the student's weights,
             so H a is left out of the walk back (with plain SGD: the identity in place of a step's Jacobian).
             What the gradient owes to the meta tensors is kept, and all that the optimiser does.
@@ -129,6 +137,10 @@ def unroll(
         damping: factor of the adjoint at every step back, at most 1: what lies t steps before the end counts
             damping^t of what it does. Below 1 it keeps gradients through a chaotic run small, and biased
             towards the last steps, as a smooth ``truncate``.
+        growth: end the walk back where the adjoint has become more than so many times as long as it was after
+            the measure, of students side by side each one's for itself: a ``truncate`` that a run sets
+            itself, for runs whose beginning is chaotic, where what comes from before is noise that drowns the
+            rest. None: nowhere.
         along: judge the path, too. An integer k: the measure is taken after k, 2k, ... steps and after the
             last, and J is their mean. A mapping from numbers of steps taken (1, ..., T) to weights: J is the
             sum of the measures there, each times its weight. ``run.measures`` has them all. Their graphs are
@@ -146,8 +158,8 @@ def unroll(
             batches that can be indexed are read again by their index; others are all read before the first
             step, and kept, so what draws random numbers as it is read draws them then.
         memory: bytes for what is remembered, a number or such as ``"64MB"``: beside what a single training
-            step and the adjoint need. With ``"auto"``, ``"binomial"`` and ``"disk"`` the first step is
-            tried twice before the run, to see what it keeps.
+            step and the adjoint need, and 5 kB for each step that draws random numbers. With ``"auto"``,
+            ``"binomial"`` and ``"disk"`` the first step is tried twice before the run, to see what it keeps.
         directory: where a run makes a folder for the states that go to disk, which is gone when the run is
             walked back, forgotten or broken off. None: the system's place for temporary files, which on some
             systems lies in memory.
@@ -161,12 +173,14 @@ def unroll(
         compile: trace a step's gradient and its products with their derivatives inside, and compile both with
             torch's inductor, which takes tens of seconds once and pays for small students, whose steps are
             short. Code is kept for later runs of the same student, loss (the same function, not one made anew
-            in each call), meta tensors and shapes, which read what these tensors hold then; each run compares
-            its first step with ``loss`` itself, and new code its products, too. ``report.compiled`` has the
-            seconds. It remembers as ``"recompute"`` does. On the CPU the gradient has the same bits for all
-            exact schedules, but not those of ``compile=False``. ``meta`` must be named; batches are tensors
-            of one shape in tuples, lists and dicts; ``loss`` does not use ``step``, draws no random numbers,
-            reads none from tensors, and is not called where the code runs, so that it has no other effects.
+            in each call), meta tensors and shapes, which read what these tensors hold then, and as long as
+            the plain numbers that loss and student read are the same (attributes, closures, globals); each
+            run compares its first step with ``loss`` itself, and new code its products, too.
+            ``report.compiled`` has the seconds. It remembers as ``"recompute"`` does. On the CPU the gradient
+            has the same bits for all exact schedules, but not those of ``compile=False``. ``meta`` must be
+            named; batches are tensors of one shape in tuples, lists and dicts; ``loss`` does not use
+            ``step``, draws no random numbers, reads none from tensors, and is not called where the code runs,
+            so that it has no other effects.
         accumulate: micro-batches a step. Each batch is then a sequence of so many things that ``loss`` takes,
             and the step's loss is the mean of theirs: that of one batch of them all, to rounding, where they
             are of one size, losses are means, and nothing such as BatchNorm looks across samples. Activations
@@ -227,6 +241,7 @@ def unroll(
     check.unroll_compile(compile, meta, curvature)
     check.unroll_truncate(truncate, chosen, student)
     check.unroll_damping(damping)
+    check.unroll_growth(growth, along, chosen, student)
     check.unroll_accumulate(accumulate)
     check.unroll_group(group, meta, batches)
     if verify is not None:
@@ -235,14 +250,17 @@ def unroll(
     check.unroll_store(store, verify, schedule, memory)
     path = check.unroll_along(along)
     if preflight:
-        batches = _looked_at(student, batches, loss, curvature, accumulate)
+        batches = _looked_at(student, batches, loss, chosen, curvature, accumulate)
     places, states = Student(student, chosen or ()), States(store == "bfloat16", directory)
     measures = Measures(measure, places, path)
     ranks = None
     if group is not None:
         ranks = Ranks(group)
-        plan = schedule if isinstance(schedule, str) else type(schedule).__name__
-        settings = f"{plan}, {budget}, {curvature}, {compile}, {order}, {truncate}, {damping}, {path}"
+        plan = re.sub(r" at 0x[0-9a-f]+", "", str(schedule))  # of an object without a name of its own
+        settings = (
+            f"{plan}, {budget}, {curvature}, {compile}, {order}, {truncate}, {damping}, {growth}, {path}"
+        )
+        settings += f", {store}, {verify}"
         weights, metas = dict(student.named_parameters()), {str(i): x for i, x in enumerate(chosen or ())}
         number = len(cast("Sequence[Any]", batches))
         ranks.agree("before the run", steps=number, settings=settings, weights=weights, meta=metas)
@@ -256,6 +274,7 @@ def unroll(
         order,
         truncate,
         damping,
+        growth,
         verify,
         states,
         accumulate,

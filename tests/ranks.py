@@ -123,6 +123,30 @@ def apart(rank: int, group: Any) -> list[float]:
     return [float(scale.grad), *(float(w.sum()) for w in run.weights.values())]
 
 
+def sparse(group: Any) -> list[float]:
+    """An embedding whose gradient is sparse, and a meta tensor whose gradient is; all ranks do the same."""
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Flatten(), nn.Linear(4, 1)).double()
+    table = torch.randn(9, 1, dtype=torch.float64, requires_grad=True)
+    batches = torch.randint(9, (3, 5, 1))
+
+    def loss(model: Any, batch: Tensor, step: int) -> Tensor:
+        scale = F.embedding(batch, table, sparse=True).flatten()
+        return (scale * model(batch).flatten().tanh()).square().mean()
+
+    run = l2t.unroll(
+        student,
+        batches,
+        loss,
+        lambda model: model(batches[0]).square().mean(),
+        optimizer=l2t.optim.SGD(lr=0.1),
+        meta=[table],
+        group=group,
+    )
+    run.backward()
+    return [float(run.measure), *table.grad.to_dense().flatten().tolist()]
+
+
 def refusals(rank: int, group: Any) -> dict[str, str]:
     """What each kind of disagreement says."""
 
@@ -144,13 +168,23 @@ def refusals(rank: int, group: Any) -> dict[str, str]:
     def other_settings(course: Course) -> dict[str, Any]:
         return {"curvature": "recompute" if rank else "reverse"}
 
+    def other_store(course: Course) -> dict[str, Any]:
+        return {"schedule": "every", "store": "bfloat16" if rank else "exact"}
+
+    def other_verify(course: Course) -> dict[str, Any]:
+        return {"verify": "all" if rank else None}
+
+    def other_plan(course: Course) -> dict[str, Any]:
+        return {"schedule": Segments(1 + rank)}
+
     def other_rate(course: Course) -> dict[str, Any]:
         course.lr = torch.tensor(0.3) if rank else torch.tensor(0.2)
         course.metas = lambda initial=True: [course.weight]  # type: ignore[method-assign]
         return {}
 
     said = {}
-    for change in (other_weights, other_meta, fewer_steps, other_settings, other_rate):
+    changes = (other_weights, other_meta, fewer_steps, other_settings, other_store, other_verify, other_plan)
+    for change in (*changes, other_rate):
         course = Course(rank, 2)
         try:
             course.run(group, **change(course))
@@ -169,6 +203,7 @@ def main(rank: int, size: int, folder: Path) -> None:
     found: dict[str, Any] = {name: course.found(group=group, **options) for name, options in COURSES.items()}
     found["adam"] = course.found(group=group, adam=True)
     found["apart"] = apart(rank, group)
+    found["sparse"] = sparse(group)
     found["refusals"] = refusals(rank, group)
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()

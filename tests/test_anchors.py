@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from typing import Any
 
@@ -115,16 +116,80 @@ def test_a_checkpoint_that_reads_them_again_keeps_them() -> None:
                 **plan,
             )
             calls.append(steps.count(0))
-            anchored = {step.anchored for step in run._tape.values()}
+            gone = {step.anchored and step.copies is None for step in run._tape.values()}
             run.backward()
             found.append([run.measure, scale.grad, *run.buffers.values()])
-            assert anchored == {len(found) <= 2}
+            assert gone == {len(found) <= 2}
     for one, other in (found[:2], found[2:]):
         assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
     torch.testing.assert_close(found[2][:2], found[0][:2], rtol=1e-6, atol=0)  # not what a second call counts
-    assert calls[0] == 1
-    assert calls[2] == 2  # the first step, once more with its weights kept
+    assert calls[0] == calls[2] == 1
     assert int(student[0].num_batches_tracked) == 0
+
+
+@pytest.mark.usefixtures("always")
+def test_a_loss_with_a_checkpoint_is_called_once_a_step() -> None:
+    """What it carries from step to step, detached, is then what it is in a loop of one's own."""
+    torch.manual_seed(0)
+    student, x = mlp(), torch.randn(6, 8)
+
+    def make() -> Any:
+        seen: list[float] = []
+
+        def loss(model: nn.Module, batch: int, step: int) -> Tensor:
+            value = checkpoint(model, x, use_reentrant=False).square().mean()
+            seen.append(float(value.detach()))
+            return value * sum(seen)
+
+        return loss
+
+    run = l2t.unroll(
+        student, range(STEPS), make(), lambda model: model(x).mean(), optimizer=l2t.optim.SGD(lr=0.1)
+    )
+    run.backward()
+    loss, losses, optimizer = make(), [], torch.optim.SGD(student.parameters(), lr=0.1)
+    for step in range(STEPS):
+        value = loss(student, step, step)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(float(value.detach()))
+    assert run.report.losses == losses
+
+
+@pytest.mark.parametrize("silenced", [False, True])
+def test_a_loss_that_reads_gradients_from_a_later_step_on(
+    silenced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies have none: the step is begun anew at the weights themselves."""
+    torch.manual_seed(0)
+    student, x = mlp(), torch.randn(6, 8)
+    scale = torch.tensor(1.0, requires_grad=True)
+
+    def loss(model: nn.Module, batch: int, step: int) -> Tensor:
+        value = scale * model(x).square().mean()
+        if step >= 2:
+            with warnings.catch_warnings():
+                if silenced:
+                    warnings.simplefilter("ignore")
+                value.backward(create_graph=True)
+                value = value + sum(p.grad.square().sum() for p in model.parameters() if p.grad is not None)
+        return value
+
+    found = []
+    for least in (0, 1 << 40):
+        monkeypatch.setattr(anchors, "LARGE", least)
+        scale.grad = None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using backward.. with create_graph=True")
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+            run = l2t.unroll(
+                student, range(STEPS), loss, lambda model: model(x).square().mean(), meta=[scale]
+            )
+            assert [step.anchored for step in run._tape.values()] == [not least] * 2 + [False] * 2
+            run.backward()
+        found.append((run.report.losses, scale.grad.item()))
+    assert found[0] == found[1]
 
 
 class Reads(torch.autograd.Function):

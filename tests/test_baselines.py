@@ -117,6 +117,7 @@ def test_a_margin_is_a_larger_loss_of_the_same_answer(batch):
     [
         label_smoothing(0.1),
         focal(2.0),
+        focal(0.5),
         additive_margin(2.0),
         smooth_error(1.0),
         generalised_cross_entropy(0.7),

@@ -78,6 +78,7 @@ def test_the_first_screen_shows_the_way(capsys):
     for name in tasks.names():
         assert name in shown
         assert ", ".join(tasks.get(name).regimes) in shown
+        assert f"students: {', '.join(tasks.get(name).students)}" in shown
         assert f"{tasks.get(name).origin}; licence: {tasks.get(name).licence}" in shown
 
 
@@ -88,6 +89,18 @@ def test_every_command_explains_itself(command, capsys):
     assert shown.startswith(f"usage: l2t {command}")
     assert len(shown.splitlines()) > 5
     assert max(map(len, shown.splitlines())) < 120
+
+
+def test_only_the_first_screen_lists_the_tasks(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_tasks", lambda: "  all of them")
+    for arguments, listed in (
+        ([], True),
+        (["--help"], True),
+        (["--version"], False),
+        (["report", "--help"], False),
+    ):
+        assert cli.main(arguments) == 0
+        assert ("all of them" in capsys.readouterr().out) == listed
 
 
 def test_the_version(capsys):
@@ -584,7 +597,9 @@ def test_a_process_that_fails_is_the_exit_code_and_the_others_go_on(taught, here
     assert said.out == ""
     lines = said.err.strip().splitlines()
     assert len(lines) == 2  # one a process
-    assert all(line.startswith("l2t: [Errno") and "many/arms" in line for line in lines)
+    assert all(
+        line.startswith("l2t.compare: the folder many/arms must be one that can be w") for line in lines
+    )
 
 
 def test_ctrl_c_keeps_the_arms_that_are_done(taught, here):
@@ -693,6 +708,36 @@ def test_teachers_that_cannot_go_elsewhere_are_refused(taught, here, capsys):
     assert cli.main(["transfer", "alike", "--to", "digits"]) == 2
     assert "got 'seed-0' and 'seed_0', which would both go to seed-0. Rename" in one_line(capsys)
     assert not (here / "runs").exists()
+
+
+def test_a_transfer_takes_the_place_of_nothing_else(taught, here, capsys):
+    shutil.copytree(taught, here / "few")
+    before = bytes_of(here / "few")
+    budget = ["--students", "2", "--tuning-students", "1", "--grid", "0.1", "--arms", "cross-entropy"]
+
+    def transfer(run: str, out: str, steps: str = "5") -> int:
+        return cli.main(
+            ["transfer", run, "--to", "digits", "--steps", steps, "--out", out, *budget, "--quiet"]
+        )
+
+    assert transfer("few", "few") == 2
+    assert "must hold nothing but the same transfer, got 'few/seed-0' with a taught run" in one_line(capsys)
+    assert bytes_of(here / "few") == before
+
+    shutil.copytree(taught / "seed-1", here / "other" / "seed-1")
+    assert transfer("few/seed-1", "out") == 0
+    assert transfer(str(here / "few" / "seed-1"), "out") == 0  # the same again, by another name
+    capsys.readouterr()
+    before = bytes_of(here / "out")
+    assert transfer("other/seed-1", "out") == 2
+    assert "got 'out/seed-1' with one of another teacher. Give another folder" in one_line(capsys)
+    assert transfer("few/seed-1", "out", steps="6") == 2
+    assert "with one of another recipe.steps." in one_line(capsys)
+    assert bytes_of(here / "out") == before
+
+    l2t.Teacher(10).save(here / "mine" / "seed-1")
+    assert transfer("few/seed-1", "mine") == 2
+    assert "got 'mine/seed-1' with a teacher from elsewhere" in one_line(capsys)
 
 
 def test_a_task_stands_for_its_default_folder(taught, here, capsys):

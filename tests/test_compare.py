@@ -6,7 +6,9 @@ import copy
 import itertools
 import json
 import math
+import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -381,6 +383,16 @@ def test_the_protocol_says_what_was_done():
     assert f"all {2 * count} comparisons of the table: 2 teachers against {count} arms each" in told
 
 
+def test_the_protocol_tells_whose_final_students_do_not_see_dev_rows():
+    x, y = data()
+    features = ("progress", "dev_loss")
+    teachers, also = {"mine": l2t.Teacher(CLASSES, features=features)}, {"plain": l2t.Teacher(CLASSES)}
+    for dev in ((x[200:250], y[200:250]), None):
+        told = run(teachers, dev=dev, also=also, arms={})["mine"]["protocol"]
+        (sentence,) = (one for one in told if "looks at dev rows while a student learns" in one)
+        assert sentence.startswith("'taught by mine' looks")
+
+
 # ---- arms in files
 
 
@@ -496,6 +508,41 @@ def test_an_arm_of_students_that_learn_otherwise_is_made_again(was, now, tmp_pat
     assert "cross-entropy" in comparison(now).missing()
 
 
+@pytest.mark.parametrize(
+    ("was", "now", "steps"),
+    [
+        (lambda state, step: step >= 1, lambda state, step: step >= 10, 200),  # lengths of a warm-up
+        (lambda state, step: step < 10_000, lambda state, step: step < 9_990, 10_000),
+        (lambda state, step: state.train_loss > 2.1, lambda state, step: state.train_loss > 2.0, 200),
+    ],
+)
+def test_losses_that_differ_at_few_steps_have_files_of_their_own(was, now, steps, tmp_path):
+    x, y = data()
+
+    def comparison(on):
+        def loss(logits, target, state, step):
+            return cross_entropy(logits, target) * on(state, step)
+
+        return Comparison(
+            {"mine": l2t.Teacher(CLASSES)}, linear, (x[:200], y[:200]), (x[200:], y[200:]),
+            recipe=l2t.Recipe(steps=steps), arms={"own": Arm(loss)}, directory=tmp_path,
+        )  # fmt: skip
+
+    files = [comparison(on)._file("own") for on in (was, was, now)]
+    assert files[0] == files[1]
+    assert files[0][0] != files[2][0]
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    calls = count_runs(monkeypatch)
+    with pytest.raises(
+        PermissionError, match=r"l2t\.compare: the folder .*/file/arms must be one that can be written"
+    ):
+        run(directory=tmp_path / "file" / "arms")
+    assert not calls
+
+
 def test_names_of_every_alphabet_are_told_apart_as_files():
     assert slug("taught by größe_1, 教师") == "taught-by-größe-1-教师"
     assert slug("focal loss, gamma 2.5") == "focal-loss-gamma-2.5"
@@ -540,6 +587,36 @@ def test_a_comparison_trains_wherever_it_is_called():
 
 
 # ---- sentences
+
+
+def test_inference_mode_is_refused():
+    with (
+        torch.inference_mode(),
+        pytest.raises(RuntimeError, match=r"l2t\.compare: the caller must be outside torch.inference_mode"),
+    ):
+        run()
+
+
+def test_a_seed_is_any_whole_number():
+    options = {"arms": {}, "grid": (0.1,)}
+    assert without_seconds(run(seed=np.int64(3), **options)) == without_seconds(run(seed=3, **options))
+    for seed in (None, 1.5):
+        with pytest.raises(ValueError, match=rf"l2t\.compare: seed must be a whole number, got {seed}"):
+            run(seed=seed, **options)
+
+
+def test_half_a_batch_of_one_row_is_none():
+    x, y = data()
+    options = {"recipe": l2t.Recipe(steps=3, batch_size=1), "dev": (x[200:], y[200:]), "dev_is_clean": True}
+    with pytest.raises(
+        ValueError, match=r"recipe.batch_size must be 2 or more .* 'cross-entropy, half dev', got 1"
+    ):
+        run(**options)
+    made = Comparison(
+        {"mine": l2t.Teacher(CLASSES)}, linear, (x[:200], y[:200]), (x[200:], y[200:]),
+        only=["cross-entropy"], **options,
+    )  # fmt: skip
+    assert list(made.others) == ["cross-entropy"]
 
 
 def test_data_that_are_no_tensors_say_so():
@@ -633,3 +710,14 @@ def test_a_result_needs_all_arms():
         comparison.result()
     with pytest.raises(ValueError, match="the arm must be one of cross-entropy, taught by mine, got 'focal'"):
         comparison.run("focal")
+
+
+def test_scipy_is_asked_for_before_any_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+
+    def student():
+        raise AssertionError("a student was made")
+
+    data = torch.randn(20, 3), torch.randint(2, (20,))
+    with pytest.raises(ImportError, match=r"l2t.compare: the package scipy must be installed.*l2t\[tasks\]"):
+        compare({"one": l2t.Teacher(2)}, student, data, data, recipe=l2t.Recipe(steps=2))

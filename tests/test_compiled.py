@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import gc
 import random
+import types
 import weakref
 
 import pytest
@@ -349,6 +350,96 @@ def test_a_loss_that_sees_other_things_is_compiled_anew(traced):
         assert assert_agrees(student, batches, loss, meta).report.compiled > 0
 
 
+RATE = 1.0
+
+
+class Held:
+    """A loss in whose places numbers are kept that do nothing in the first step."""
+
+    share = 0.0
+
+    def __init__(self, weight):
+        self.weight, self.settings, self.calls = weight, types.SimpleNamespace(share=0.0), 0
+        self.listed = [{"share": 0.0}]
+
+    def __call__(self, model, batch, step):
+        self.calls += 1
+        shares = self.share + self.settings.share + self.listed[0]["share"]
+        return late(model, batch, self.weight, shares)
+
+
+def late(model, batch, weight, share):
+    each = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    return (weight * each).mean() + (batch[2] > 0) * share * model(batch[0]).square().mean()
+
+
+def test_code_is_made_anew_where_plain_numbers_that_it_froze_have_changed(traced, monkeypatch):
+    """Numbers that tell in later steps only, where the first step is the same."""
+    _, batches, _, weight = make()
+    student = nn.Sequential(nn.Linear(8, 7), nn.Tanh(), Scaled(), nn.Linear(7, CLASSES)).double()
+    batches = [(*batch, torch.tensor(float(t))) for t, batch in enumerate(batches)]
+    free = 0.0
+
+    def closed(model, batch, step, share=0.0):
+        return late(model, batch, weight, share + free)
+
+    def by_global(model, batch, step):
+        return late(model, batch, weight, RATE)
+
+    class Owner:
+        share = 0.0
+
+        def method(self, model, batch, step):
+            return late(model, batch, weight, self.share)
+
+    held, owner = Held(weight), Owner()
+    partial = functools.partial(closed, share=0.0)
+
+    def set_free():
+        nonlocal free
+        free = 3.0
+
+    def bind_default():
+        closed.__defaults__ = (2.0,)
+
+    changes = [
+        (held, lambda: setattr(held.settings, "share", 2.0)),
+        (held, lambda: held.listed[0].update(share=3.0)),
+        (held, lambda: setattr(Held, "share", 5.0)),
+        (closed, set_free),
+        (closed, bind_default),
+        (partial, lambda: partial.keywords.update(share=4.0)),
+        (by_global, lambda: monkeypatch.setitem(globals(), "RATE", 2.0)),
+        (owner.method, lambda: setattr(owner, "share", 1.0)),
+        (by_global, lambda: setattr(student[2], "slope", 2.0)),
+        (by_global, lambda: setattr(student[2], "slope", 2)),
+    ]
+    monkeypatch.setattr(Held, "share", 0.0)
+    for loss, change in changes:
+        before = compiled._held(loss, student)
+        assert before == compiled._held(loss, student)
+        change()
+        assert before != compiled._held(loss, student)
+    for change in (lambda: setattr(held, "share", 1.0), lambda: setattr(student[2], "slope", 3.0)):
+        gradients(student, batches, held, [weight], compile=True)
+        assert gradients(student, batches, held, [weight], compile=True)[0].report.compiled == 0
+        change()
+        assert assert_agrees(student, batches, held, [weight]).report.compiled > 0
+
+
+class Scaled(nn.Module):
+    """A layer with a plain number that tells where its input is large."""
+
+    slope = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.slope = 1.0
+
+    def forward(self, x):
+        return torch.where(x > 0.9, self.slope * x, x).tanh()
+
+
 def test_kept_code_is_compared_in_its_derivatives_too(traced):
     """A number in the loss that changes neither value nor gradient, but what is held constant."""
     student, batches, table, _ = make()
@@ -456,6 +547,12 @@ def test_refused_losses(traced):
         error=ValueError,
     )
 
+    def reentrant(model, batch, step):
+        x = batch[0].clone().requires_grad_()
+        return F.cross_entropy(model[3](checkpoint(model[0], x, use_reentrant=True)), batch[1])
+
+    refused("got one with use_reentrant=True, whose modules would not be trained", reentrant)
+
     class Once(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -521,6 +618,34 @@ def test_refused_changes_between_run_and_walk_back(traced):
     ):
         run.backward()
     assert table.grad is None
+
+
+@pytest.mark.parametrize("first", [0.0, 1.0])
+def test_refused_changes_where_the_first_loss_is_zero(traced, first):
+    student = nn.Linear(4, 3)
+    start, data = student.weight.detach().clone(), torch.randn(3, 4)
+    scale = torch.tensor(1.0, requires_grad=True)
+    batches = [torch.tensor([x]) for x in (first, 1.0, 1.0)]
+
+    def run(changes):
+        taken = l2t.unroll(
+            student,
+            batches,
+            lambda model, batch, step: scale * (model.weight - start - batch * data).square().mean(),
+            lambda model: model.weight.square().sum(),
+            optimizer=SGD(lr=1.0),
+            meta=[scale],
+            compile=True,
+        )
+        changes()
+        taken.backward()
+
+    run(lambda: None)
+    with pytest.raises(RuntimeError, match="loss must be the same when a step is run again, got values that"):
+        run(lambda: data.add_(3.0))
+    data.sub_(3.0)
+    with pytest.raises(RuntimeError, match="loss must be the same when a step is run again, got values that"):
+        run(lambda: data.fill_(torch.nan))
 
 
 def test_refused_target_of_a_later_step(traced):

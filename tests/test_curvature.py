@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 import l2t
 from l2t.curvature import CURVATURES, _size
@@ -224,6 +225,194 @@ def test_forward_mode_falls_back_by_name() -> None:
         warnings.simplefilter("error", UserWarning)
         _, run = polynomial(lambda x: x**3, curvature="forward")
     assert (run.report.curvature, run.report.curvature_error) == ("forward", 0.0)
+
+
+class Weighed(torch.autograd.Function):
+    """Cross-entropy of rows, each weighed by p_0, which its gradient takes as given: that of no number."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, target)
+        ctx.save_for_forward(logits, target)
+        return F.cross_entropy(logits, target)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        logits, target = ctx.saved_tensors
+        p = logits.softmax(1)
+        return v * p[:, :1] * (p - F.one_hot(target, 3)), None
+
+    @staticmethod
+    def jvp(ctx: Any, t: Tensor, _: None) -> Tensor:
+        logits, _ = ctx.saved_tensors
+        return (0 * logits).sum()
+
+
+def test_forward_mode_falls_back_where_the_derivative_of_a_step_is_not_symmetric() -> None:
+    """The oracle: plain autograd through w - lr g(w), whose rows are weighed as they are in the step."""
+    torch.manual_seed(0)
+    student, x, y = nn.Linear(4, 3).double(), torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 3
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    w, bias = (p.detach().clone().requires_grad_() for p in student.parameters())
+    for _ in range(4):
+        logits = x @ w.T + bias
+        rows = F.cross_entropy(logits, y, reduction="none")
+        weights = scale * logits.softmax(1)[:, 0]
+        g = torch.autograd.grad(rows, (w, bias), weights, create_graph=True)
+        w, bias = w - 0.5 * g[0], bias - 0.5 * g[1]
+    (expected,) = torch.autograd.grad(F.cross_entropy(x @ w.T + bias, y), scale)
+
+    def unrolled_by(curvature: str) -> tuple[Tensor, l2t.Run]:
+        scale.grad = None
+        kept = [torch.ones_like(p) for p in student.parameters()]
+        for p, grad in zip(student.parameters(), kept, strict=True):
+            p.grad = grad
+        run = l2t.unroll(
+            student,
+            range(4),
+            lambda model, batch, step: scale * Weighed.apply(model(x), y),
+            lambda model: F.cross_entropy(model(x), y),
+            optimizer=SGD(lr=0.5),
+            meta=[scale],
+            curvature=curvature,
+        )
+        run.backward()
+        assert all(
+            p.grad is grad and (grad == 1).all() for p, grad in zip(student.parameters(), kept, strict=True)
+        )
+        return scale.grad, run
+
+    torch.testing.assert_close(unrolled_by("reverse")[0], expected, rtol=1e-11, atol=0)
+    state = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="a step's gradient must be that of its loss, so that its") as said:
+        found, run = unrolled_by("forward")
+    said = [x for x in said if x.category is UserWarning]
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    assert torch.equal(torch.get_rng_state(), state)
+    assert run.report.curvature == "recompute"
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=0)
+
+
+def checkpointed(steps: Callable[[int], bool]) -> Callable[[nn.Module, int, int], Tensor]:
+    """A loss that at some steps computes its norms in torch.no_grad inside of a checkpoint."""
+    x, y = torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 3
+
+    def loss(model: nn.Module, batch: int, step: int) -> Tensor:
+        def inner(x: Tensor) -> Tensor:
+            h = model[0](x).tanh()
+            with torch.no_grad():
+                size = h.norm(dim=1, keepdim=True)
+            return h / size
+
+        h = checkpoint(inner, x, use_reentrant=False) if steps(step) else model[0](x)
+        return F.cross_entropy(model[1](h), y)
+
+    return loss
+
+
+def test_forward_mode_sees_a_checkpoint_that_computes_without_gradient() -> None:
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)).double()
+    lr = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+
+    def run(curvature: str, steps: Callable[[int], bool]) -> Tensor:
+        lr.grad, loss = None, checkpointed(steps)
+        torch.manual_seed(1)
+        l2t.unroll(
+            student,
+            range(6),
+            loss,
+            lambda model: loss(model, 0, 0),
+            optimizer=SGD(lr=lr),
+            curvature=curvature,
+        ).backward()
+        return lr.grad
+
+    torch.manual_seed(1)
+    expected = run("reverse", lambda step: True)
+    torch.manual_seed(1)
+    with pytest.warns(
+        UserWarning, match="got one that is not, by .*torch.no_grad in an activation checkpoint"
+    ):
+        found = run("forward", lambda step: True)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=0)
+    # Where steps before may have been wrong, there is no going on.
+    with pytest.raises(
+        RuntimeError, match="must have a symmetric derivative, got one that has none after 1 steps"
+    ):
+        run("forward", lambda step: step < 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_symmetric_derivative_is_taken_for_one(dtype: torch.dtype) -> None:
+    """Along directions that H hardly bends, too: an even shift of all logits."""
+    torch.manual_seed(0)
+    student, x, y = nn.Linear(4, 3).to(dtype), torch.randn(8, 4, dtype=dtype), torch.arange(8) % 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        run = l2t.unroll(
+            student,
+            range(3),
+            lambda model, batch, step: F.cross_entropy(model(x), y),
+            lambda model: model.bias.sum() + 1e-4 * model.weight.square().sum(),
+            curvature="forward",
+            meta=[student.weight],
+        )
+        run.backward()
+    assert run.report.curvature == "forward"
+
+
+@pytest.mark.parametrize("curvature", DIFFERENCES)
+def test_a_difference_that_moves_what_is_detached_is_told(curvature: str) -> None:
+    torch.manual_seed(0)
+    student, x, y = nn.Linear(4, 3).double(), torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 3
+    lr = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+
+    def run(detached: bool) -> l2t.Run:
+        def focal(model: nn.Module, batch: int, step: int) -> Tensor:
+            ce = F.cross_entropy(model(x), y, reduction="none")
+            hard = (1 - (-ce).exp()) ** 2
+            return ((hard.detach() if detached else hard) * ce).mean()
+
+        taken = l2t.unroll(
+            student,
+            range(3),
+            focal,
+            lambda model: F.cross_entropy(model(x), y),
+            optimizer=SGD(lr=lr),
+            curvature=curvature,
+        )
+        taken.backward()
+        return taken
+
+    with pytest.warns(UserWarning, match="differences must come near to the exact products") as said:
+        error = run(True).report.curvature_error
+    assert error > 0.1
+    (said,) = (x for x in said if x.category is UserWarning)
+    assert f"got an error of {error:.2g}" in str(said.message)
+    assert said.filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert run(False).report.curvature_error < 1e-3
+
+
+def test_a_second_derivative_that_is_lost_in_some_steps_only_is_found() -> None:
+    student, x = nn.Linear(3, 2).double(), torch.ones(6, 3, dtype=torch.float64)
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    for curvature in ("reverse", "recompute"):
+        run = l2t.unroll(
+            student,
+            range(8),
+            lambda model, batch, step: (
+                scale * (model(x) if step % 2 else Cube.apply(model(x))).square().mean()
+            ),
+            lambda model: model(x).square().mean(),
+            meta=[scale],
+            curvature=curvature,
+        )
+        with pytest.raises(RuntimeError, match="got an autograd Function whose backward is marked"):
+            run.backward()
 
 
 def test_forward_mode_falls_back_where_sparse_matrices_have_no_tangents() -> None:

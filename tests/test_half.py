@@ -102,6 +102,52 @@ def test_a_run_under_autocast_is_off_by_its_unit(
     assert relative(found, truth(size)) <= ROOM[dtype].get(curvature, ROOM[dtype]["exact"])
 
 
+@pytest.mark.parametrize("first", [1, 3])
+def test_autocast_may_begin_at_a_later_step(first: int) -> None:
+    """The last steps are then those whose products are small."""
+    course = Course(torch.float32, 1e-6)
+    loss = course.loss
+
+    def later(model: Any, batch: Tensor, step: int) -> Tensor:
+        course.autocast = contextlib.nullcontext() if step < first else torch.autocast("cpu", torch.float16)
+        value = loss(model, batch, step)
+        course.autocast = contextlib.nullcontext()
+        return value
+
+    course.loss = later  # type: ignore[method-assign]
+    for options in ({}, {"curvature": "recompute"}, {"curvature": "central"}):
+        course.unroll(**options)
+        room = ROOM[torch.float16].get(options.get("curvature", ""), 1e-3)
+        assert relative(course.gradients(), truth(1e-6)) <= room
+    assert course.unroll()._steps.replay.unit == torch.finfo(torch.float16).eps
+
+
+def test_the_walk_back_inside_of_autocast_has_the_same_bits() -> None:
+    """Nothing of the optimiser's is to be computed in 16 bits there."""
+    found = []
+    for inside in (False, True):
+        course, lr = Course(torch.float32, 1e-6), torch.tensor(0.1, requires_grad=True)
+        with torch.autocast("cpu", torch.float16) as mode:
+            run = l2t.unroll(
+                course.student,
+                course.x[:STEPS],
+                course.loss,
+                course.measure,
+                optimizer=l2t.optim.SGD(lr=lr, momentum=0.9, clip_norm=0.05),
+                along=2,
+                schedule="every",
+            )
+            if inside:
+                run.backward()
+                assert torch.is_autocast_enabled("cpu")
+        del mode
+        if not inside:
+            run.backward()
+        found.append([lr.grad, course.weight.grad])
+    assert found[0][0] != 0
+    assert all(map(torch.equal, *found))
+
+
 def test_scaled_products_have_the_same_bits_under_every_schedule() -> None:
     course, found = Course(torch.float32, 1e-4), []
     for options in ({}, {"curvature": "recompute"}, {"schedule": "every"}, {"along": {STEPS: 1.0}}):

@@ -805,7 +805,11 @@ def call(**changes):
         ({"head_bias": torch.ones(4).half()}, TypeError, "head_bias must be float32 as hidden is"),
         ({"chunk_rows": 0}, ValueError, "chunk_rows must be an integer of 1 or more, got 0"),
         ({"chunk_rows": 2.0}, ValueError, "chunk_rows must be an integer of 1 or more, got 2.0"),
-        ({"hidden": torch.ones(3, 2).to_sparse()}, TypeError, "hidden must be a dense tensor, got a sparse_coo"),
+        (
+            {"hidden": torch.ones(3, 2).to_sparse()},
+            TypeError,
+            "hidden must be a dense tensor, got a sparse_coo",
+        ),
         ({"head": torch.ones(4, 2).to_sparse()}, TypeError, "head must be a dense tensor, got a sparse_coo"),
         ({"target": torch.ones(3).long().to_sparse()}, TypeError, "target must be a dense tensor"),
         ({"chunk_rows": True}, ValueError, "chunk_rows must be an integer of 1 or more, got True"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 import l2t
 from l2t import schedule
@@ -86,6 +87,21 @@ def test_all_is_as_before(course: dict[str, Any], named: bool, curvature: str) -
     assert leaves[1].grad is student[4].bias.grad is None
 
 
+def test_leaves_of_the_second_step_are_as_before_too() -> None:
+    student, x = nn.Linear(3, 1), torch.randn(4, 3)
+    scales = [torch.tensor(1.0, requires_grad=True) for _ in range(3)]
+    rates = [torch.tensor(0.1, requires_grad=True) for _ in range(3)]
+    rates[1].grad = torch.tensor(2.0)
+    l2t.plan(
+        student,
+        range(3),
+        lambda model, batch, step: scales[step] * model(x).square().mean(),
+        optimizer=l2t.optim.SGD(lr=lambda step: rates[step]),
+    )
+    assert [x.grad for x in scales] == [None] * 3
+    assert [x.grad for x in rates] == [None, torch.tensor(2.0), None]
+
+
 def test_seconds_are_those_of_the_steps(course: dict[str, Any]) -> None:
     del course["leaves"]
     inner = course["loss"]
@@ -139,7 +155,26 @@ def test_micro_batches(course: dict[str, Any]) -> None:
     assert run.report.sizes == found.sizes
 
 
-@pytest.mark.parametrize("batches", [[], iter([1]), 3])
+class Streamed(IterableDataset):  # type: ignore[type-arg]
+    """A length, and no batch by its number."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Any:
+        return iter(range(3))
+
+
+@pytest.mark.parametrize("plan", ["auto", "every"])
+def test_a_data_set_that_can_only_be_walked_through_is_taken(course: dict[str, Any], plan: str) -> None:
+    del course["leaves"]
+    course["batches"] = Streamed()
+    run = l2t.unroll(**course, schedule=plan, measure=lambda model: model[0].weight.sum())
+    run.backward()
+    assert run.report.steps == 3
+
+
+@pytest.mark.parametrize("batches", [[], iter([1]), 3, Streamed()])
 def test_a_plan_needs_a_number_of_steps(course: dict[str, Any], batches: Any) -> None:
     del course["leaves"]
     with pytest.raises(ValueError, match=r"batches must have a length of 1 or more and be indexed, got"):
@@ -160,6 +195,22 @@ def test_a_plan_needs_a_number_of_steps(course: dict[str, Any], batches: Any) ->
         ),
         ({"sys/fs/cgroup/memory.max": "9000\n", "sys/fs/cgroup/memory.current": "2000\n"}, 7000),
         ({"sys/fs/cgroup/memory.max": "9000", "sys/fs/cgroup/memory.current": "9001"}, 0),
+        (  # what files take that are not in use can be had
+            {
+                "sys/fs/cgroup/memory.max": "9000",
+                "sys/fs/cgroup/memory.current": "8900",
+                "sys/fs/cgroup/memory.stat": "anon 700\ninactive_file 8000\nactive_file 200\n",
+            },
+            8100,
+        ),
+        (
+            {
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "8000",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "7000",
+                "sys/fs/cgroup/memory/memory.stat": "inactive_file 1\ntotal_inactive_file 6000\n",
+            },
+            7000,
+        ),
         (
             {
                 "sys/fs/cgroup/memory/memory.limit_in_bytes": "8000",

@@ -10,6 +10,7 @@ import pytest
 import test_unroll as unrolled
 import torch
 import torch.nn.functional as F
+from test_curvature import Weighed
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -230,6 +231,151 @@ def test_a_fault_in_such_a_loss_is_found_all_the_same() -> None:
         student, lambda model, batch, step: penalty(model, batch, step) + cube(model(batch[0])).mean()
     )
     assert found.lacks("second derivative")
+
+
+# ---- what is constant, and what is not symmetric
+
+
+def focal(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+    ce = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    return ((1 - (-ce).exp().detach()) ** 2 * ce).mean()
+
+
+def item(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+    ce = loss(model, batch, step)
+    return ce / ce.item() + (model(batch[0]).data * model(batch[0])).mean()
+
+
+class Normed(nn.Module):
+    """A normaliser without gradient, whose running mean it writes; how, is chosen."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.register_buffer("mean", torch.ones(6, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "detach":
+            return x / x.norm(dim=1, keepdim=True).detach()
+        with torch.no_grad():
+            noise = torch.rand_like(x) if self.how == "noise" else 1.0
+            size = (x * noise).norm(dim=1, keepdim=True)
+            if self.how == "buffer":
+                self.mean.mul_(0.5).add_(size)
+                self.mean[:2] = 2 * size[:2]
+                self.mean[2:4].copy_(3 * size[2:4])
+                size = self.mean.clone()
+            if self.how == "out":
+                size = torch.add(size, 1, out=torch.empty_like(size))
+        return torch.rand(()) * x / size
+
+
+@pytest.mark.parametrize("student", ["plain", "detach", "no_grad", "noise", "buffer", "out", "spectral"])
+@pytest.mark.parametrize("loss", [loss, focal, item])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_a_step_takes_as_constant_is_no_finding(student: str, loss: Callable[..., Tensor]) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 6)
+    if student == "spectral":
+        layer = nn.utils.spectral_norm(layer)
+    middle = nn.Tanh() if student in {"plain", "spectral"} else Normed(student)
+    found = look(nn.Sequential(layer, middle, nn.Linear(6, 3)).double(), loss)
+    assert found.findings == ()
+
+
+def test_what_is_constant_in_students_side_by_side_is_no_finding() -> None:
+    stack = l2t.Stack(lambda: nn.Sequential(nn.Linear(8, 6), Normed("detach"), nn.Linear(6, 3)), range(2))
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        return F.cross_entropy(model(batch[0].expand(2, 6, 8)).flatten(0, 1), batch[1].repeat(2))
+
+    assert look(stack, loss).findings == ()
+
+
+def test_a_derivative_that_is_lost_beside_a_constant_is_found() -> None:
+    cube = function("dropped", False)
+    found = look(around(lambda x: cube(x) / x.norm().detach()))
+    assert {(x.where, x.lacks) for x in found.findings} == {
+        ("1.1", "second derivative"),
+        ("1.1", "forward mode"),
+    }
+
+
+def test_a_step_whose_derivative_is_not_symmetric_lacks_forward_mode_alone() -> None:
+    student = nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    found = look(student, lambda model, batch, step: Weighed.apply(model(batch[0]), batch[1]))
+    assert [(x.where, x.lacks) for x in found.findings] == [("loss", "forward mode")]
+    assert found.curvature == "reverse"
+    assert "the derivative of its gradient is not symmetric, and a run needs the transpose" in str(found)
+    assert "Do without curvature='forward', which takes one for the other." in str(found)
+
+
+def test_a_hook_that_reverses_gradients_is_told_whatever_comes_of_it() -> None:
+    """It acts once more in torch's second derivative, which is that of no step."""
+
+    def reversal(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        h = model[0](batch[0]).tanh()
+        back = h * 1.0
+        if back.requires_grad:
+            back.register_hook(lambda g: -g)
+        return F.cross_entropy(model[1](h), batch[1]) + model[2](back).square().mean()
+
+    found = look(nn.Sequential(nn.Linear(8, 5), nn.Linear(5, 3), nn.Linear(5, 2)).double(), reversal)
+    assert found.lacks("second derivative")
+    assert found.lacks("forward mode")
+
+
+def test_a_part_that_gets_no_numbers_has_none_to_try() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Sequential(nn.ReLU(), nn.Linear(8, 3)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.experts[0](x) + self.experts[1](x[:0]).sum()
+
+    assert look(Experts()).findings == ()
+
+
+def test_a_loss_that_calls_backward_and_freezes_leaves_no_trace() -> None:
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 3))
+    student[0].requires_grad_(False)
+    weight = torch.ones(6, requires_grad=True)
+    weight.grad = kept = torch.full((6,), 2.0)
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        model.requires_grad_(True)
+        value = (weight * F.cross_entropy(model(batch[0]), batch[1], reduction="none")).mean()
+        value.backward(retain_graph=True)
+        model[2].requires_grad_(False)
+        return value
+
+    l2t.preflight(student, BATCH, loss, meta=[weight])
+    assert [p.requires_grad for p in student.parameters()] == [False, False, True, True]
+    assert all(p.grad is None for p in student.parameters())
+    assert weight.grad is kept
+    assert torch.equal(kept, torch.full((6,), 2.0))
+
+    def run(preflight: bool) -> l2t.Run:
+        weight.grad = None
+        taken = l2t.unroll(
+            student,
+            [BATCH] * 3,
+            loss,
+            lambda model: model(BATCH[0]).square().mean(),
+            meta=[weight],
+            preflight=preflight,
+        )
+        taken.backward()
+        return taken
+
+    one = run(False)
+    expected = weight.grad
+    other = run(True)
+    assert list(one.weights) == list(other.weights) == ["2.weight", "2.bias"]
+    assert torch.equal(one.measure, other.measure)
+    assert torch.equal(weight.grad, expected)
 
 
 def test_all_is_as_before() -> None:

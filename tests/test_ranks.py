@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import COURSES, STEPS, Course, apart
+from ranks import COURSES, STEPS, Course, apart, sparse
 from torch import Tensor
 
 import l2t
@@ -101,6 +101,12 @@ def test_weights_that_some_ranks_reach(found: list[dict[str, Any]]) -> None:
         assert rank["apart"] == pytest.approx(expected, rel=1e-12)
 
 
+def test_sparse_gradients(found: list[dict[str, Any]]) -> None:
+    expected = sparse(None)
+    for rank in found:
+        assert rank["sparse"] == pytest.approx(expected, rel=1e-12)
+
+
 def test_ranks_that_disagree_are_all_told(found: list[dict[str, Any]]) -> None:
     for rank in found:
         said = rank["refusals"]
@@ -108,7 +114,8 @@ def test_ranks_that_disagree_are_all_told(found: list[dict[str, Any]]) -> None:
         assert f"weights {before}2.bias that differs on rank 1" in said["other_weights"]
         assert f"meta {before}0 that differs on rank 1" in said["other_meta"]
         assert f"steps {before}4 on rank 0 and 3 on rank 1" in said["fewer_steps"]
-        assert f"settings {before}" in said["other_settings"]
+        for change in ("settings", "store", "verify", "plan"):
+            assert f"settings {before}" in said[f"other_{change}"]
         assert "weights must be the same on all ranks of group after the run" in said["other_rate"]
 
 

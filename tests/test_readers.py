@@ -379,6 +379,18 @@ def test_the_cache_is_in_the_home_where_nothing_else_is_said(place, tmp_path, mo
     assert place.folders()[0] == tmp_path / ".cache" / "l2t" / "toy"
 
 
+def test_without_a_home_only_what_needs_a_folder_says_so(place, monkeypatch):
+    for name in ("L2T_DATA", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where there is none
+    with pytest.raises(FileNotFoundError, match=r"Run: l2t data toy\."):
+        place.paths()
+    with pytest.raises(
+        FileNotFoundError, match=r"got ~/\.cache/l2t/toy and no home directory\. Set L2T_DATA"
+    ):
+        place.fetch()
+
+
 def test_packed_files_are_found_and_checked_by_their_content(place, tmp_path):
     put(tmp_path / "mine/toy", {"images.gz": gzip.compress(IMAGES), "labels": LABELS})
     with warnings.catch_warnings():

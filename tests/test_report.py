@@ -581,6 +581,25 @@ def test_a_teacher_from_elsewhere_has_a_page_without_a_history(tmp_path):
     assert "The teaching" not in text
 
 
+def test_a_run_has_the_comparison_of_its_own_folder_alone(tmp_path):
+    save(tmp_path, teacher_of(), history_of(), comparison_of([0.2, 0.3], BASELINES), CONFIG)
+    save(tmp_path / "later", teacher_of(), history_of(), None, CONFIG)
+    own, later = report.find_runs(tmp_path)
+    assert own.comparison["test_error"]["taught"] == [0.2, 0.3]
+    assert later.comparison is None
+
+
+@pytest.mark.parametrize(("broken", "left"), [(range(3, STEPS), 3), (range(STEPS), 0)])
+def test_steps_at_which_no_student_was_finite_are_left_out(broken, left, tmp_path):
+    history = history_of()
+    for step in broken:
+        history["states"]["train_loss"][step] = None
+    save(tmp_path, teacher_of(), history)
+    (run,) = report.find_runs(tmp_path)
+    assert [state.progress for state in run.states] == [step / STEPS for step in range(left)]
+    assert ("The learned loss" in page_of(tmp_path).text) == (left > 0)
+
+
 def test_the_same_run_gives_the_same_page(tmp_path):
     save(tmp_path, teacher_of(), history_of(), comparison_of([0.2, 0.3], BASELINES), CONFIG)
     runs = report.find_runs(tmp_path)

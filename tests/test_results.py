@@ -224,6 +224,29 @@ def test_wins_of_known_losses_are_told_apart(results):
     assert said in draw_results.page(results)
 
 
+def test_kept_teachers_stand_with_what_their_trials_found_as_far_as_there_is_any(tmp_path):
+    kept = tmp_path / "teachers" / "toy"
+    (tmp_path / "teachers" / ".part-abc" / "toy").mkdir(parents=True)  # of a copy that was broken off
+    trials = {
+        "seed-0": {"chosen": "good", "runs": 1, "by": "1 - BLEU", "measure": {"neutral": [0.5, 0.75],
+                   "good": [None, 0.5]}},
+        "seed-1": None,
+    }  # fmt: skip
+    for name, trial in trials.items():
+        (kept / name).mkdir(parents=True)
+        content = {"trial": trial, "seconds": {"updates": 7200.0, "trial": 1800.0}}
+        (kept / name / "history.json").write_text(json.dumps(content))
+    (kept / "made.json").write_text(json.dumps({"commit": "abc", "versions": {"torch": "9.9"}}))
+    page = draw_results.page(tmp_path)
+    assert page.count("taught, not yet compared") == 1
+    assert lines_of(page, "| seed-") == [["seed-0", "good", "2.5", "0.625", "inf"]]
+    assert "the least 1 - BLEU on dev is taken" in page
+    (kept / "seed-0" / "history.json").unlink()
+    page = draw_results.page(tmp_path)
+    assert "--taught` begins with, once a static teacher is there, too (commit abc, torch 9.9).\n" in page
+    assert "is taken" not in page
+
+
 def test_without_rows_the_page_says_so(tmp_path):
     assert "There are no rows yet." in draw_results.page(tmp_path)
 

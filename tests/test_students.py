@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import re
 
@@ -237,6 +239,111 @@ def test_a_plain_tensor_that_differs_says_so():
         torch.testing.assert_close(stack(x)[i], alone(lambda: Features(False), seed)(x[i]))
     with pytest.warns(FutureWarning, match="weight_norm"):  # whose weight is made anew before each call
         Stack(lambda: nn.utils.weight_norm(nn.Linear(6, 3)), SEEDS)
+
+
+class Listed(nn.Module):
+    """A student that reads its weights, and a buffer, from a list, a dict and an attribute."""
+
+    def __init__(self, kind=list) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.register_buffer("shift", torch.randn(6))
+        self.weights = kind([self.first.weight, self.second.weight])
+        self.biases = {"first": [self.first.bias], "second": self.second.bias}
+        self.__dict__["added"] = self.shift
+        self.sizes, self.rate, self.name = (6, 3), 0.5, "listed"
+
+    def forward(self, x):
+        x = torch.tanh(x @ self.weights[0].T + self.biases["first"][0] + self.added)
+        return x @ self.weights[1].T + self.biases["second"]
+
+
+def test_tensors_in_lists_and_dicts_are_those_of_each_student():
+    """And they are trained: by the oracle of the students alone."""
+    stack, students = Stack(Listed, SEEDS), [alone(Listed, seed) for seed in SEEDS]
+    assert set(dict(stack.student.named_parameters())) == set(dict(students[0].named_parameters()))
+    x = torch.randn(3, 10, 6)
+    together = stack(x)
+    gradients = torch.autograd.grad(together.square().sum(), list(stack.parameters()))
+    for i, student in enumerate(students):
+        torch.testing.assert_close(together[i], student(x[i]))
+        own = torch.autograd.grad(student(x[i]).square().sum(), list(student.parameters()))
+        for every, one in zip(gradients, own, strict=True):
+            torch.testing.assert_close(every[i], one, rtol=1e-4, atol=1e-5)
+    assert stack.student.weights[0] is stack.student.first.weight
+    again = copy.deepcopy(stack)
+    torch.testing.assert_close(again(x), together)
+    with stack.perturbed(0.1, seed=0):
+        assert not torch.equal(stack(x), together)
+    assert torch.equal(stack(x), together)
+
+
+@pytest.mark.parametrize("plan", [{}, {"curvature": "forward"}], ids=str)
+def test_weights_in_lists_are_unrolled_as_those_of_the_student_alone(plan):
+    x, y = torch.randn(10, 6), torch.arange(10) % 3
+
+    def run(student, rows):
+        taken = l2t.unroll(
+            student,
+            range(3),
+            lambda model, batch, step: F.cross_entropy(rows(model), y),
+            lambda model: F.cross_entropy(rows(model), y),
+            **plan,
+        )
+        return taken.measure
+
+    one = run(alone(Listed, 3), lambda model: model(x))
+    torch.testing.assert_close(run(Stack(Listed, [3]), lambda model: model(x[None])[0]), one)
+
+
+class Kept(nn.Linear):
+    """A student that keeps something of its own."""
+
+    def __init__(self, kept) -> None:
+        super().__init__(6, 3)
+        self.kept = kept()
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Listed(tuple), r"read from places that can be set, got first\.weight in a tuple in weights"),
+        (lambda: Kept(lambda: [torch.randn(6)]), r"plain tensor 'kept\[0\]' must be the same for every seed"),
+        (
+            lambda: Kept(lambda: {"a": (torch.rand(2),)}),
+            r"plain tensor \"kept\['a'\]\[0\]\" must be the same",
+        ),
+        (
+            lambda: Kept(lambda: torch.randperm(60).tolist()),
+            r"the student's number 'kept\[0\]' must be the same",
+        ),
+        (
+            lambda: Kept(lambda: torch.rand(()).item()),
+            r"the student's number 'kept' must be the same for every",
+        ),
+    ],
+)
+def test_what_differs_in_lists_and_numbers_says_so(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Stack(make, SEEDS)
+
+
+def test_what_modules_keep_beside_their_tensors_may_stay():
+    names = itertools.count()
+
+    class Usual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.drop = nn.BatchNorm1d(6), nn.Dropout(0.1)
+            self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+            self.rates, self.generator = [i / 3 for i in range(3)], torch.Generator()
+            self.label, self.nothing, self.nan = f"student {next(names)}", None, math.nan
+            self.register_forward_hook(lambda part, args, out: out)
+
+        def forward(self, x):
+            return self.norm(x)
+
+    assert Stack(Usual, SEEDS)(torch.randn(3, 10, 6)).shape == (3, 10, 6)
 
 
 def test_an_empty_stack_says_so():

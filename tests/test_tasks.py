@@ -467,6 +467,38 @@ def test_the_folder_task_takes_a_test_set_that_is_there(folder):
         task.require()
 
 
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        ({"a": 1, "b": 1}, "must be a folder of 3 images or more, of which a fifth is the test set, got 2"),
+        ({"a": 1, "b": 1, "c": 1}, "folder/a must be a folder of two images or more, got 1"),
+    ],
+)
+def test_a_folder_of_too_few_images_says_so(counts, sentence, folder):
+    images(folder / "folder", counts)
+    with pytest.raises(ValueError, match=sentence):
+        tasks.get("folder").require()
+
+
+@pytest.mark.parametrize("counts", [{"a": 90, "b": 3}, {"a": 30, "b": 2}, dict.fromkeys("abcdefgh", 3)])
+def test_a_long_tail_of_few_images_has_some_of_every_class(counts, folder):
+    images(folder / "folder", counts)
+    found = tasks.get("folder").load("long-tail")
+    rows = found.dev[1].bincount(minlength=len(counts))
+    assert rows.min() == rows.max() >= 1
+    assert (found.train[1].bincount(minlength=len(counts)) >= 1).all()
+
+
+def test_the_list_of_tasks_looks_for_no_images(folder, monkeypatch):
+    images(folder / "folder", {"a": 90, "b": 10})
+    full = tasks.get("folder")
+    monkeypatch.setattr(type(full.place), "split", None)
+    listed = tasks.outline("folder")
+    assert (listed.title, listed.regimes) == (full.title, full.regimes)
+    assert (listed.origin, listed.licence) == (full.origin, full.licence)
+    assert tasks.outline("digits") is tasks.get("digits")
+
+
 def test_the_folder_task_says_where_the_images_go(folder):
     task = tasks.get("folder")
     assert not task.is_there()

@@ -9,6 +9,7 @@ import math
 import re
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -286,6 +287,123 @@ def test_the_result_is_the_average_of_the_last_teachers(monkeypatch):
     taught = run(recipe=recipe, guard=False)
     for i, parameter in enumerate(taught.teacher.parameters()):
         torch.testing.assert_close(parameter.detach(), (seen[2][i] + seen[3][i]) / 2)
+
+
+@pytest.mark.parametrize("average", [0.25, 0.0])
+@pytest.mark.parametrize("guarded", [True, False])
+def test_short_teachings_try_what_was_taught(average, guarded, monkeypatch):
+    """Of two updates with no average the last teacher; of a quarter of two updates none is averaged."""
+    module = __import__("sys").modules["l2t.teach"]
+    last, tried = [], []
+    adam, trial = torch.optim.Adam.step, module.trial
+
+    def spy(self):
+        adam(self)
+        last[:] = [p.detach().clone() for g in self.param_groups for p in g["params"]]
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    monkeypatch.setattr(module, "trial", lambda teachers, *a: tried.extend(teachers) or trial(teachers, *a))
+    taught = run(recipe=dataclasses.replace(SMALL, updates=2, average=average), guard=guarded)
+    first = tried[0] if guarded else taught.teacher
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), last, strict=True))
+    if guarded:
+        assert list(taught.history["trial"]["expected_error"]) == ["average", "neutral"]
+
+
+def test_what_the_guard_has_taken_back_is_not_tried(monkeypatch):
+    start = faked(monkeypatch, [[math.nan] * 3] * 9)
+    taught = run(start, recipe=dataclasses.replace(SMALL, updates=2))  # not ended: two returns of five
+    assert list(taught.history["trial"]["expected_error"]) == ["neutral"]
+
+
+def test_students_with_nothing_to_say_are_no_measure_of_others(monkeypatch):
+    start = faked(monkeypatch, [[0.0, 0.0, 1.0], [0.0, 3.0, 0.0], [0.0] * 3, [2.0, 0.0, 200.0]])
+    recipe = dataclasses.replace(SMALL, updates=4, clip=2.0, skip=50.0, guard_norm=1.5)
+    rows = run(start, recipe=recipe, guard=False).history["updates"]
+    assert [row["skipped"] for row in rows] == [0, 0, 0, 1]  # the usual norm is that of 1 and 3
+    assert [row["clipped"] for row in rows] == [0, 0, 0, 0]
+    watch = guard(guard_norm=10.0)
+    assert feed(watch, [(1.0, 0.0), (1.0, 0.0), (1.0, 2.0), (1.0, 0.0), (1.0, 3.0)]) == [None] * 5
+    assert watch.memory["least_norm"] == 2.0
+    assert "norm is 30, which has been 2" in feed(watch, [(1.0, 25.0), (1.0, 30.0)])[1]
+
+
+def test_the_smooth_error_teaches_by_the_students_that_it_tells_apart():
+    """Most have an exact zero for a gradient: saturated, or right on all dev rows."""
+    x = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    recipe = l2t.Recipe(
+        steps=20,
+        updates=6,
+        lr=0.1,
+        measure="smooth-error",
+        dev_rows=10,
+        trial_students=2,
+        trial_rates=(1.0,),
+    )
+    taught = l2t.teach(
+        l2t.Teacher(2, "full", link="identity"), lambda: nn.Linear(4, 2), (x, (x[:, 0] > 0).long()),
+        progress=False, recipe=recipe,
+    )  # fmt: skip
+    rows = taught.history["updates"]
+    silent = sum(norm == 0 for row in rows for norm in row["norms"])
+    assert silent > 0
+    assert sum(row["skipped"] for row in rows) < len(rows) * recipe.students - silent
+
+
+def test_states_are_the_mean_over_finite_students(monkeypatch):
+    """Of three students the second diverges."""
+    module = __import__("sys").modules["l2t.teach"]
+    real = module.taught_loss
+
+    def diverging(*arguments, **options):
+        loss = real(*arguments, **options)
+        call = type(loss).__call__
+        factor = torch.tensor([1.0, math.inf, 1.0])
+        monkeypatch.setattr(type(loss), "__call__", lambda *a: call(*a) * factor)
+        return loss
+
+    x, y = data()
+    plain = episode(l2t.Teacher(CLASSES), mlp, (x, y), (x[:50], y[:50]), SMALL, 0.1, 3, 3).states
+    monkeypatch.setattr(module, "taught_loss", diverging)
+    seen = episode(l2t.Teacher(CLASSES), mlp, (x, y), (x[:50], y[:50]), SMALL, 0.1, 3, 3).states
+    assert all(math.isfinite(value) for values in seen.values() for value in values)
+    assert seen["progress"] == plain["progress"]
+    assert seen["train_loss"][0] == plain["train_loss"][0]
+    assert seen["train_loss"][-1] != plain["train_loss"][-1]  # without what the second would have said
+
+
+def test_what_is_frozen_does_not_learn(tmp_path):
+    def teacher(*frozen):
+        made = l2t.Teacher(CLASSES)
+        for name, parameter in made.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        return made
+
+    names = [name for name, _ in teacher().named_parameters()]
+    for guarded in (True, False):
+        recipe = dataclasses.replace(SMALL, updates=3, average=1.0, trial_margin=0.0, trial_rates=(1.0,))
+        taught = run(teacher(names[0]), recipe=recipe, guard=guarded, directory=tmp_path / str(guarded))
+        own = dict(taught.teacher.named_parameters())
+        assert {name for name, value in own.items() if not value.requires_grad} == {names[0]}
+        start = dict(teacher().named_parameters())
+        if not guarded or taught.history["trial"]["chosen"] != "neutral":
+            same = {name for name in names if torch.equal(own[name], start[name])}
+            assert same == {names[0]}
+        assert same_weights(l2t.Teacher.load(tmp_path / str(guarded)), taught.teacher)
+        with pytest.raises(ValueError, match="got different data and start weights"):
+            run(teacher(), recipe=recipe, guard=guarded, directory=tmp_path / str(guarded), resume=True)
+    with pytest.raises(
+        ValueError, match="teacher must have a parameter that requires grad, got one that is frozen"
+    ):
+        run(teacher(*names))
+
+
+def test_rows_that_require_a_gradient_are_given_none():
+    x, y = data()
+    x.requires_grad_()
+    recipe = dataclasses.replace(SMALL, updates=1, lr=None, probe_lrs=(0.1, 0.05), probe_students=2)
+    l2t.teach(l2t.Teacher(CLASSES), mlp, (x, y), (x, y), recipe=recipe, progress=False)
+    assert x.grad is None
 
 
 def test_teaching_lowers_the_measure():
@@ -709,6 +827,36 @@ def test_a_finished_run_is_resumed_without_work(tmp_path, monkeypatch):
     assert again.recipe == taught.recipe
 
 
+def test_a_finished_run_gets_its_teacher_back(tmp_path):
+    taught = run(directory=tmp_path)
+    (tmp_path / "teacher.safetensors").unlink()
+    run(directory=tmp_path, resume=True)
+    assert same_weights(l2t.Teacher.load(tmp_path), taught.teacher)
+
+
+def test_a_checkpoint_that_is_cut_or_gone_is_named(tmp_path):
+    run(directory=tmp_path)
+    (file,) = tmp_path.glob("checkpoint-*.safetensors")
+    file.write_bytes(file.read_bytes()[:-9])
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"must be a safetensors file, whole.* or remove the folder"
+        ) as caught:
+            run(directory=tmp_path, resume=True)
+        assert str(file) in str(caught.value)
+        file.unlink(missing_ok=True)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(__import__("sys").modules["l2t.teach"], "episode", None)
+    recipe = dataclasses.replace(SMALL, lr=None)
+    with pytest.raises(
+        PermissionError, match=r"l2t\.teach: the folder .*/file/run must be one that can be written"
+    ):
+        run(directory=tmp_path / "file" / "run", recipe=recipe)
+
+
 def test_ctrl_c_leaves_a_resumable_run(tmp_path, monkeypatch, capsys):
     module = __import__("sys").modules["l2t.teach"]
     real = module.episode
@@ -815,6 +963,7 @@ def test_a_checkpoint_that_is_not_whole_is_named(tmp_path):
         ({"perturb": -0.1}, "perturb must be a number in [0, inf), got -0.1"),
         ({"anchor": -1.0}, "anchor must be a number in [0, inf), got -1.0"),
         ({"damping": 0.0}, "damping must be a number in (0, 1], got 0.0"),
+        ({"growth": 0.5}, "growth must be a number in [1, inf), got 0.5"),
         ({"averaging": "mode"}, "averaging must be one of mean, median, direction, got 'mode'"),
         ({"decay": "cosine"}, "decay must be one of linear, constant, got 'cosine'"),
         ({"measure": "accuracy"}, "measure must be one of calibrated-cross-entropy, cross-entropy"),
@@ -949,6 +1098,20 @@ def test_data_that_are_no_tensors_say_how_to_make_them(train, dev, got):
     x, y = torch.utils.data.default_collate(list(SET))  # as the sentence says
     assert torch.equal(x, X)
     assert torch.equal(y, Y)
+
+
+def test_a_seed_is_any_whole_number():
+    recipe = dataclasses.replace(SMALL, updates=1, steps=3, trial_rates=(1.0,))
+    assert told(run(seed=np.int64(-3), recipe=recipe)) == told(run(seed=-3, recipe=recipe))
+    for seed in (None, 1.5, "0"):
+        with pytest.raises(ValueError, match=rf"l2t\.teach: seed must be a whole number, got {seed!r}"):
+            run(seed=seed)
+
+
+def test_one_student_that_is_made_once_says_so():
+    made = mlp()
+    with pytest.raises(ValueError, match="got the same one twice"):
+        run(student=lambda: made)
 
 
 def test_teaching_wants_gradients_wherever_it_is_called():

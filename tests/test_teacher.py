@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from torch.func import functional_call, stack_module_state
 from torch.nn import functional as F
 
 import l2t
+from l2t.files import write_tensors
 
 STATE = l2t.StudentState(progress=0.3, train_loss=1.1, train_accuracy=0.6)
 EVERY = [
@@ -421,6 +423,60 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         l2t.Teacher(6, seed=2).save(tmp_path)
     assert (tmp_path / "teacher.safetensors").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["teacher.json", "teacher.safetensors"]
+
+
+@pytest.mark.parametrize("smoothing", [np.float32(0.25), torch.tensor(0.25)], ids=["numpy", "torch"])
+def test_a_smoothing_of_another_kind_is_a_number(tmp_path, smoothing):
+    teacher = l2t.Teacher(6, "full", smoothing=smoothing)
+    assert teacher.config() == l2t.Teacher(6, "full", smoothing=0.25).config()
+    teacher.save(tmp_path)
+    assert l2t.Teacher.load(tmp_path).smoothing == 0.25
+
+
+@pytest.mark.parametrize(
+    ("about", "tensors"),
+    [
+        ({"newer": 1}, {}),
+        ({"num_classes": 4}, {}),
+        ({"num_classes": "many"}, {}),
+        ({"class": "Module"}, {}),
+        ({"class": ["Teacher"]}, {}),
+        ({"class": "AttentiveTeacher"}, {}),
+        ([1], {}),
+        (None, {}),
+        ({}, None),
+        ({}, {"diagonal": torch.zeros(2)}),
+        ({}, {"other": torch.zeros(2)}),
+    ],
+    ids=str,
+)
+def test_a_file_of_another_teacher_says_so(tmp_path, about, tensors):
+    teacher = l2t.Teacher(6, "full")
+    file = tmp_path / "teacher.safetensors"
+    about = {**teacher.config(), **about} if isinstance(about, dict) else about
+    write_tensors(file, {} if tensors is None else {**teacher.state_dict(), **tensors}, {"teacher": about})
+    with pytest.raises(ValueError, match="must be a teacher that this library saved"):
+        l2t.Teacher.load(file)
+
+
+def test_a_file_whose_settings_are_torn_says_so(tmp_path):
+    from safetensors.torch import save_file
+
+    for said in ("{", "[]", "3"):
+        save_file(l2t.Teacher(6).state_dict(), tmp_path / "teacher.safetensors", {"l2t": said})
+        with pytest.raises(ValueError, match="must be a teacher that this library saved"):
+            l2t.Teacher.load(tmp_path)
+
+
+def test_a_class_of_the_same_name_does_not_take_the_place_of_another(tmp_path):
+    l2t.Teacher(6).save(tmp_path)
+    with pytest.raises(ValueError, match=r"must have a name of its own, got Teacher, which l2t\.teacher has"):
+        type("Teacher", (l2t.Teacher,), {"__module__": "elsewhere"})
+    assert type(l2t.Teacher.load(tmp_path)) is l2t.Teacher
+    for _ in range(2):  # as in a notebook whose cell is run again
+        again = type("Mine", (l2t.Teacher,), {"__module__": "notebook"})
+        again(6).save(tmp_path)
+        assert type(l2t.Teacher.load(tmp_path)) is again
 
 
 def test_load_says_what_is_wrong(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from pathlib import Path
 
 import pytest
 import settings
@@ -91,6 +92,25 @@ def test_every_setting_is_one_that_the_commands_take(monkeypatch, capsys):
                 assert [lesson.directory.parent for lesson in lessons] == [
                     teaching.ROOT / "runs" / name
                 ] * len(lessons)
+
+
+def test_the_budget_of_translators_is_that_of_their_settings():
+    """The table in their head: steps, minutes of a course, arms, students, minutes of all, a teacher's."""
+    said = {}
+    for line in settings.__doc__.splitlines():
+        name, *numbers = line.split() or [""]
+        if name in settings.TRANSLATORS:
+            said[name] = [float(word) for word in numbers if word != "to"]
+    assert said.keys() == settings.TRANSLATORS.keys()
+    for name, (steps, minutes, arms, students, low, high, _) in said.items():
+        setting = settings.TRANSLATORS[name]
+        *teach, compare = (cli._parser().parse_args(step) for step in teaching.commands(name, Path("runs")))
+        assert [int(one.steps) for one in teach] == [steps] * len(setting.kinds)
+        assert len(compare.arms) + len(setting.seeds) * len(setting.kinds) == arms
+        assert setting.students == students
+        assert [low, high] == [pytest.approx(arms * (k + students) * minutes, abs=0.51) for k in (3, 5)]
+        windows = int(teach[0].updates) * 4  # of an update, which the recipe has by itself
+        assert f"{windows} windows of {teach[0].window}" in settings.__doc__
 
 
 def test_a_transfer_teaches_at_its_source_and_compares_elsewhere(tiny, tmp_path, monkeypatch):

@@ -210,6 +210,13 @@ def test_a_file_brings_the_teacher_back(tmp_path, slots):
     torch.testing.assert_close(again(STATE), teacher(STATE), rtol=0, atol=0)
 
 
+def test_counts_may_be_whole_numbers_of_any_dtype():
+    known = wild(TokenTeacher(COUNTS)).counts
+    assert known == COUNTS.tolist()
+    for counts in (COUNTS.double(), COUNTS.to(torch.int32), COUNTS.tolist()):
+        assert TokenTeacher(counts).counts == known
+
+
 def test_a_seed_gives_the_same_keys_in_both_precisions():
     single, double = TokenTeacher(COUNTS, seed=5), TokenTeacher(COUNTS, seed=5, **DOUBLE)
     torch.testing.assert_close(single.keys, double.keys.float(), rtol=0, atol=0)
@@ -227,7 +234,11 @@ def test_a_seed_gives_the_same_keys_in_both_precisions():
     ({"smoothing": 1.0}, r"l2t.TokenTeacher: smoothing must be above 0"),
     ({"prior_range": -1.0}, r"l2t.TokenTeacher: prior_range must be positive and finite, got -1.0"),
     ({"weight": "diagonal", "emphasis": 0.0}, r"l2t.TokenTeacher: emphasis must be positive"),
-    ({"counts": torch.zeros(9)}, r"l2t.TokenTeacher: counts must be a number of 0 or more for each token"),
+    ({"counts": torch.zeros(9)}, r"l2t.TokenTeacher: counts must be an integer of 0 or more for each token"),
+    ({"counts": [0.1, 0.2, 0.3, 0.4]}, r"counts must be an integer of .*, got shape \(4,\), float32 on cpu"),
+    ({"counts": [1.0, 2.0, 3.0, 4.5]}, r"counts must be an integer of 0 or more"),
+    ({"counts": [1.0, 2.0, 3.0, math.nan]}, r"counts must be an integer of 0 or more"),
+    ({"counts": [1.0, 2.0, 3.0, math.inf]}, r"counts must be an integer of 0 or more"),
     ({"counts": [1, 2, 3]}, r"the end of a sentence \(eos=3\) among them"),
     ({"counts": [1, -2, 3, 4]}, r"Count the target tokens of the training set"),
     ({"counts": [[1, 2, 3, 4]]}, r"not all 0, got shape \(1, 4\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -16,13 +17,14 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy_translator import WORDS, toy_corpus
 
 import l2t
 from l2t import check
 from l2t.cli import main
 from l2t.files import read_tensors
-from l2t.translation import course, scores
+from l2t.translation import course, networks, scores
 from l2t.translation.batches import BEGIN, END, Batch, Batches, Encoded, batch_of, batches_of, by_length
 from l2t.translation.corpus import Corpus, write_folder
 from l2t.translation.course import Course
@@ -165,6 +167,28 @@ def test_steps_of_one_token_give_what_the_whole_target_gives(make: Make) -> None
         assert torch.allclose(logits, whole[:, t], atol=1e-12)
 
 
+def test_onednn_is_off_while_any_lstm_runs_and_then_as_it_was() -> None:
+    """Two calls, of which the first to begin is the first to end, as those of two threads may be."""
+    mkldnn: Any = torch.backends.mkldnn
+    before = mkldnn.enabled
+    try:
+        for was in (True, False):
+            mkldnn.enabled = was
+            one, two = networks._without_onednn(), networks._without_onednn()
+            seen = []
+            for move in (one.__enter__, two.__enter__, lambda: one.__exit__(None, None, None)):  # noqa: B023
+                move()
+                seen.append(mkldnn.enabled)
+            two.__exit__(None, None, None)
+            assert seen == [False, False, False]
+            assert mkldnn.enabled is was
+            with pytest.raises(RuntimeError):
+                LSTMTranslator(12, 8).onwards[0](torch.zeros(1, 2, 3))
+            assert mkldnn.enabled is was
+    finally:
+        mkldnn.enabled = before
+
+
 def test_the_lstm_is_torchs_own_in_both_directions_over_packed_sentences() -> None:
     student = LSTMTranslator(12, 8).double().eval()
     plain = torch.nn.LSTM(8, 4, bidirectional=True, batch_first=True).double()
@@ -285,6 +309,7 @@ def vocabulary(corpus: Corpus) -> Vocabulary:
 
 
 SMALL = Course(steps=12, warmup=3, lr=0.01, tokens=120, dim=16, dropout=0.2, seed=3, save_every=4)
+PLAIN = "maximum-likelihood"
 
 
 # ---- vocabulary
@@ -512,6 +537,23 @@ def test_the_fit_is_the_mean_over_tokens_and_not_over_batches() -> None:
     assert found.accuracy == pytest.approx(int(right.sum()) / int((batch.target_out != -100).sum()))
 
 
+def test_a_fit_holds_the_logits_of_few_tokens_at_a_time() -> None:
+    class Largest(TorchDispatchMode):
+        rows = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            found = func(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor) and found.shape[-1:] == (50,):
+                self.rows = max(self.rows, found.numel() // 50)
+            return found
+
+    student, encoded = LSTMTranslator(50, 8), toy(400, vocab=50)
+    assert sum(len(row) + 1 for row in encoded.target) > 1500
+    with Largest() as seen:
+        scores.fit(student, encoded)
+    assert seen.rows == 512
+
+
 # ---- losses
 
 
@@ -577,7 +619,7 @@ def test_a_course_that_was_broken_off_goes_on_to_the_same_bits(
         return course.likelihood(hidden, head, bias, target, state)
 
     with pytest.raises(KeyboardInterrupt):
-        course.train(corpus, vocabulary, how, stops, directory=tmp_path, progress=False)
+        course.train(corpus, vocabulary, how, stops, name=PLAIN, directory=tmp_path, progress=False)
     with pytest.raises(ValueError, match=r"l2t\.translation: directory must hold no run, got .* with one"):
         course.train(corpus, vocabulary, how, directory=tmp_path, progress=False)
     other = Course(**{**how.to_json(), "lr": 0.02})
@@ -585,7 +627,7 @@ def test_a_course_that_was_broken_off_goes_on_to_the_same_bits(
         course.train(corpus, vocabulary, other, directory=tmp_path, resume=True, progress=False)
     rest: list[l2t.StudentState] = []
     again = course.train(
-        corpus, vocabulary, how, watched(rest), directory=tmp_path, resume=True, progress=False
+        corpus, vocabulary, how, watched(rest), name=PLAIN, directory=tmp_path, resume=True, progress=False
     )
     assert rest == states[7:]  # the step in which it came is taken again
     assert same(whole, again)
@@ -636,7 +678,7 @@ def test_ctrl_c_keeps_every_whole_step_wherever_it_comes(
             patch.setattr(torch.optim.Adam, "step", updated)
             patch.setattr(course, "fit", looked)
             with pytest.raises(KeyboardInterrupt):
-                course.train(corpus, vocabulary, SMALL, loss, directory=tmp_path, progress=False)
+                course.train(corpus, vocabulary, SMALL, loss, name=PLAIN, directory=tmp_path, progress=False)
         assert all(signal.getsignal(kind) is signal.default_int_handler for kind in kinds)
     finally:
         for kind, handler in zip(kinds, before, strict=True):
@@ -646,7 +688,7 @@ def test_ctrl_c_keeps_every_whole_step_wherever_it_comes(
         assert read_tensors(tmp_path / "checkpoint.safetensors")[1]["step"] == steps
     rest: list[l2t.StudentState] = []
     again = course.train(
-        corpus, vocabulary, SMALL, watched(rest), directory=tmp_path, resume=True, progress=False
+        corpus, vocabulary, SMALL, watched(rest), name=PLAIN, directory=tmp_path, resume=True, progress=False
     )
     assert len(rest) == 12 - (steps or 0)
     assert same(whole, again)
@@ -654,6 +696,65 @@ def test_ctrl_c_keeps_every_whole_step_wherever_it_comes(
         {**row, "cpu_seconds": 0} for row in whole.history
     ]
     assert all(one["cpu_seconds"] <= two["cpu_seconds"] for one, two in itertools.pairwise(again.history))
+
+
+def test_what_the_loss_does_not_reach_has_a_gradient_of_nothing(
+    corpus: Corpus, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    """To the bits of a loss that reaches the bias with a factor of zero, broken off or not."""
+
+    def without_bias(hidden, head, bias, target, state):  # type: ignore[no-untyped-def]
+        if state.progress == stop:
+            raise KeyboardInterrupt
+        return course.likelihood(hidden, head, None, target, state)
+
+    def times_zero(hidden, head, bias, target, state):  # type: ignore[no-untyped-def]
+        return course.likelihood(hidden, head, None, target, state) + 0 * bias.sum()
+
+    wanted, stop = course.train(corpus, vocabulary, SMALL, times_zero, progress=False), 0.5
+    for _ in range(2):
+        with contextlib.suppress(KeyboardInterrupt):
+            found = course.train(
+                corpus, vocabulary, SMALL, without_bias, name="own", directory=tmp_path, resume=True,
+                progress=False,
+            )  # fmt: skip
+        stop = -1.0
+    assert same(found, wanted)
+    assert not found.student.head_bias.any()
+
+
+def test_under_autocast_every_step_is_by_the_weights_of_the_one_before(
+    corpus: Corpus, vocabulary: Vocabulary
+) -> None:
+    """Which its cache would hide; by casts of the first ones 12 steps lead half as far."""
+    how = Course(steps=12, warmup=3, lr=0.05, tokens=120, dim=16, dropout=0.0)
+    ends = []
+    for settings in ({"enabled": False}, {"cache_enabled": False}, {}):
+        with torch.autocast("cpu", torch.bfloat16, **settings):
+            ends.append(course.train(corpus, vocabulary, how, progress=False).history[-1]["dev_loss"])
+    assert ends[2] == pytest.approx(ends[0], rel=0.01)
+    assert ends[2] == pytest.approx(ends[1], rel=0.002)
+
+
+def test_a_course_knows_its_loss_by_name(corpus: Corpus, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    how = Course(steps=1, dim=8)
+
+    def trained(loss: course.TokenLoss, **more: Any) -> str:
+        made = course.train(corpus, vocabulary, how, loss, progress=False, **more)
+        return str(made.config["loss"])
+
+    assert trained(course.likelihood) == PLAIN
+    assert trained(course.LOSSES["focal-1"], directory=tmp_path / "focal") == "focal-1"
+    assert trained(course.focal(3.0)) == "focal.<locals>.loss"
+    assert trained(course.focal(3.0), name="mine", directory=tmp_path / "own") == "mine"
+    with pytest.raises(ValueError, match="the same arguments, got different loss"):
+        trained(course.likelihood, directory=tmp_path / "own", resume=True)
+    for folder in ("own", "new"):
+        with pytest.raises(
+            ValueError, match=r"name must be given .*, got None for focal\.<locals>\.loss\. Say"
+        ):
+            trained(course.focal(2.0), directory=tmp_path / folder, resume=True)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_course_goes_on_with_its_own_pairs_and_vocabulary_alone(
@@ -667,7 +768,7 @@ def test_a_course_goes_on_with_its_own_pairs_and_vocabulary_alone(
         return course.likelihood(hidden, head, bias, target, state)
 
     with pytest.raises(KeyboardInterrupt):
-        course.train(corpus, vocabulary, SMALL, stops, directory=tmp_path, progress=False)
+        course.train(corpus, vocabulary, SMALL, stops, name=PLAIN, directory=tmp_path, progress=False)
     other = swapped(corpus)
     held = corpus._replace(dev=corpus.dev[:-1])
     for pairs, pieces, said in (
@@ -740,7 +841,15 @@ def test_a_folder_that_takes_nothing_is_found_out_before_the_first_step(
             with pytest.raises(
                 ValueError, match=r"must be a folder that can be made and written, got .*\(\w+"
             ):
-                course.train(corpus, vocabulary, SMALL, watched(steps := []), directory=where, progress=False)
+                course.train(
+                    corpus,
+                    vocabulary,
+                    SMALL,
+                    watched(steps := []),
+                    name="own",
+                    directory=where,
+                    progress=False,
+                )
         assert not steps
     seen: list[bool] = []
 
@@ -748,7 +857,7 @@ def test_a_folder_that_takes_nothing_is_found_out_before_the_first_step(
         seen.append((tmp_path / "out" / "config.json").is_file())
         return course.likelihood(hidden, *more)
 
-    course.train(corpus, vocabulary, SMALL, looks, directory=tmp_path / "out", progress=False)
+    course.train(corpus, vocabulary, SMALL, looks, name="own", directory=tmp_path / "out", progress=False)
     assert all(seen)
 
 

@@ -181,6 +181,29 @@ def test_kept_teachers_are_compared_without_teaching(
     assert sorted(path.name for path in kept.parent.iterdir()) == ["toy"]
 
 
+def test_kept_teachers_of_several_seeds_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Translator("lstm", kinds=("dynamic", "static"), seeds=(0, 2))
+    monkeypatch.setitem(settings.TRANSLATORS, "toy", setting)
+    ran: list[list[str]] = []
+    monkeypatch.setattr(teaching.cli, "main", lambda step: ran.append(step) or 7)
+    kept = tmp_path / "kept" / "toy"
+    for name in ("seed-0", "seed-2", "static-0"):
+        (kept / name).mkdir(parents=True)
+        (kept / name / "teacher.safetensors").write_bytes(name.encode())
+    with pytest.raises(SystemExit, match=r"toy must hold static-2 too"):
+        teaching.run("toy", tmp_path / "runs", 1, tmp_path / "kept", taught=True)
+    (kept / "static-0").rename(kept / "static-2")
+    with pytest.raises(SystemExit, match=r"toy must hold static-0 too"):
+        teaching.run("toy", tmp_path / "runs", 1, tmp_path / "kept", taught=True)
+    shutil.copytree(kept / "static-2", kept / "static-0")
+    with pytest.raises(SystemExit) as end:
+        teaching.run("toy", tmp_path / "runs", 1, tmp_path / "kept", taught=True)
+    assert end.value.code == 7
+    assert [step[0] for step in ran] == ["compare"]
+    taken = sorted(path.name for path in (tmp_path / "runs" / "toy").iterdir())
+    assert taken == ["seed-0", "seed-2", "static-0", "static-2"]
+
+
 def test_teachers_that_nobody_kept_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, said in (("translation-lstm", "must hold seed-0, static-0 too"), ("digits-mlp-few", "2")):
         monkeypatch.setattr(sys, "argv", ["teaching.py", name, "--taught", "--out", str(tmp_path)])

@@ -211,6 +211,50 @@ def test_flags_of_sentence_pairs_are_refused_elsewhere(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("at", ["the start", "a checkpoint", "the end"])
+def test_a_loss_is_not_taught_in_the_folder_of_a_translator(
+    at: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "translation", "--data", str(data), "--pieces", "61", "--steps", "2", "--quiet"]
+    with monkeypatch.context() as patch:
+        if at != "the end":
+            steps = 0 if at == "the start" else 1
+            take = course._Running.take
+            patch.setattr(course._Running, "take", lambda run: take(run) if run.step < steps else stop())
+        assert main([*train, "--out", str(tmp_path)]) == (0 if at == "the end" else 130)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for more in ([], ["--resume"]):
+        assert main(teach(data, tmp_path, *more)) == 2
+        assert "l2t.teach: directory must hold no run, got" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    if at == "the end":
+        assert course.load(tmp_path).vocabulary.size == 61
+
+
+def stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("task", ["translation", "digits"])
+def test_a_translator_is_not_trained_where_a_loss_is_about_to_be_taught(
+    task: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the first checkpoint."""
+    line = (
+        teach(data, tmp_path) if task == "translation" else ["teach", task, "--out", str(tmp_path), "--quiet"]
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "teach_translator", stop)
+        patch.setattr("l2t.teach_best", stop)
+        assert main(line) == 130
+    assert not (tmp_path / "checkpoint.json").exists()
+    before = (tmp_path / "config.json").read_bytes()
+    train = ["train", "translation", "--data", str(data), "--pieces", "60", "--steps", "2", "--quiet"]
+    assert main([*train, "--out", str(tmp_path)]) == 1
+    assert "l2t.translation: directory must hold no run, got" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
 def test_other_sentence_pairs_are_not_taken_for_those_of_the_run(
     data: Path, taught: Path, tmp_path: Path
 ) -> None:

@@ -1965,17 +1965,20 @@ def test_no_plan_takes_fewer_steps_again(slots: int) -> None:
 @settings(deadline=None)
 @given(steps=st.integers(1, 40), state=st.integers(1, 9), step=st.integers(1, 9), memory=st.integers(1, 200))
 def test_the_fitted_plan_is_the_best_that_fits(steps: int, state: int, step: int, memory: int) -> None:
-    if memory < step:
+    if memory < min(steps * step, state + step):
         with pytest.raises(ValueError, match="memory must hold one step of the run"):
             schedule.fit(steps, state, step, memory)
         return
     plan = schedule.fit(steps, state, step, memory)
     played = Play(plan.schedule, steps)
-    assert played.slots * state + played.tapes * step <= plan.bytes <= memory
+    first = 0 if steps * step <= memory else state  # the state before the first step, if it is needed again
+    assert first + played.slots * state + played.tapes * step <= plan.bytes <= memory
     assert played.forwards <= plan.forward_steps
     for length in range(1, min(steps, memory // step) + 1):
         segments = -(-steps // length)
-        slots = (memory - length * step) // state
+        slots = (memory - first - length * step) // state
+        if slots < 0:
+            continue
         assert plan.forward_steps <= fewest_forwards(segments, min(slots, segments)) * length
 
 
@@ -2115,3 +2118,60 @@ def test_an_adjoint_is_cut_into_the_shapes_of_the_weights() -> None:
     for i, part in enumerate(adjoint.parts):
         part.fill_(i + 1)
     assert math.hypot(*(float(x) for x in adjoint.norm())) == pytest.approx(math.sqrt(6 + 3 * 4 + 9 + 8 * 25))
+
+
+# ---- an adjoint that grows
+
+
+def explosive(
+    students: int, rate: float = 3.0
+) -> tuple[nn.Module, Callable[..., Tensor], Callable[..., Tensor], Tensor]:
+    """Students side by side at a rate far too high, and the weights of their losses by step."""
+    x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)[:students]
+    stack = l2t.Stack(lambda: nn.Linear(4, 1, dtype=torch.float64), range(students))
+    weight = torch.ones(students, 12, dtype=torch.float64, requires_grad=True)
+
+    def loss(model: Any, batch: Any, step: int) -> Tensor:
+        return (rate * weight[:, step] * torch.cos(model(x)[..., 0]).mean(1)).sum()
+
+    def measure(model: Any) -> Tensor:
+        return model(x).square().mean((1, 2))
+
+    return stack, loss, measure, weight
+
+
+@pytest.mark.parametrize("curvature", ["reverse", "recompute", "central"])
+@pytest.mark.parametrize(
+    "optimizer", [l2t.optim.SGD(lr=1.0, momentum=0.5), l2t.optim.Adam(lr=0.2)], ids=["sgd", "adam"]
+)
+def test_the_walk_back_ends_where_the_adjoint_has_grown(optimizer: Any, curvature: str) -> None:
+    def gradient(students: int, **limit: Any) -> tuple[Tensor, list[float]]:
+        stack, loss, measure, weight = explosive(students)
+        run = l2t.unroll(
+            stack, range(12), loss, measure, optimizer=optimizer, meta=[weight], curvature=curvature, **limit
+        )
+        run.backward(torch.ones(students, dtype=torch.float64))
+        return weight.grad, run.report.adjoint_norms
+
+    whole, norms = gradient(1)
+    longest = [max(norms[t:]) for t in range(13)]
+    steps = next(k for k in range(3, 11) if norms[12 - k] > longest[13 - k])  # longer than ever before
+    growth = (longest[13 - steps] + norms[12 - steps]) / 2 / norms[12]
+    found, walked = gradient(1, growth=growth)
+    assert len(walked) == steps + 1
+    assert torch.equal(found, gradient(1, truncate=steps)[0])
+    assert not torch.equal(found, whole)
+    both, _ = gradient(2, growth=growth)
+    torch.testing.assert_close(both[0], found[0])  # whatever goes on beside
+    assert torch.equal(gradient(2, growth=1e30)[0], gradient(2)[0])
+
+
+def test_growth_is_a_factor_and_goes_with_one_measure() -> None:
+    stack, loss, measure, _ = explosive(1)
+    for growth in (0.5, True, "ten", float("inf")):
+        with pytest.raises(ValueError, match="growth must be a number of 1 or more"):
+            l2t.unroll(stack, range(2), loss, measure, growth=growth)
+    with pytest.raises(ValueError, match="growth must be None with measures along the way"):
+        l2t.unroll(stack, range(2), loss, measure, growth=10, along=1)
+    with pytest.raises(ValueError, match="meta must hold no parameter of student with growth=10"):
+        l2t.unroll(stack, range(2), loss, measure, growth=10, meta=[*stack.parameters()])

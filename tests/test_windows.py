@@ -395,7 +395,88 @@ def test_the_level_of_a_window_is_what_it_ends_with(measure):
     assert window(teacher, *given).after != pytest.approx(window_level(teacher.neutral(), *given), rel=1e-3)
 
 
+def test_under_autocast_windows_and_pools_take_the_steps_that_they_take_without_its_cache():
+    recipe = WindowRecipe(**SMALL | {"steps": 8, "stages": 1})
+    teacher, student = teacher_of(), student_of(double=False)
+    batches = [batch_of(index) for index in range(8)]
+
+    def found() -> list[float]:
+        given = (student, stage, batches, DEV, recipe, 7)
+        one, level = window(teacher, *given), window_level(teacher, *given)
+        assert one.after == level
+        assert abs(level - one.before) > 0.02  # the steps lead somewhere
+        assert window_level(teacher, *given) == level  # from where this one has ended
+        _, end = make_pool(student, teacher, Batches(0), recipe, seed=1)
+        return [one.before, level, *(float(value.sum()) for value in end.weights.values())]
+
+    stage = fresh(student, recipe, VOCABULARY)
+    plain = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = found()
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        assert cast == found()
+    assert cast[1] == pytest.approx(plain[1], rel=0.01)
+
+
+def test_what_the_loss_does_not_reach_stays_as_it_is_in_runs_and_windows():
+    class More(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.more = torch.nn.Linear(2, 2)
+
+    recipe = WindowRecipe(**SMALL | {"trial_runs": 0, "updates": 1})
+    torch.manual_seed(0)
+    student, teacher = More().double(), teacher_of(**DOUBLE)
+    before = copy.deepcopy(student.more.state_dict())
+    plain = student_of()
+    plain.load_state_dict({name: x for name, x in student.state_dict().items() if "more" not in name})
+    ends = []
+    for one in (student, plain):
+        stage = stage_of(one, recipe, teacher)
+        given = (one, stage, [batch_of(200 + index) for index in range(3)], DEV, recipe, 7)
+        found = window(teacher, *given)
+        assert found.after == pytest.approx(window_level(teacher, *given), rel=1e-12)
+        ends.append((stage, found))
+    for name, value in before.items():
+        assert torch.equal(ends[0][0].weights[f"more.{name}"], value)
+    assert all(torch.equal(x, ends[0][0].weights[name]) for name, x in ends[1][0].weights.items())
+    assert torch.equal(ends[0][1].gradient, ends[1][1].gradient)
+    result = teach_translator(TokenTeacher(COUNTS), More, Batches, DEV, recipe=recipe, progress=False)
+    assert result.history["updates"][0]["skipped"] == 0
+
+
 # ---- expected BLEU
+
+
+@pytest.mark.parametrize("measure", ["expected-bleu", "sharp-bleu"])
+def test_windows_that_diverge_are_skipped(measure):
+    diverging = {"optimizer": "sgd", "lr": 1e25, "clip_norm": None, "lr_warmup": 0, "trial_runs": 0}
+    recipe = WindowRecipe(**SMALL | diverging | {"updates": 1, "measure": measure})
+    result = teach_translator(TokenTeacher(COUNTS), Toy, Batches, DEV, recipe=recipe, progress=False)
+    (row,) = result.history["updates"]
+    assert (row["skipped"], row["measure"]) == (2, None)
+    assert all(math.isnan(value) for value in row["after"] if value is not None)
+
+
+def test_a_student_without_probabilities_ends_its_translations_and_those_beside_them_are_the_same():
+    student, source = student_of(), batch_of(0).source
+    torch.manual_seed(1)
+    known = sampled(student, source, 2, longest=3)
+    encode = student.encode
+
+    def broken(source):
+        state = encode(source).clone()
+        state[2:4] = math.nan  # of the second sentence
+        return state
+
+    student.encode = broken
+    torch.manual_seed(1)
+    found = sampled(student, source, 2, longest=3)
+    assert found[2:4].tolist() == [[END, -100, -100]] * 2
+    others = [0, 1, 4, 5, 6, 7]
+    assert torch.equal(found[others], known[others])
+    value = expected_bleu(student, source, batch_of(0).target_out, 2, 3)
+    assert value.isnan().tolist() == [False, True, False, False]
 
 
 def test_sentence_bleu_is_that_of_sacrebleu():
@@ -568,6 +649,79 @@ def test_a_run_is_the_same_to_the_bit_broken_off_anywhere_and_its_history_says_w
     assert all(torch.equal(x, y) for x, y in zip(again.parameters(), whole.teacher.parameters(), strict=True))
     assert json.loads((tmp_path / "parts" / "history.json").read_text()) == parts.history
     assert len(list((tmp_path / "parts").glob("pool-*.safetensors"))) == 1
+
+
+def test_a_pool_that_was_made_is_kept_whatever_comes_in_its_first_update(tmp_path, monkeypatch):
+    recipe = WindowRecipe(**SMALL | {"updates": 3, "trial_runs": 0})
+    made, make, taken = [], windows.make_pool, windows.window
+
+    def run(name=None, **more):
+        folder = None if name is None else tmp_path / name
+        return taught(folder, recipe=recipe, guard=False, resume=True, **more)
+
+    whole = run()
+
+    def counted(*given):
+        made.append(given)
+        return make(*given)
+
+    def stopped(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(windows, "make_pool", counted)
+    monkeypatch.setattr(windows, "window", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run("other", seed=9)
+    (tmp_path / "own").mkdir()
+    stale = tmp_path / "own" / "pool-000000.safetensors"  # of another run, without its checkpoint
+    (tmp_path / "other" / stale.name).rename(stale)
+    made.clear()
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run("own")
+        assert len(made) == 1
+    seconds = json.loads((tmp_path / "own" / "history.json").read_text())["seconds"]
+    assert seconds["updates"] >= seconds["pools"] > 0
+    calls = []
+
+    def fifth(*given):  # the first window of the second pool
+        calls.append(0)
+        return (stopped if len(calls) == 5 else taken)(*given)
+
+    monkeypatch.setattr(windows, "window", fifth)
+    with pytest.raises(KeyboardInterrupt):
+        run("own")
+    assert same(run("own"), whole)
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize(("file", "content"), [
+    ("pool-000000.safetensors", None),
+    ("pool-000000.safetensors", b"cut short"),
+    ("trial.safetensors", b"cut short"),
+])  # fmt: skip
+def test_a_file_of_states_that_is_missing_or_not_whole_is_named(file, content, tmp_path, monkeypatch):
+    recipe = WindowRecipe(**SMALL | {"updates": 1})
+    write = windows.write_stages
+
+    def stops(to, *given):
+        write(to, *given)
+        if to.name == "trial.safetensors":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(windows, "write_stages", stops)
+        if file != "trial.safetensors":
+            patch.setattr(windows, "window", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            taught(tmp_path, recipe=recipe)
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"l2t.teach_translator: .*{file} must be a safetensors file, whole"
+    ):
+        taught(tmp_path, recipe=recipe, resume=True)
 
 
 def test_at_the_end_whole_runs_of_the_same_students_choose(tmp_path, monkeypatch):

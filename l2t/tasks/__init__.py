@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import pkgutil
 from importlib import import_module
+from types import ModuleType
 
 from l2t import check
 from l2t.tasks.regimes import Draw, Regime
 from l2t.tasks.task import Data, Setting, Source, Task
 
-__all__ = ["Data", "Draw", "Regime", "Setting", "Source", "Task", "get", "names"]
+__all__ = ["Data", "Draw", "Regime", "Setting", "Source", "Task", "get", "names", "outline"]
 
 _HELPERS = ("networks", "places", "readers", "regimes", "task")
 
@@ -31,6 +32,16 @@ def names() -> tuple[str, ...]:
 
 def get(name: str) -> Task:
     """The task of that name; an unknown name raises a ValueError that lists the known ones."""
-    file = check.known("tasks", "task", name, names()).replace("-", "_")
-    task: Task = import_module(f"{__name__}.{file}").TASK
+    task: Task = _file(name).TASK
     return task
+
+
+def outline(name: str) -> Task:
+    """The task as lists show it, which looks for no data: counts and classes may be another's."""
+    file = _file(name)
+    task: Task = file.OUTLINE if "OUTLINE" in vars(file) else file.TASK
+    return task
+
+
+def _file(name: str) -> ModuleType:
+    return import_module(f"{__name__}.{check.known('tasks', 'task', name, names()).replace('-', '_')}")

@@ -9,6 +9,7 @@ names.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Folder(Place):
 
         Raises:
             FileNotFoundError: there is no such folder.
-            ValueError: it does not hold images by class.
+            ValueError: it does not hold images by class, or too few for a test set.
         """
         root = self.root()
         if (root / "train").is_dir() and (root / "test").is_dir():
@@ -75,6 +76,13 @@ class Folder(Place):
         target = torch.tensor([label for _, label in rows])
         generator = torch.Generator().manual_seed(TEST_SEED)
         test_rows, pool_rows = stratified(target, round(TEST_SHARE * len(rows)), generator)
+        if not len(test_rows):
+            want = "a folder of 3 images or more, of which a fifth is the test set"
+            raise check.own_file(root, want, f"{len(rows)}")
+        learned = set(target[pool_rows].tolist())
+        for label, name in enumerate(files):
+            if label not in learned:  # its only image is in the test set
+                raise check.own_file(root / name, "a folder of two images or more", "1")
         return _Split(tuple(files), [rows[row] for row in pool_rows], [rows[row] for row in test_rows])
 
     def paths(self) -> dict[str, Path]:
@@ -112,16 +120,15 @@ def source() -> Source:
 _RECIPE = {"steps": 300, "batch_size": 50, "updates": 60}
 
 
-def __getattr__(name: str) -> Task:
-    """``TASK`` is made when it is asked for: its classes and counts are those of the folder that is there."""
-    if name != "TASK":
-        raise AttributeError(name)
-    try:
-        classes, pool, _ = PLACE.split()
-    except (OSError, ValueError):  # said by Task.require
-        classes, pool = ("none",), []
+def _task(classes: Sequence[str], pool: Sequence[tuple[Path, int]]) -> Task:
     part = max(1, len(pool) // 10)
     regimes = standard(len(pool), len(classes), few=part, dev=part, imbalance=10.0)
+    # A balanced dev set has an image of every class, and leaves one of each where there are two.
+    least = min(Counter(label for _, label in pool).values(), default=0)
+    each = max(1, min(part // len(classes), least - 1))
+    if each != part // len(classes):
+        even = standard(len(pool), len(classes), few=part, dev=each * len(classes), imbalance=10.0)
+        regimes["long-tail"] = even["long-tail"]
     return Task(
         name="folder",
         title="images of your own, a folder a class, at 32 x 32 colour pixels",
@@ -134,3 +141,17 @@ def __getattr__(name: str) -> Task:
         students=image_students(3, SIZE, len(classes)),
         settings={name: Setting(regime, _RECIPE) for name, regime in regimes.items()},
     )
+
+
+OUTLINE = _task(("none",), [])
+
+
+def __getattr__(name: str) -> Task:
+    """``TASK`` is made when it is asked for: its classes and counts are those of the folder that is there."""
+    if name != "TASK":
+        raise AttributeError(name)
+    try:
+        classes, pool, _ = PLACE.split()
+    except (OSError, ValueError):  # said by Task.require
+        return OUTLINE
+    return _task(classes, pool)

@@ -47,10 +47,13 @@ class Place:
     torchvision: str = ""
 
     def folders(self) -> list[Path]:
-        """Where the files are looked for, in this order; `fetch` puts them into the first."""
+        """Where the files are looked for, in this order; `fetch` puts them into the first.
+
+        Without a home directory its ``~`` stays as it is, and nothing is there.
+        """
         root = os.environ.get("L2T_DATA")
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "l2t"
-        found = [*([Path(root).expanduser()] if root else []), cache]
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "l2t"
+        found = [*([Path(os.path.expanduser(root))] if root else []), cache]
         return [
             *(folder / self.name for folder in found),
             *([Path(self.installed)] if self.installed else []),
@@ -113,10 +116,12 @@ class Place:
         """Fetches the files into the first of `folders`: each is checked before the first one is put there.
 
         Raises:
-            FileNotFoundError: there is no way to fetch them on this machine, or it failed.
+            FileNotFoundError: there is no way to fetch them on this machine, or no folder for them.
+            OSError: it failed.
             ValueError: what came is not the standard content.
         """
         target = self.folders()[0]
+        check.data_home(target)
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=target) as part:
             if self.debian and shutil.which("apt-get") and shutil.which("dpkg-deb"):

@@ -31,6 +31,7 @@ from l2t.compare import (
     holm,
     paired,
     rate_cell,
+    statistics_of_scipy,
     tuned,
 )
 from l2t.compare import table as table_of
@@ -107,6 +108,7 @@ class TokenComparison:
     """
 
     def __init__(self, contest: TokenContest) -> None:
+        statistics_of_scipy()
         self.budget, self.folder = contest.budget, contest.folder
         self.tuning_students = contest.budget.tuning_students or TUNING_STUDENTS
         dynamic, static = parted(contest.runs)

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from l2t import check
-from l2t.files import read_tensors, write_json, write_tensors
+from l2t.files import read_json, read_tensors, write_json, write_tensors
 from l2t.linear import dynamic_linear_loss
 from l2t.students import seed_of, seeded
 from l2t.teach import threads
@@ -272,7 +272,7 @@ def train(
     course: Course | None = None,
     loss: TokenLoss = likelihood,
     *,
-    name: str = "maximum-likelihood",
+    name: str | None = None,
     directory: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -286,14 +286,16 @@ def train(
         loss: ``loss(hidden, head, head_bias, target, state)``, the mean loss of the tokens of a batch: hidden
             (B, T, D), head (V, D), its bias (V,), target (B, T) with -100 where there is no token, and the
             :class:`l2t.StudentState` before the step.
-        name: what the loss is called in ``config``.
+        name: what the loss is called in ``config``, by which a course in ``directory`` knows it again; None
+            is its name in LOSSES.
         directory: where checkpoints and the trained translator go, Ctrl-C's too; None keeps neither.
         resume: go on from the checkpoint there, or return the translator that is finished there.
         progress: show a bar.
 
     Raises:
         ValueError: the directory holds a course and ``resume`` is not set, or one of other settings, pairs
-            or vocabulary; it cannot be written, or a file in it is not whole.
+            or vocabulary; it cannot be written, or a file in it is not whole. A loss that is not in LOSSES
+            comes with a directory and without a name.
         check.DivergedError: which is a ValueError: the loss, or that of the dev set, is not finite.
 
     Example:
@@ -310,7 +312,7 @@ def train(
     course = course or Course()
     config = {
         "course": course.to_json(),
-        "loss": name,
+        "loss": _name_of(loss, directory is not None) if name is None else name,
         "source": corpus.source,
         "target": corpus.target,
         "pairs": corpus.checksum(),
@@ -360,9 +362,18 @@ def train(
     return trained
 
 
+def _name_of(loss: TokenLoss, kept: bool) -> str:
+    """What a loss is called of which nothing is said."""
+    known = next((name for name, one in LOSSES.items() if one is loss), None)
+    called = str(getattr(loss, "__qualname__", type(loss).__name__))
+    check.course_name(called, known is not None or not kept)
+    return known or called
+
+
 def _settle(folder: Path, config: dict[str, Any]) -> None:
     """Write down what is going to be trained, so that a folder that takes nothing is found out at once."""
-    if any((folder / name).exists() for name in ("checkpoint.json", "teacher.safetensors")):  # of a teaching
+    teaching = ("checkpoint.json", "families", "teacher.safetensors")
+    if any((folder / name).exists() for name in teaching) or _says(folder, "task"):
         check.may_start("translation", folder, False)
     try:
         write_json(folder / _CONFIG, {"config": config, "history": []})
@@ -381,6 +392,17 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def is_begun(directory: Path) -> bool:
     """Whether there is a course in the folder, broken off or finished."""
     return any((directory / name).is_file() for name in (_WEIGHTS, _CHECKPOINT))
+
+
+def is_settled(directory: Path) -> bool:
+    """Whether a folder is that of a course, be it before its first checkpoint."""
+    return is_begun(directory) or _says(directory, "config")
+
+
+def _says(folder: Path, name: str) -> bool:
+    """Whether there is an entry of this name in a folder's config.json, if there is one."""
+    file = folder / _CONFIG
+    return file.is_file() and name in read_json(file)
 
 
 class _Running:
@@ -408,12 +430,16 @@ class _Running:
         check.course_loss(value, step)
         self.optimizer.zero_grad()
         value.backward()
+        for weight in student.parameters():
+            if weight.grad is None:  # of what the loss does not reach
+                weight.grad = torch.zeros_like(weight)
         torch.nn.utils.clip_grad_norm_(student.parameters(), self.course.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.course.rate(step)
         with _uninterrupted():
             self.tracker.update(step, hidden, student.head, student.head_bias, target)
             self.optimizer.step()
+            torch.clear_autocast_cache()  # it holds casts of the weights before
             self.step += 1
 
     def look_is_due(self) -> bool:

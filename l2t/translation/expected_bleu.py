@@ -57,7 +57,8 @@ def sampled(
     """Translations drawn from the student, (B samples, L <= longest), END last, padded with -100.
 
     Those of a sentence of ``source`` (B, S) stand one below the other; one that does not end in time has no
-    END. Logits are multiplied by ``sharpness``; draws come from PyTorch's default generator.
+    END, and one of a student that has diverged ends where its probabilities are none. Logits are multiplied
+    by ``sharpness``; draws come from PyTorch's default generator.
     """
     state = student.encode(source.repeat_interleave(samples, 0))
     token = source.new_full((len(source) * samples,), BEGIN)
@@ -65,7 +66,9 @@ def sampled(
     columns: list[Tensor] = []
     while len(columns) < longest and not bool(ended.all()):
         logits, state = student.step(state, token)
-        token = torch.multinomial((sharpness * logits).softmax(-1), 1)[:, 0]
+        p = (sharpness * logits).softmax(-1)
+        lost = ~p.isfinite().all(-1)
+        token = torch.multinomial(p.masked_fill(lost[:, None], 1.0), 1)[:, 0].masked_fill(lost, END)
         columns.append(token.masked_fill(ended, IGNORE))
         ended = ended | (token == END)
     return torch.stack(columns, 1)

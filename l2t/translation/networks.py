@@ -11,7 +11,10 @@ Not here: how a translation is searched for (decode.py) and training (course.py)
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -135,13 +138,28 @@ class _LSTM(nn.LSTM):
     """Never by oneDNN on the CPU, which has no forward mode and makes second derivatives half as fast."""
 
     def forward(self, *args: Any) -> Any:
-        mkldnn: Any = torch.backends.mkldnn
-        before = mkldnn.enabled
-        mkldnn.enabled = False  # not by its `flags`, which warn of a switch that is none of ours
-        try:
+        with _without_onednn():
             return super().forward(*args)
-        finally:
-            mkldnn.enabled = before
+
+
+_SWITCH = threading.Lock()
+_found: list[bool] = []  # what each call under way found the switch at, which is one for all threads
+
+
+@contextlib.contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Keep oneDNN off while any thread is in here; the last one out puts back what the first one found."""
+    mkldnn: Any = torch.backends.mkldnn  # not by its `flags`, which warn of a switch that is none of ours
+    with _SWITCH:
+        _found.append(mkldnn.enabled)
+        mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        with _SWITCH:
+            before = _found.pop()
+            if not _found:
+                mkldnn.enabled = before
 
 
 def _turned(length: Tensor, size: int) -> Tensor:  # [B, S]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from l2t import check
 from l2t.students import evaluating
 from l2t.translation.batches import IGNORE, Encoded, batches_of, by_length
 from l2t.translation.networks import Translator
+
+ROWS = 512
+"""Tokens whose logits are held at a time, where nothing is differentiated."""
 
 
 class Score(NamedTuple):
@@ -170,12 +174,21 @@ def fit(student: Translator, encoded: Encoded) -> Fit:
     with evaluating(student):
         for batch in batches_of(by_length(encoded)):
             source, target_in, target_out = (x.to(student.head.device) for x in batch)
-            logits = student.logits(student(source, target_in)).flatten(0, 1)
-            target = target_out.flatten()
-            loss += float(F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum"))
-            right += int((logits.argmax(1) == target).sum())
-            count += int((target != IGNORE).sum())
+            hidden = student(source, target_in)
+            for logits, target in stretches(hidden, student.head, student.head_bias, target_out):
+                loss += float(F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum"))
+                right += int((logits.argmax(1) == target).sum())
+                count += int((target != IGNORE).sum())
     return Fit(loss / count, right / count)
+
+
+def stretches(
+    hidden: Tensor, head: Tensor, head_bias: Tensor | None, target: Tensor, rows: int = ROWS
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (R, V) and targets (R,) of tokens, hidden (..., D) and target (...), so many rows at a time."""
+    parts = zip(hidden.flatten(0, -2).split(rows), target.flatten().split(rows), strict=True)
+    for part, wanted in parts:
+        yield F.linear(part, head, head_bias), wanted
 
 
 def _sacrebleu() -> Any:

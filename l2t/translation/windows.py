@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -43,7 +44,7 @@ from l2t.translation.batches import IGNORE, Batch
 from l2t.translation.course import rise_and_fall
 from l2t.translation.decode import greedy
 from l2t.translation.expected_bleu import expected_bleu, words
-from l2t.translation.scores import bleu, metric_of
+from l2t.translation.scores import ROWS, bleu, metric_of, stretches
 from l2t.translation.token_teacher import TRACKED, TokenTeacher, TokenTracker
 from l2t.unroll import unroll
 
@@ -54,7 +55,6 @@ KNOWN = (0.1, 0.2, 0.4, 0.8)
 SHARPNESS = 2.0
 """What calibrated logits are multiplied by in measures that stand for what a greedy search finds."""
 
-_ROWS = 512  # tokens whose logits are held at a time
 _PIECE = 200  # steps of a run of the trial between checkpoints
 
 
@@ -246,7 +246,7 @@ def _tokens(batches: Sequence[Batch]) -> int:
 
 @torch.no_grad()
 def inverse_temperature(
-    hidden: Tensor, head: Tensor, head_bias: Tensor | None, target: Tensor, rows: int = _ROWS
+    hidden: Tensor, head: Tensor, head_bias: Tensor | None, target: Tensor, rows: int = ROWS
 ) -> float:
     """What the logits of tokens are to be multiplied by for the least mean cross-entropy.
 
@@ -273,8 +273,7 @@ def inverse_temperature(
     low, high, beta = math.exp(-4.0), math.exp(4.0), 1.0
     for _ in range(30):
         slope = growth = 0.0
-        for part, wanted in zip(hidden.split(rows), target.split(rows), strict=True):
-            z = nn.functional.linear(part, head, head_bias)
+        for z, wanted in stretches(hidden, head, head_bias, target, rows):
             p = torch.softmax(beta * z, -1)
             mean = (p * z).sum(-1)
             slope += float((mean - z.gather(-1, wanted[:, None])[:, 0]).sum())
@@ -309,10 +308,8 @@ def wrong_tokens(student: Any, batches: Sequence[Batch]) -> float:
     right = 0
     with evaluating(student):
         for batch in batches:
-            hidden = student(batch.source, batch.target_in).flatten(0, 1)
-            target = batch.target_out.flatten()
-            for part, wanted in zip(hidden.split(_ROWS), target.split(_ROWS), strict=True):
-                logits = nn.functional.linear(part, student.head, student.head_bias)
+            hidden = student(batch.source, batch.target_in)
+            for logits, wanted in stretches(hidden, student.head, student.head_bias, batch.target_out):
                 right += int((logits.argmax(-1) == wanted).sum())
     return 1.0 - right / _tokens(batches)
 
@@ -400,6 +397,12 @@ def _copied(student: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in student.state_dict().items()}
 
 
+def _stand(student: nn.Module, stage: Stage) -> None:
+    """Give a student the weights of a stage."""
+    student.load_state_dict(stage.weights)
+    torch.clear_autocast_cache()  # it holds casts of the weights before
+
+
 def advance(
     student: nn.Module,
     stage: Stage,
@@ -420,19 +423,20 @@ def _advanced(
     student: nn.Module, stage: Stage, teacher: TokenTeacher, batches: Sequence[Batch], recipe: WindowRecipe
 ) -> Stage:
     """The same, what is random from torch's generator."""
-    student.load_state_dict(stage.weights)
+    _stand(student, stage)
     student.train()
     places = Student(student)
     weights: Any = places.parameters
     optimizer = recipe.student_optimizer(stage.step).bound(places.aliases, weights)
     loss, settings, slots = _Taught(teacher.fixed(), recipe, stage), optimizer.settings(), stage.slots
     for step, batch in enumerate(batches):
-        grads = torch.autograd.grad(loss(student, batch, step), weights)
+        grads = torch.autograd.grad(loss(student, batch, step), weights, materialize_grads=True)
         with torch.no_grad():
             point = Point([w.detach() for w in weights], slots, grads, settings(step), range(len(weights)))
             after, slots = optimizer.update(point)  # type: ignore[assignment]
             for weight, value in zip(weights, after, strict=True):
                 weight.copy_(value)
+        torch.clear_autocast_cache()  # it holds casts of the weights before
     end = stage.step + len(batches)
     return Stage(end, _copied(student), list(slots), loss.tracker.state(end))
 
@@ -500,7 +504,7 @@ def window(
         recipe: the settings.
         seed: of dropout, and of samples.
     """
-    student.load_state_dict(stage.weights)
+    _stand(student, stage)
     student.train()
     learner = copy.deepcopy(teacher)
     parameters = list(learner.parameters())
@@ -529,6 +533,7 @@ def window(
             memory=recipe.memory,
             truncate=recipe.truncate,
             damping=recipe.damping,
+            growth=recipe.growth,
         )
         run.backward()
     gradient = torch.cat([(torch.zeros_like(x) if x.grad is None else x.grad).flatten() for x in parameters])
@@ -547,8 +552,7 @@ def window_level(
 ) -> float:
     """The measure where a :func:`window` of equal arguments ends, but for rounding, and no gradient."""
     with seeded(seed_of(seed, 2)):
-        end = _advanced(student, stage, teacher, batches, recipe)
-        student.load_state_dict(end.weights)
+        _stand(student, _advanced(student, stage, teacher, batches, recipe))
         with torch.no_grad():
             return float(measured(student, dev, recipe.measure, recipe.samples))
 
@@ -614,7 +618,7 @@ def teach_translator(
 
     Raises:
         ValueError: a translator of another vocabulary, dev without batches, a directory that holds a run when
-            ``resume`` is False, and a run of other arguments when it is True.
+            ``resume`` is False, and when it is True a run of other arguments, or one that lacks a file.
     """
     recipe = recipe or WindowRecipe()
     run = _Windows(teacher, student, batches, dev, recipe, seed, directory, guard, progress)
@@ -714,18 +718,27 @@ class _Windows(Outer):
         first = self._pool_update(self.update)
         if self.pool_update == first:
             return
-        file = None if self.directory is None else self.directory / self._pool_name(first)
-        if file is not None and self.update > first:  # a run that goes on
-            self.pool = read_stages(file)
+        pools, seconds = self.history["pools"], self.history["seconds"]
+        if self.directory is not None and pools and pools[-1]["update"] == first:  # a run that goes on
+            self.pool = read_stages(self.directory / self._pool_name(first))
         else:
+            before = seconds["pools"]
             with self._clocked("pools"):
                 self._make_pool(first)
-            if file is not None:
-                write_stages(file, self.pool)
-                for old in file.parent.glob("pool-*.safetensors"):
-                    if old != file:
-                        old.unlink()
+            if self.directory is not None:
+                took = seconds["pools"] - before
+                seconds["updates"] += took  # of which it is a part, should the update be broken off
+                self._keep_pool(self.directory / self._pool_name(first))
+                seconds["updates"] -= took
         self.pool_update = first
+
+    def _keep_pool(self, file: Path) -> None:
+        """Write the pool, whose row in the history says that it is that of this run."""
+        write_stages(file, self.pool)
+        self._commit()
+        for old in file.parent.glob("pool-*.safetensors"):
+            if old != file:
+                old.unlink()
 
     def _make_pool(self, update: int) -> None:
         seed = seed_of(self.seed, 2, update)
@@ -735,7 +748,7 @@ class _Windows(Outer):
         )
         measures = []
         for stage in (*self.pool, end):
-            student.load_state_dict(stage.weights)
+            _stand(student, stage)
             with torch.no_grad(), seeded(seed_of(seed, 4)):
                 measures.append(float(measured(student, self.dev, self.recipe.measure, self.recipe.samples)))
         row = {"update": update, "steps": [stage.step for stage in self.pool], "measure": measures}
@@ -785,14 +798,11 @@ class _Windows(Outer):
                     continue
                 with self._clocked("trial runs"):
                     found = self._whole_run(teachers[name], index, files, bar.update)
-                measure[name].append(found if math.isfinite(found) else None)
+                measure[name].append(found)
                 self._commit()
                 for file in files:
                     file.unlink(missing_ok=True)
-        means = {
-            name: statistics.fmean(math.inf if x is None else x for x in found)
-            for name, found in measure.items()
-        }
+        means = {name: statistics.fmean(found) for name, found in measure.items()}
         chosen = min(means, key=lambda name: means[name])
         seconds["trial"] += before
         self.teacher = teachers[chosen]
@@ -809,7 +819,7 @@ class _Windows(Outer):
         stage, digest = fresh(student, self.recipe, teacher.num_classes), _digest_of(teacher, index)
         for file in files:
             if file.exists():
-                about = read_tensors(file)[1]
+                about = _read(file)[1]
                 stage = read_stages(file)[0] if about["of"] == digest else stage
         moved(stage.step)
         while stage.step < steps:
@@ -819,7 +829,7 @@ class _Windows(Outer):
             moved(len(part))
             for file in files:
                 write_stages(file, [stage], digest)
-        student.load_state_dict(stage.weights)
+        _stand(student, stage)
         return lost_bleu(student, self.dev)
 
     def _try_on_windows(self, teachers: dict[str, TokenTeacher]) -> None:
@@ -833,7 +843,7 @@ class _Windows(Outer):
             batches, dev = self._draw(seed)
             for name, teacher in teachers.items():
                 end = advance(self.student, stage, teacher, batches, self.recipe, seed_of(seed, 3))
-                self.student.load_state_dict(end.weights)
+                _stand(self.student, end)
                 with torch.no_grad(), seeded(seed_of(seed, 4)):
                     now = float(measured(self.student, dev, self.recipe.measure, self.recipe.samples))
                 measures[name].append(now if math.isfinite(now) else math.inf)
@@ -896,8 +906,12 @@ def write_stages(file: Path, pool: Sequence[Stage], of: str = "") -> None:
 
 
 def read_stages(file: Path) -> list[Stage]:
-    """The pool that :func:`write_stages` wrote."""
-    tensors, about = read_tensors(file)
+    """The pool that :func:`write_stages` wrote.
+
+    Raises:
+        ValueError: the file is missing, or not whole.
+    """
+    tensors, about = _read(file)
     pool = []
     for index, stage in enumerate(about["stages"]):
         prefix = f"{index}/weights/"
@@ -908,3 +922,11 @@ def read_stages(file: Path) -> list[Stage]:
         ]
         pool.append(Stage(stage["step"], weights, slots, StudentState(*stage["state"])))
     return pool
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors that were written, with what is said of them."""
+    try:
+        return read_tensors(file)
+    except (OSError, SafetensorError) as error:
+        raise check.tensors_whole("teach_translator", file, error) from error

@@ -130,11 +130,12 @@ SETTINGS = {
 # Shorter than the runs of `l2t train translation`: an arm is a dozen of them.
 _WINDOWS = "--window 20 --updates 40 --measure calibrated-cross-entropy --set refresh=20 lr_warmup=100"
 _ARMS = "--arms maximum-likelihood label-smoothing-0.05 label-smoothing-0.1 label-smoothing-0.2 focal-1"
-# From the strongest fixed loss on, at the rate that all arms are tuned to, on windows that see the run's end.
+# From the strongest fixed loss on, at the rate that all arms are tuned to, on windows that see the run's end;
+# a run's first steps are chaotic, and what comes back through them is noise.
 _LONG = (
-    "--lr 0.006 --smoothing 0.8 --weight shared --features progress --window 100 --updates 12 --set "
-    "averaging=direction curvature=one-sided dev_batches=6 lr_warmup=100 memory=2GB refresh=6 "
-    "smoothing_range=4 teacher_lr=0.2 warmup=2"
+    "--lr 0.006 --smoothing 0.8 --weight shared --features progress --window 100 --updates 8 --students 6 "
+    "--set averaging=direction curvature=one-sided dev_batches=6 growth=10 lr_warmup=100 memory=2GB "
+    "refresh=4 smoothing_range=4 teacher_lr=0.25 warmup=2"
 )
 TRANSLATORS = {
     "translation-lstm": Translator(

@@ -109,7 +109,7 @@ def test_the_budget_of_translators_is_that_of_their_settings():
         assert len(compare.arms) + len(setting.seeds) * len(setting.kinds) == arms
         assert setting.students == students
         assert [low, high] == [pytest.approx(arms * (k + students) * minutes, abs=0.51) for k in (3, 5)]
-        windows = int(teach[0].updates) * 4  # of an update, which the recipe has by itself
+        windows = int(teach[0].updates) * (teach[0].students or 4)  # which the recipe has by itself
         assert f"{windows} windows of {teach[0].window}" in settings.__doc__
 
 

@@ -235,8 +235,10 @@ struct Ops {
     status |= l2t_cuda_scale(&rows, infinite.data(), scaled.data(), nullptr);
     int64_t lost_zeros = 0;
     for (size_t at = 0; at < scaled.size(); ++at)
-      lost_zeros += l2t::widen(d_logits[at]) == 0 && l2t::widen(scaled[at]) != 0;  // those of ignored rows among them
-    check(name + ", zeros of d_logits lost where a cotangent is infinite", static_cast<double>(lost_zeros), 0);
+      lost_zeros +=
+          l2t::widen(d_logits[at]) == 0 && l2t::widen(scaled[at]) != 0;  // those of ignored rows among them
+    check(name + ", zeros of d_logits lost where a cotangent is infinite", static_cast<double>(lost_zeros),
+          0);
 
     // ... over the logits
     l2t_tensors in_place = tensors();

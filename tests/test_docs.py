@@ -53,10 +53,12 @@ def test_every_public_name_has_a_docstring_with_an_example() -> None:
     assert not missing, f"public, but without an example that runs: {missing}"
 
 
-def test_modules_that_come_at_their_first_use():
+def test_modules_that_come_at_their_first_use(tmp_path):
     """As README and docstrings name them; nothing of theirs is loaded before."""
     program = "import sys, l2t; print('l2t.report' in sys.modules, l2t.report.__name__, l2t.figures.__name__)"
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert ran.stdout.split() == ["False", "l2t.report", "l2t.figures"]
     with pytest.raises(AttributeError, match="the name must be one of dir"):
         l2t.teaching  # noqa: B018

@@ -218,10 +218,13 @@ def autocast(device: str) -> bool:
     return _has_autocast(device) and torch.is_autocast_enabled(device)
 
 
-@torch.compiler.assume_constant_result
 def _has_autocast(device: str) -> bool:
     """Whether there is autocast for this type of device, which torch 2.11 cannot trace."""
     return torch.amp.is_autocast_available(device)
+
+
+# What torch.compiler.assume_constant_result says; that loads all of the compiler, half the time of an import.
+_has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -610,13 +610,8 @@ def _grads(xs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def inner(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> float:
-    """⟨x, y⟩ in float64, of complex numbers as pairs of real ones."""
-    total = 0.0
-    for x, y in zip(xs, ys, strict=True):
-        if x.is_complex():
-            x, y = torch.view_as_real(x), torch.view_as_real(y)
-        total += float((x.double() * y.double()).sum())
-    return total
+    """⟨x, y⟩ in float64."""
+    return sum(float((x.double() * y.double()).sum()) for x, y in zip(xs, ys, strict=True))
 
 
 def _size(xs: Sequence[Tensor]) -> float:

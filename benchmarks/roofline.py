@@ -7,9 +7,9 @@ benchmarks/run.py --gpu.
 
     launches    of csrc/cuda itself, whose sources are compiled for the host with launches that are written
                 down instead of run (launches.cpp)
-    registers   and static shared memory, from nvcc's own report on the build for sm_90
+    registers   and static shared memory, read from the installed core's machine code for sm_90
 
-Needs nvcc and a host compiler, and no GPU.
+Needs a core with CUDA kernels, a host compiler and cuobjdump (nvidia-cuda-cuobjdump), and no GPU.
 
 Examples:
   python benchmarks/roofline.py --out docs/benchmarks/roofline.md
@@ -18,10 +18,8 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -30,9 +28,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pybind11
 from cases import DTYPES, RANK, SHAPES, STRUCTURES, Case, bytes_moved
 
+from l2t import _native
 from l2t.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,15 +54,13 @@ H100 = Card("H100 SXM", 3.35e12, 132, warps=64, blocks=32, registers=65536, shar
 
 
 class Kernel(NamedTuple):
-    """What nvcc says of a kernel, and its machine code's instructions where they were asked for."""
+    """What a kernel's machine code takes."""
 
     name: str  # demangled, without parameters
     symbol: str
     registers: int
     shared_bytes: int  # static
-    stack_bytes: int
-    spilled_bytes: int
-    cubin: Path
+    stack_bytes: int  # with what is spilled of the registers
 
     @property
     def short(self) -> str:
@@ -81,67 +77,44 @@ class Launch(NamedTuple):
     shared_bytes: int  # dynamic
 
 
-# ---- what nvcc makes ----
+# ---- what nvcc has made ----
 
 
-def compile_kernels(architectures: Sequence[int], folder: Path) -> None:
-    """Compiles csrc/cuda into the folder by the build's own commands, for `read_kernels`."""
-    settings = [
-        "-DL2T_CUDA=ON",
-        f"-DL2T_CUDA_ARCHITECTURES={';'.join(map(str, architectures))}",
-        "-DCMAKE_BUILD_TYPE=Release",
-        "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
-        f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+def read_kernels(binary: Path, architecture: int) -> dict[str, Kernel]:
+    """The kernels that a binary (extension, cubin) has for an architecture, by name."""
+    said = cuobjdump("-res-usage", binary, architecture)
+    pattern = r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)"
+    found = [(symbol, *map(int, numbers)) for symbol, *numbers in re.findall(pattern, said)]
+    names = demangled(symbol for symbol, *_ in found)
+    # From sm_90 on, what a kernel has of shared memory begins after 1 KB that is the system's.
+    of_system = 1024 if architecture >= 90 else 0
+    return {
+        name: Kernel(name, symbol, registers, max(shared - of_system, 0), stack)
+        for name, (symbol, registers, stack, shared) in zip(names, found, strict=True)
+    }
+
+
+def read_machine_code(binary: Path, architecture: int) -> dict[str, list[str]]:
+    """The instructions of the same kernels, by symbol."""
+    said = cuobjdump("-sass", binary, architecture)
+    return {
+        part.split()[0]: re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.+?) ;", part, re.M)
+        for part in said.split("Function : ")[1:]
+    }
+
+
+def cuobjdump(what: str, binary: Path, architecture: int) -> str:
+    """What cuobjdump says of a binary."""
+    folders = [
+        *os.get_exec_path(),
+        *(str(path) for root in sys.path for path in Path(root).glob("nvidia/*/bin")),
     ]
-    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    environment = {**os.environ, "PATH": tools}
-    _run(["cmake", "-S", ROOT, "-B", folder / "build", "-G", "Ninja", *settings], env=environment)
-    for entry in json.loads((folder / "build" / "compile_commands.json").read_text()):
-        if not entry["file"].endswith(".cu"):
-            continue
-        kept = folder / "kernels" / Path(entry["file"]).stem
-        kept.mkdir(parents=True)
-        command = [word for word in shlex.split(entry["command"]) if word != "--threads=0"]  # in turn
-        command += ["--keep", f"--keep-dir={kept}", "-Xptxas=-v"]
-        said = _run(command, cwd=entry["directory"], stderr=subprocess.STDOUT)
-        (kept / "said.txt").write_text(said)
-
-
-def read_kernels(architecture: int, folder: Path) -> dict[str, Kernel]:
-    """What `compile_kernels` has made for an architecture: its kernels by name."""
-    kernels = {}
-    for kept in sorted((folder / "kernels").iterdir()):
-        (cubin,) = kept.glob(f"*sm_{architecture}.cubin")
-        found = kernels_in((kept / "said.txt").read_text(), architecture, cubin)
-        kernels.update({kernel.name: kernel for kernel in found})
-    return kernels
-
-
-def kernels_in(said: str, architecture: int, cubin: Path) -> list[Kernel]:
-    """Kernels of one architecture in what ptxas -v says."""
-    found = []
-    for part in said.split("Compiling entry function '")[1:]:
-        if f"for 'sm_{architecture}'" not in part:
-            continue
-        frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
-        used = re.search(r"Used (\d+) registers", part)
-        shared = re.search(r"(\d+) bytes smem", part)
-        assert frame is not None, part
-        assert used is not None, part
-        found.append(
-            Kernel(
-                "",
-                part.split("'")[0],
-                int(used[1]),
-                int(shared[1]) if shared else 0,
-                int(frame[1]),
-                int(frame[2]) + int(frame[3]),
-                cubin,
-            )
-        )
-    names = demangled(kernel.symbol for kernel in found)
-    return [kernel._replace(name=name) for kernel, name in zip(found, names, strict=True)]
+    tools = {name: shutil.which(name, path=os.pathsep.join(folders)) for name in ("cuobjdump", "nvdisasm")}
+    for name, path in tools.items():
+        if path is None:
+            raise RuntimeError(f"There is no {name}: `pip install nvidia-cuda-{name}` brings it on Linux.")
+    environment = {**os.environ, "NVDISASM_PATH": str(Path(str(tools["nvdisasm"])).parent)}
+    return _run([tools["cuobjdump"], what, "-arch", f"sm_{architecture}", binary], env=environment)
 
 
 def demangled(symbols: Iterable[str]) -> list[str]:
@@ -227,7 +200,7 @@ def resident_warps(kernel: Kernel, launch: Launch, card: Card = H100) -> int:
 
 HOW = """\
 What is known of the CUDA kernels without a GPU: no line here is a measurement. `benchmarks/roofline.py` makes
-this page from nvcc's report on the build for sm_90 and from the launches that the core itself makes.
+this page from the core's machine code for sm_90 and from the launches that the core itself makes.
 
 * *MB* is what a case has to read and write once in float32: logits, direction, rows of W, gradients. The
   times are those bytes, by dtype, at the 3.35 TB/s of an H100 SXM's memory: what no kernel can beat unless
@@ -248,9 +221,8 @@ def table() -> str:
         for dtype in DTYPES
         if not (op.endswith("all") and structure == "full" and shape.endswith("x32000"))  # a second W of 4 GB
     ]
+    kernels = read_kernels(Path(_native.__file__), 90)
     with tempfile.TemporaryDirectory() as folder:
-        compile_kernels([90], Path(folder))
-        kernels = read_kernels(90, Path(folder))
         calls = dict(zip(cases, launches(cases, compile_launches(Path(folder))), strict=True))
     lines = [HOW, ""]
     for op in OPS:

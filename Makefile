@@ -13,6 +13,13 @@ NATIVE  := $(shell find csrc tests/native benchmarks -name '*.h' -o -name '*.cpp
 HAS_GPU := import sys, torch; from l2t import ops; sys.exit(None if ops.HAS_CUDA and torch.cuda.is_available() \
   else 'This needs a GPU, a torch that sees it, and l2t built with nvcc: l2t doctor says what there is.')
 
+# What a compiler made is kept, by ccache: after a change only what depends on it is compiled again, and what a test
+# builds in a clone, the flags being the same, is not compiled at all.
+export CMAKE_CXX_COMPILER_LAUNCHER := $(abspath $(BIN))/ccache
+export CMAKE_CUDA_COMPILER_LAUNCHER := $(abspath $(BIN))/ccache
+export CCACHE_DIR := $(abspath $(VENV))/ccache
+export CCACHE_BASEDIR := /
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-long test-memcheck lint format bench bench-gpu bench-teaching bench-peers roofline results clean
 

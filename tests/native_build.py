@@ -43,22 +43,13 @@ def require_sanitizer(sanitizer: str, folder: Path) -> None:
 
 
 def compile_all(sources: Sequence[Path], flags: Sequence[str], folder: Path) -> list[Path]:
-    """An object a source, two at a time; .cu as C++."""
+    """An object a source, two at a time; .cu as C++. By ccache where `make` says so."""
+    launcher = os.environ.get("CMAKE_CXX_COMPILER_LAUNCHER")
 
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
-        command = [
-            compiler(),
-            "-std=c++17",
-            *WARNINGS,
-            *flags,
-            "-x",
-            "c++",
-            "-c",
-            str(source),
-            "-o",
-            str(target),
-        ]
+        command = [*([launcher] if launcher else []), compiler(), "-std=c++17", *WARNINGS, *flags]
+        command += ["-x", "c++", "-c", str(source), "-o", str(target)]
         built = subprocess.run(command, capture_output=True, text=True)
         assert built.returncode == 0, built.stderr
         return target

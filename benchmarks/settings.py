@@ -134,7 +134,7 @@ _ARMS = "--arms maximum-likelihood label-smoothing-0.05 label-smoothing-0.1 labe
 # a run's first steps are chaotic, and what comes back through them is noise.
 _LONG = (
     "--lr 0.006 --smoothing 0.8 --weight shared --features progress --window 100 --updates 8 --students 6 "
-    "--set averaging=direction curvature=one-sided dev_batches=6 growth=10 lr_warmup=100 memory=2GB "
+    "--set averaging=direction curvature=one-sided dev_batches=6 growth=4 lr_warmup=100 memory=2GB "
     "refresh=4 smoothing_range=4 teacher_lr=0.25 warmup=2"
 )
 TRANSLATORS = {

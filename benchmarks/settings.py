@@ -130,17 +130,17 @@ SETTINGS = {
 # Shorter than the runs of `l2t train translation`: an arm is a dozen of them.
 _WINDOWS = "--window 20 --updates 40 --measure calibrated-cross-entropy --set refresh=20 lr_warmup=100"
 _ARMS = "--arms maximum-likelihood label-smoothing-0.05 label-smoothing-0.1 label-smoothing-0.2 focal-1"
-# From the strongest fixed loss on, at the rate that all arms are tuned to, on windows that see the run's end;
-# a run's first steps are chaotic, and what comes back through them is noise.
-_LONG = (
-    "--lr 0.006 --smoothing 0.8 --weight shared --features progress --window 100 --updates 8 --students 6 "
-    "--set averaging=direction curvature=one-sided dev_batches=6 growth=4 lr_warmup=100 memory=2GB "
-    "refresh=4 smoothing_range=4 teacher_lr=0.25 warmup=2"
+# From the strongest fixed loss on, at the rate that all arms are tuned to. Windows are whole runs: what smoothing does
+# early pays late, which windows of 100 steps do not see, and over a whole run the reverse pass gives noise.
+_WHOLE = (
+    "--lr 0.006 --smoothing 0.8 --weight shared --features progress --window 700 --updates 8 --students 4 "
+    "--set gradient=evolution spread=0.4 dev_batches=20 lr_warmup=100 refresh=8 smoothing_range=4 "
+    "teacher_lr=0.15 warmup=2"
 )
 TRANSLATORS = {
     "translation-lstm": Translator(
         "lstm",
-        f"--steps 700 --slots 8 {_LONG}",
+        f"--steps 700 --slots 8 {_WHOLE}",
         f"{_ARMS} label-smoothing-0.4 label-smoothing-0.8",
     ),
     "translation-lstm-windows-20": Translator("lstm", f"--steps 700 {_WINDOWS}", _ARMS, students=5),

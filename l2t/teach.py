@@ -855,7 +855,7 @@ class Outer:
             "teacher_lr": rate,
             **more,
         }
-        if update in _milestones(rules.updates):
+        if seen.adjoint_norms and update in _milestones(rules.updates):
             self.history["adjoint_norms"][str(update)] = _plain(seen.adjoint_norms)
         if row["skipped"]:
             total = row["skipped"] + sum(one["skipped"] for one in self.history["updates"])

@@ -93,13 +93,15 @@ struct ValueSums {
 };
 
 // Those of some classes against a number that stands for the max; exp(z - max) is left in `e`, if it has a row.
-// Ahead: the logits so far behind are fetched into the first cache meanwhile.
-template <int64_t Ahead, bool Long, class T, class S>
+// Long: the logits of the next piece, or row, are fetched into the first cache meanwhile, since the machine itself
+// fetches nothing from memory while a piece is in it.
+template <bool Long, class T, class S>
 ValueSums<T> piece_sums(int64_t c, T max, const S* z, const T* a, const Waiting<Long, T>& e) {
+  constexpr int64_t ahead = Long ? kPiece : 0;
   Sum<T> sum_exp, a_z, R;
   if (a == nullptr) {
     const auto add = [&](int64_t j, auto which) {
-      fetch<Ahead>(z + j, which);
+      fetch<ahead>(z + j, which);
       const auto x = sum_exp_term(which.load(z + j), max);
       if (e.row != nullptr) e.put(j, which, x);
       sum_exp.add(which.only(x, T(0)));
@@ -108,7 +110,7 @@ ValueSums<T> piece_sums(int64_t c, T max, const S* z, const T* a, const Waiting<
     return {max, sum_exp.value(), 0, 0};
   }
   const auto add = [&](int64_t j, auto which) {
-    fetch<Ahead>(z + j, which);
+    fetch<ahead>(z + j, which);
     const auto z_j = which.load(z + j), x = sum_exp_term(z_j, max), w = which.load(a + j);
     if (e.row != nullptr) e.put(j, which, x);
     sum_exp.add(which.only(x, T(0)));
@@ -137,10 +139,7 @@ __attribute__((noinline)) ValueSums<T> sums_of_pieces(int64_t c, const S* z, con
       max = top = largest;
     }
     const T* of_piece = a != nullptr ? a + begin : a;
-    // The machine itself fetches nothing from memory while a piece is in the first cache.
-    const ValueSums<T> piece = begin + 2 * kPiece <= c
-                                   ? piece_sums<kPiece>(width, top, z + begin, of_piece, e)
-                                   : piece_sums<0>(width, top, z + begin, of_piece, e);
+    const ValueSums<T> piece = piece_sums(width, top, z + begin, of_piece, e);
     sum_exp += piece.sum_exp, a_z += piece.a_z, R += piece.R;
     *tops++ = top;
     if (e.row != nullptr) e.row += width;
@@ -190,7 +189,7 @@ l2t_status value(const l2t_rows& rows, const l2t_tensors& inputs, T* loss_out, T
       if constexpr (Long)
         sums = sums_of_pieces(c, z, a[row], e(row), tops + row * pieces);
       else
-        sums = piece_sums<0>(c, block.max[row], z, a[row], e(row));
+        sums = piece_sums(c, block.max[row], z, a[row], e(row));
       block.max[row] = sums.max, sum_exp[row] = sums.sum_exp, a_z[row] = sums.a_z, block.R[row] = sums.R;
       if (w.dense && !finite(sums.a_z)) a_z[row] = careful_a_z(c, sums.max, z, a[row]);
       if (!w.dense) {
@@ -274,27 +273,30 @@ l2t_status grad(const l2t_rows& rows, const l2t_tensors& inputs, const T* stats_
   each_block(call, call.in.v_loss, w.cost(), [&](Block<T>& block, int lane) {
     const T* a[kBlockRows] = {};
     if (w.dense) w.rows(block, scratch[lane], c, a);
-    for (int row = 0; row < block.rows; ++row) {
-      const int64_t i = block.first + row, y = block.y[row];
-      S* d_logits = out.logits + i * c;
-      if (y < 0) {
-        zero(c, d_logits);
-        continue;
+    const auto each_row = [&](auto f) {
+      for (int row = 0; row < block.rows; ++row) {
+        const int64_t i = block.first + row, y = block.y[row];
+        S* d_logits = out.logits + i * c;
+        if (y >= 0)
+          f(row, y, call.logits(i), heads[i], d_logits);
+        else
+          zero(c, d_logits);
       }
-      const S* z = call.logits(i);
-      const Head<T> head = heads[i];
-      if (w.dense) {
+    };
+    if (w.dense)
+      each_row([&](int row, int64_t, const S* z, Head<T> head, S* d_logits) {
         const T *of_row = a[row], R = sum(c, of_row);
         write<T>(c, d_logits, stream, [&](int64_t j, auto which) {
           return d_z(head, head.stats.p(which.load(z + j)), which.load(of_row + j), R);
         });
-      } else {
+      });
+    else
+      each_row([&](int row, int64_t y, const S* z, Head<T> head, S* d_logits) {
         const T R = w.diagonal(block.k[row]), d_y = d_z(head, head.stats.p(widen(z[y])), R, R);
         write<T>(c, d_logits, stream,
                  [&](int64_t j, auto which) { return d_z(head, head.stats.p(which.load(z + j)), R); });
         narrow(d_y, d_logits[y]);
-      }
-    }
+      });
     if (stream) streamed();
   });
   return L2T_OK;

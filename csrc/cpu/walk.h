@@ -65,10 +65,6 @@ struct Part {
   void store(S* to, Vec<Arithmetic<S>> x) const {
     store_bits(to, narrow(x.of.first, S()), count);
   }
-  template <class S>
-  void stream(S* to, Vec<Arithmetic<S>> x) const {
-    store(to, x);
-  }
   template <class T>
   Vec<T> load_all(const T* from) const {
     return Whole<1>().load(from);
@@ -110,34 +106,46 @@ struct Sum {
   T value() const { return sum_of_lanes(earlier + recent); }
 };
 
-// f(j, which): the classes from j on, for the vectors of a row; `sums` are what f adds to.
-template <class T, class F, class... Sums>
-void each(int64_t c, F f, Sums&... sums) {
-  constexpr int64_t lanes = Vec<T>::lanes, block = 32 * lanes;
-  int64_t j = 0;
-  for (; j + block <= c; (sums.settle(), ...))
-    for (const int64_t end = j + block; j < end; j += 2 * lanes) f(j, Whole<2>());
-  for (; j + 2 * lanes <= c; j += 2 * lanes) f(j, Whole<2>());
-  if (j + lanes <= c) {
+// f(j, which) for what is left of a row after pairs of vectors.
+template <class T, class F>
+L2T_INLINE void each_of_rest(int64_t j, int64_t c, F f) {
+  if (j + Vec<T>::lanes <= c) {
     f(j, Whole<1>());
-    j += lanes;
+    j += Vec<T>::lanes;
   }
   if (j < c) f(j, Part{static_cast<int>(c - j)});
+}
+
+// f(j, which): the classes from j on, for the vectors of a row; `sums` are what f adds to. (Where f stands, it is
+// compiled: here once for each width.)
+template <class T, class F, class... Sums>
+void each(int64_t c, F f, Sums&... sums) {
+  constexpr int64_t two = 2 * Vec<T>::lanes, block = 16 * two;
+  int64_t j = 0;
+  if constexpr (sizeof...(Sums) > 0)
+    for (; j + block <= c; (sums.settle(), ...))
+      for (const int64_t end = j + block; j < end; j += two) f(j, Whole<2>());
+  for (; j + two <= c; j += two) f(j, Whole<2>());
+  each_of_rest<T>(j, c, f);
 }
 
 // out[j] = f(j, which), past the cache if wanted: then others may look after `streamed`.
 template <class T, class S, class F>
 void write(int64_t c, S* out, bool stream, F f) {
-  if (!stream) return each<T>(c, [&](int64_t j, auto which) { which.store(out + j, f(j, which)); });
-  // Such stores are to addresses that are multiples of their size.
-  constexpr int64_t size = sizeof(S);
-  const int64_t beyond = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % sizeof(Raw<S>)) / size;
-  const int64_t before = beyond > 0 ? min(c, Vec<T>::lanes - beyond) : 0;
-  if (before > 0) {
-    const Part first{static_cast<int>(before)};
-    first.store(out, f(0, first));
+  constexpr int64_t two = 2 * Vec<T>::lanes;
+  int64_t j = 0;
+  if (stream) {
+    // Such stores are to addresses that are multiples of their size.
+    constexpr int64_t size = sizeof(S);
+    const int64_t beyond = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % sizeof(Raw<S>)) / size;
+    j = beyond > 0 ? min(c, Vec<T>::lanes - beyond) : 0;
+    const Part first{static_cast<int>(j)};
+    if (j > 0) first.store(out, f(0, first));
+    for (; j + two <= c; j += two) Whole<2>().stream(out + j, f(j, Whole<2>()));
+  } else {
+    for (; j + two <= c; j += two) Whole<2>().store(out + j, f(j, Whole<2>()));
   }
-  each<T>(c - before, [&](int64_t j, auto which) { which.stream(out + before + j, f(before + j, which)); });
+  each_of_rest<T>(j, c, [&](int64_t j, auto which) { which.store(out + j, f(j, which)); });
 }
 
 // NaN may or may not be seen here; it comes through in the sum of exponentials.

@@ -4,7 +4,8 @@
               (weights, the optimiser's state, progress, running means), and the pool is made anew every so
               many updates
     window    from a state of the pool a student takes T steps under the teacher; the reverse pass gives the
-              gradient of the dev measure where it ends to the teacher (docs/math.md, sections 5 and 9)
+              gradient of the dev measure where it ends to the teacher (docs/math.md, sections 5 and 9); or,
+              where that is noise, an antithetic pair of perturbed teachers gives it of the smoothed measure
     level     the same window under the neutral teacher: stages differ far more than teachers do, so what a
               window says of the teacher is how far it ends from there
     update    the windows of all stages are clipped, averaged, and Adam takes a step: the outer loop of
@@ -49,6 +50,7 @@ from l2t.translation.token_teacher import TRACKED, TokenTeacher, TokenTracker
 from l2t.unroll import unroll
 
 OPTIMIZERS = ("adam", "sgd")
+GRADIENTS = ("reverse", "evolution")
 KNOWN = (0.1, 0.2, 0.4, 0.8)
 """Strengths of label smoothing that what was taught has to be ahead of."""
 
@@ -93,6 +95,13 @@ class WindowRecipe(Rules):
         dev_batches: batches of dev that a window is measured on, drawn anew for each, one from each of so
             many equal stretches.
         samples: translations of each sentence, for expected BLEU.
+        gradient: how a window gives the teacher's gradient. ``"reverse"``, the reverse pass: exact, and noise
+            where a window is chaotic (docs/math.md, section 5). ``"evolution"``: from two runs, whose
+            teachers' parameters are moved by a normal perturbation and by its negative, the gradient of the
+            measure's mean over such perturbations, for teachers of few numbers. It makes no reverse pass, so
+            ``curvature``, ``schedule``, ``memory``, ``truncate``, ``damping`` and ``growth`` have no part in
+            it; with windows of the whole run it sees all that a loss does to it.
+        spread: the perturbation's standard deviation.
         stages: states of a run that a pool holds; windows of an update are spread evenly over them.
         refresh: updates after which a new pool is made, for the price of a run.
         trial_runs: whole runs by which at the end, with a guard, what was taught, what it started as and
@@ -105,6 +114,10 @@ class WindowRecipe(Rules):
         True
         >>> [round(recipe.rate(step) / recipe.lr, 4) for step in (0, 199, 200, 399)]
         [0.005, 1.0, 1.0, 0.005]
+
+    Source: Salimans et al., "Evolution strategies as a scalable alternative to reinforcement learning"
+    (arXiv 2017), and Metz et al., "Understanding and correcting pathologies in the training of learned
+    optimizers" (ICML 2019), for ``"evolution"``.
     """
 
     run_steps: int = 5000
@@ -118,6 +131,8 @@ class WindowRecipe(Rules):
     measure: str = "sharp-error"
     dev_batches: int = 4
     samples: int = 4
+    gradient: str = "reverse"
+    spread: float = 0.3
     stages: int = 8
     refresh: int = 25
     trial_runs: int = 1
@@ -140,6 +155,8 @@ class WindowRecipe(Rules):
             check.recipe_number("clip_norm", self.clip_norm, 0.0, math.inf, open_low=True, op=op)
         check.recipe_choice("optimizer", self.optimizer, OPTIMIZERS, op)
         check.recipe_choice("measure", self.measure, MEASURES, op)
+        check.recipe_choice("gradient", self.gradient, GRADIENTS, op)
+        check.recipe_number("spread", self.spread, 0.0, math.inf, open_low=True, op=op)
         check.recipe_numbers("lr_betas", self.lr_betas, 2, op)
         object.__setattr__(self, "lr_betas", tuple(self.lr_betas))
         check.window_fits(self.steps, self.run_steps)
@@ -471,10 +488,10 @@ class Window(NamedTuple):
 
     Attributes:
         before: the measure where it begins.
-        after: and where it ends.
-        error: :func:`wrong_tokens` of dev where it ends.
+        after: and where it ends; of a pair of perturbed teachers, the mean.
+        error: :func:`wrong_tokens` of dev where it ends, as well.
         gradient: of ``after`` to the teacher's parameters, (P,).
-        adjoint_norms: of its reverse pass.
+        adjoint_norms: of its reverse pass; empty without one.
     """
 
     before: float
@@ -493,7 +510,7 @@ def window(
     recipe: WindowRecipe,
     seed: int,
 ) -> Window:
-    """Steps from ``stage`` on over ``batches`` under the teacher, and back.
+    """Steps from ``stage`` on over ``batches`` under the teacher, and what they say of it.
 
     Args:
         teacher: its ``.grad`` is left as it was.
@@ -505,27 +522,42 @@ def window(
         seed: of dropout, and of samples.
     """
     _stand(student, stage)
+    with seeded(seed_of(seed, 1)), torch.no_grad():
+        before = float(measured(student, dev, recipe.measure, recipe.samples))
+    way = _reversed if recipe.gradient == "reverse" else _evolved
+    after, error, gradient, norms = way(teacher, student, stage, batches, dev, recipe, seed_of(seed, 2))
+    return Window(before, after, error, gradient, norms)
+
+
+Gradient = tuple[float, float, Tensor, list[float]]
+"""A window's fields but for the first."""
+
+
+def _reversed(
+    teacher: TokenTeacher,
+    student: nn.Module,
+    stage: Stage,
+    batches: Sequence[Batch],
+    dev: Sequence[Batch],
+    recipe: WindowRecipe,
+    seed: int,
+) -> Gradient:
+    """By the reverse pass."""
     student.train()
     learner = copy.deepcopy(teacher)
     parameters = list(learner.parameters())
-
-    def measure(model: nn.Module) -> Tensor:
-        return measured(model, dev, recipe.measure, recipe.samples)
-
     errors: list[float] = []
 
-    def last(model: nn.Module) -> Tensor:
+    def measure(model: nn.Module) -> Tensor:
         errors.append(wrong_tokens(model, dev))
-        return measure(model)
+        return measured(model, dev, recipe.measure, recipe.samples)
 
-    with seeded(seed_of(seed, 1)), torch.no_grad():
-        before = float(measure(student))
-    with seeded(seed_of(seed, 2)):
+    with seeded(seed):
         run = unroll(
             student,
             batches,
             _Taught(learner, recipe, stage),
-            last,
+            measure,
             optimizer=_From(recipe.student_optimizer(stage.step), stage.slots),
             meta=parameters,
             curvature=recipe.curvature,
@@ -537,8 +569,32 @@ def window(
         )
         run.backward()
     gradient = torch.cat([(torch.zeros_like(x) if x.grad is None else x.grad).flatten() for x in parameters])
-    norms = [float(norm) for norm in run.report.adjoint_norms]
-    return Window(before, float(run.measure), errors[-1], gradient, norms)
+    return float(run.measure), errors[-1], gradient, [float(norm) for norm in run.report.adjoint_norms]
+
+
+def _evolved(
+    teacher: TokenTeacher,
+    student: nn.Module,
+    stage: Stage,
+    batches: Sequence[Batch],
+    dev: Sequence[Batch],
+    recipe: WindowRecipe,
+    seed: int,
+) -> Gradient:
+    """By an antithetic pair: (M(w + s e) - M(w - s e)) e / 2s, e normal, whose mean is that of M' around w."""
+    generator = torch.Generator().manual_seed(seed_of(seed, 1))
+    moves = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in teacher.parameters()]
+    measures, errors = [], []
+    for step in (recipe.spread, -recipe.spread):
+        moved = teacher.fixed()
+        for parameter, move in zip(moved.parameters(), moves, strict=True):
+            parameter.add_(move, alpha=step)
+        measures.append(_level(moved, student, stage, batches, dev, recipe, seed))
+        errors.append(wrong_tokens(student, dev))
+    slope = (measures[0] - measures[1]) / (2.0 * recipe.spread)
+    gradient = slope * torch.cat([move.flatten() for move in moves])
+    _stand(student, stage)
+    return statistics.fmean(measures), statistics.fmean(errors), gradient, []
 
 
 def window_level(
@@ -551,7 +607,20 @@ def window_level(
     seed: int,
 ) -> float:
     """The measure where a :func:`window` of equal arguments ends, but for rounding, and no gradient."""
-    with seeded(seed_of(seed, 2)):
+    return _level(teacher, student, stage, batches, dev, recipe, seed_of(seed, 2))
+
+
+def _level(
+    teacher: TokenTeacher,
+    student: nn.Module,
+    stage: Stage,
+    batches: Sequence[Batch],
+    dev: Sequence[Batch],
+    recipe: WindowRecipe,
+    seed: int,
+) -> float:
+    """The measure where a student ends that has learnt from ``batches``; it stands there."""
+    with seeded(seed):
         _stand(student, _advanced(student, stage, teacher, batches, recipe))
         with torch.no_grad():
             return float(measured(student, dev, recipe.measure, recipe.samples))

@@ -130,8 +130,9 @@ SETTINGS = {
 # Shorter than the runs of `l2t train translation`: an arm is a dozen of them.
 _WINDOWS = "--window 20 --updates 40 --measure calibrated-cross-entropy --set refresh=20 lr_warmup=100"
 _ARMS = "--arms maximum-likelihood label-smoothing-0.05 label-smoothing-0.1 label-smoothing-0.2 focal-1"
-# From the strongest fixed loss on, at the rate that all arms are tuned to. Windows are whole runs: what smoothing does
-# early pays late, which windows of 100 steps do not see, and over a whole run the reverse pass gives noise.
+# From the strongest fixed loss on, at the rate that all arms are tuned to. Windows are whole runs: what
+# smoothing does early pays late, which windows of 100 steps do not see, and over a whole run the reverse pass
+# gives noise.
 _WHOLE = (
     "--lr 0.006 --smoothing 0.8 --weight shared --features progress --window 700 --updates 8 --students 4 "
     "--set gradient=evolution spread=0.4 dev_batches=20 lr_warmup=100 refresh=8 smoothing_range=4 "

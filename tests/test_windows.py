@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import math
@@ -174,6 +175,62 @@ def test_with_dropout_the_gradient_is_that_of_differences_whatever_is_remembered
         again = window(teacher, student, stage, batches, DEV, WindowRecipe(**calibrated | plan), seed=7)
         assert torch.equal(again.gradient, found.gradient)
     assert window(teacher, student, stage, batches, DEV, recipe, seed=8).after != found.after
+
+
+def test_pairs_of_perturbed_teachers_give_the_gradient_of_the_mean():
+    """Each pair sees the gradient along its own direction; their mean is the gradient of autograd."""
+    recipe = WindowRecipe(**SMALL | {"gradient": "evolution", "spread": 1e-4})
+    teacher, student = (
+        TokenTeacher(COUNTS, "shared", slots=2, features=["progress"], **DOUBLE),
+        student_of(dropout=0.3),
+    )
+    with torch.no_grad():
+        teacher.strength.copy_(torch.tensor([[0.3], [-0.2]]))
+    stage = stage_of(student, recipe, teacher)
+    batches = [batch_of(200 + index) for index in range(3)]
+    plain = student_of()
+    _, gradient = by_autograd(teacher, plain, stage, batches, DEV, recipe)
+
+    def of(seed: int, student: Toy = plain, **more) -> Window:
+        changed = dataclasses.replace(recipe, **more)
+        return window(teacher, student, stage, batches, DEV, changed, seed)
+
+    found = torch.stack([of(seed).gradient for seed in range(100)])
+    assert (found @ gradient > -1e-9).all()
+    # The mean of (e.g) e over n draws is off by sqrt((P + 1) / n) of |g|.
+    off = (found.mean(0) - gradient).norm() / gradient.norm()
+    assert off < 2.5 * math.sqrt((len(gradient) + 1) / 100)
+
+    one = of(0, student)
+    assert torch.equal(one.gradient, of(0, student).gradient)
+    assert not torch.equal(one.gradient, of(1, student).gradient)
+    assert one.adjoint_norms == []
+    # A pair has the dropout and the dev batches of the reverse pass, and ends on either side of it.
+    assert one.after == pytest.approx(of(0, student, gradient="reverse").after, rel=1e-6)
+    assert one.before == of(0, student, gradient="reverse").before
+    assert 0.0 <= one.error <= 1.0
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, stage.weights[name]), name
+    assert all(x.grad is None and x.requires_grad for x in teacher.parameters())
+
+
+def test_far_pairs_see_past_a_jag_in_the_measure():
+    """The measure of a window along one number of the teacher, with a fast wave on top that no mean shows."""
+    recipe = WindowRecipe(**SMALL | {"gradient": "evolution", "spread": 0.5})
+    teacher = TokenTeacher(COUNTS, "shared", slots=1, **DOUBLE)
+    slopes = []
+    with pytest.MonkeyPatch.context() as patch:
+
+        def level(moved, *_):
+            x = float(moved.strength.detach())
+            return 2.0 * x + 0.1 * math.sin(1000.0 * x)  # of slope 102 at 0
+
+        patch.setattr(windows, "_level", level)
+        student = student_of()
+        stage = stage_of(student, recipe, teacher)
+        for seed in range(200):
+            slopes.append(float(window(teacher, student, stage, [], DEV, recipe, seed).gradient))
+    assert sum(slopes) / 200 == pytest.approx(2.0, abs=0.6)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -651,6 +708,25 @@ def test_a_run_is_the_same_to_the_bit_broken_off_anywhere_and_its_history_says_w
     assert len(list((tmp_path / "parts").glob("pool-*.safetensors"))) == 1
 
 
+def test_teaching_by_pairs_over_whole_runs_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    recipe = WindowRecipe(**SMALL | {"gradient": "evolution", "steps": 12, "updates": 3, "trial_runs": 0})
+    whole = taught(tmp_path / "whole", recipe=recipe)
+    assert whole.history["adjoint_norms"] == {}
+    assert all(row["steps"] == [0, 0] for row in whole.history["updates"])
+    commit = _Windows._commit
+
+    def stop(self):
+        commit(self)
+        if self.update == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Windows, "_commit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            taught(tmp_path / "parts", recipe=recipe, resume=True)
+    assert same(whole, taught(tmp_path / "parts", recipe=recipe, resume=True))
+
+
 def test_a_pool_that_was_made_is_kept_whatever_comes_in_its_first_update(tmp_path, monkeypatch):
     recipe = WindowRecipe(**SMALL | {"updates": 3, "trial_runs": 0})
     made, make, taken = [], windows.make_pool, windows.window
@@ -879,9 +955,10 @@ def test_a_window_is_measured_on_short_and_long_sentences_alike():
     assert len({tuple(places) for places in drawn}) > 5
 
 
-def test_teaching_lowers_the_measure():
+@pytest.mark.parametrize("gradient", ["reverse", "evolution"])
+def test_teaching_lowers_the_measure(gradient):
     more = {"updates": 8, "refresh": 100, "teacher_lr": 0.2, "students": 4, "steps": 8}
-    recipe = WindowRecipe(**SMALL | more)
+    recipe = WindowRecipe(**SMALL | more | {"gradient": gradient})
     result = teach_translator(
         TokenTeacher(COUNTS, "shared", slots=1, smoothing=0.5),
         Toy,
@@ -941,6 +1018,8 @@ def test_a_run_of_another_student_is_not_resumed(tmp_path):
     ({"clip_norm": 0.0}, r"l2t.WindowRecipe: clip_norm must be a number in \(0"),
     ({"lr": math.inf}, r"l2t.WindowRecipe: lr must be a number in"),
     ({"updates": 0}, r"l2t.WindowRecipe: updates must be an integer of 1 or more"),
+    ({"gradient": "forward"}, r"l2t.WindowRecipe: gradient must be one of reverse, evolution, got 'forward'"),
+    ({"spread": 0.0}, r"l2t.WindowRecipe: spread must be a number in \(0"),
     ({"averaging": "mode"}, r"l2t.WindowRecipe: averaging must be one of mean, median, direction"),
 ])  # fmt: skip
 def test_a_recipe_that_makes_no_sense_is_refused(settings, sentence):

@@ -581,7 +581,7 @@ def _evolved(
     recipe: WindowRecipe,
     seed: int,
 ) -> Gradient:
-    """By an antithetic pair: (M(w + s e) - M(w - s e)) e / 2s, e normal, whose mean is that of M' around w."""
+    """By an antithetic pair: (M(w + s e) - M(w - s e)) e / 2s, e normal."""
     generator = torch.Generator().manual_seed(seed_of(seed, 1))
     moves = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in teacher.parameters()]
     measures, errors = [], []

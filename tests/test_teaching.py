@@ -26,6 +26,8 @@ def tiny(monkeypatch):
     monkeypatch.setitem(settings.SETTINGS, "tiny", setting)
     static = ("--slots 1 --weight shared --link sigmoid", "static")  # one start is enough of these
     monkeypatch.setitem(settings.KINDS, "static", static)
+    # In this process: what happens in processes of their own is for test_cli.py.
+    monkeypatch.setattr(cli, "_teach_several", lambda lessons, jobs: max(map(cli._teach_one, lessons)))
     return setting
 
 

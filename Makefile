@@ -18,7 +18,7 @@ HAS_GPU := import sys, torch; from l2t import ops; sys.exit(None if ops.HAS_CUDA
 export CMAKE_CXX_COMPILER_LAUNCHER := $(abspath $(BIN))/ccache
 export CMAKE_CUDA_COMPILER_LAUNCHER := $(abspath $(BIN))/ccache
 export CCACHE_DIR := $(abspath $(VENV))/ccache
-export CCACHE_BASEDIR := /
+export CCACHE_BASEDIR := $(CURDIR)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-long test-memcheck lint format bench bench-gpu bench-teaching bench-peers roofline results clean

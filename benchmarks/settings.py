@@ -15,12 +15,13 @@ a pair's difference: of 8 tests 2.4 with 5 students and 1.1 with 10, of 6 tests 
 of one core, the arms' for 3 to 5 rates each:
 
     translator                     steps   a course   arms   students   all arms   a teacher
-    translation-lstm                 700        2.3      9         10   269 to 310        90
+    translation-lstm                 700        2.3      9         10   269 to 310       240
     translation-lstm-windows-20      700        2.3      7          5   129 to 161        70
     translation-transformer          500        2.0      7         10   182 to 210        85
 
-A teacher of the first is 48 windows of 100 steps, those of the others 160 windows of 20; a window takes 4 to
-5 times its steps. Beside them are 2 pools and a trial of 6 runs.
+A teacher of the first is 32 windows of 700 steps, of which each takes three times its steps, beside a pool
+and a trial of 6 runs; those of the others are 160 windows of 20, of which each takes 4 to 5 times its steps,
+beside 2 pools and a trial of 6 runs.
 """
 
 from __future__ import annotations

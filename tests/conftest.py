@@ -81,7 +81,8 @@ def built(clone: Path, without_nvcc: dict[str, str], tmp_path_factory: pytest.Te
         source = only(folder / "source", "l2t-*")
         wheel = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--verbose", "wheel", source)
         settings = ("--no-build-isolation", "--no-deps", "--wheel-dir", folder)
-        said = output_of(*wheel, *settings, env=without_nvcc, stderr=subprocess.STDOUT)
+        cached = {**without_nvcc, "CCACHE_BASEDIR": str(folder)}  # where `make` has a cache of objects
+        said = output_of(*wheel, *settings, env=cached, stderr=subprocess.STDOUT)
         (folder / "said.txt").write_text(said)
         with zipfile.ZipFile(only(folder, "*.whl")) as archive:
             archive.extractall(folder / "wheel")

@@ -15,11 +15,11 @@ a pair's difference: of 8 tests 2.4 with 5 students and 1.1 with 10, of 6 tests 
 of one core, the arms' for 3 to 5 rates each:
 
     translator                     steps   a course   arms   students   all arms   a teacher
-    translation-lstm                 700        2.3      9         10   269 to 310       240
+    translation-lstm                 700        2.3      9         10   269 to 310       130
     translation-lstm-windows-20      700        2.3      7          5   129 to 161        70
     translation-transformer          500        2.0      7         10   182 to 210        85
 
-A teacher of the first is 32 windows of 700 steps, of which each takes three times its steps, beside a pool
+A teacher of the first is 24 windows of 700 steps, of which each takes two times its steps, beside a pool
 and a trial of 6 runs; those of the others are 160 windows of 20, of which each takes 4 to 5 times its steps,
 beside 2 pools and a trial of 6 runs.
 """
@@ -135,9 +135,9 @@ _ARMS = "--arms maximum-likelihood label-smoothing-0.05 label-smoothing-0.1 labe
 # smoothing does early pays late, which windows of 100 steps do not see, and over a whole run the reverse pass
 # gives noise.
 _WHOLE = (
-    "--lr 0.006 --smoothing 0.8 --weight shared --features progress --window 700 --updates 8 --students 4 "
-    "--set gradient=evolution spread=0.4 dev_batches=20 lr_warmup=100 refresh=8 smoothing_range=4 "
-    "teacher_lr=0.15 warmup=2"
+    "--lr 0.006 --smoothing 0.8 --weight shared --features progress --window 700 --updates 6 --students 4 "
+    "--set gradient=evolution spread=0.4 dev_batches=20 lr_warmup=100 refresh=6 smoothing_range=4 "
+    "teacher_lr=0.2 warmup=2"
 )
 TRANSLATORS = {
     "translation-lstm": Translator(

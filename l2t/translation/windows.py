@@ -7,7 +7,7 @@
               gradient of the dev measure where it ends to the teacher (docs/math.md, sections 5 and 9); or,
               where that is noise, an antithetic pair of perturbed teachers gives it of the smoothed measure
     level     the same window under the neutral teacher: stages differ far more than teachers do, so what a
-              window says of the teacher is how far it ends from there
+              window says of the teacher is how far it ends from there (whole runs begin alike and need none)
     update    the windows of all stages are clipped, averaged, and Adam takes a step: the outer loop of
               l2t.teach, with its guard, average, checkpoints and history
     trial     at the end whole runs of the same students, under what was taught, what it started as and label
@@ -634,7 +634,8 @@ class TaughtTokens(NamedTuple):
         history: what happened, JSON-able, as :class:`l2t.Taught` has it: ``updates`` has besides, a list of
             one number a window, ``steps`` (where it began), ``before`` and ``after`` (the measure) and
             ``neutral`` (after the same window under the neutral teacher), and its ``measure`` is the mean of
-            after less neutral, in which the stages cancel, from the mean of neutral in the first update on;
+            after less neutral, in which the stages cancel, from the mean of neutral in the first update on
+            (windows of whole runs have no neutral: it is empty, and their measure the mean of after);
             ``pools`` has a row a pool: the update before which it was made, its steps, and the dev measure of
             the student that made it at each and at the end of its run; ``states`` is what the teacher saw of
             the last of these students, at the start of its run, at these steps and at the end; ``trial`` has
@@ -754,13 +755,17 @@ class _Windows(Outer):
             batches, dev = self._draw(own)
             given = (self.student, stage, batches, dev, recipe, seed_of(own, 3))
             found.append(window(self.taught, *given))
-            neutral.append(window_level(self.neutral, *given))
+            if recipe.steps < recipe.run_steps:  # whole runs begin alike
+                neutral.append(window_level(self.neutral, *given))
             steps.append(stage.step)
         befores, afters, errors, gradients, norms = zip(*found, strict=True)
-        rows = self.history["updates"]
-        finite = [x for x in (rows[0]["neutral"] if rows else neutral) if x is not None and math.isfinite(x)]
-        level = statistics.fmean(finite or [0.0])
-        judged = [level + (after - own) for after, own in zip(afters, neutral, strict=True)]
+        judged = list(afters)
+        if neutral:
+            rows = self.history["updates"]
+            first = rows[0]["neutral"] if rows else neutral
+            finite = [x for x in first if x is not None and math.isfinite(x)]
+            level = statistics.fmean(finite or [0.0])
+            judged = [level + (after - own) for after, own in zip(afters, neutral, strict=True)]
         measure = torch.tensor(judged, dtype=torch.float64)
         seen = Episode(measure, torch.tensor(errors), torch.stack(gradients), norms[0], {})
         return seen, {"steps": steps, "before": befores, "after": afters, "neutral": neutral}

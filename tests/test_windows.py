@@ -213,6 +213,12 @@ def test_pairs_of_perturbed_teachers_give_the_gradient_of_the_mean():
         assert torch.equal(value, stage.weights[name]), name
     assert all(x.grad is None and x.requires_grad for x in teacher.parameters())
 
+    teacher.keys.requires_grad_(False)  # what is not taught is not perturbed
+    for way in ("evolution", "reverse"):
+        keys, strengths = of(0, gradient=way).gradient.split([teacher.keys.numel(), teacher.strength.numel()])
+        assert not keys.any()
+        assert strengths.all()
+
 
 def test_far_pairs_see_past_a_jag_in_the_measure():
     """The measure of a window along one number of the teacher, with a fast wave on top that no mean shows."""
@@ -727,6 +733,17 @@ def test_teaching_by_pairs_over_whole_runs_goes_on_to_the_same_bits(tmp_path, mo
         with pytest.raises(KeyboardInterrupt):
             taught(tmp_path / "parts", recipe=recipe, resume=True)
     assert same(whole, taught(tmp_path / "parts", recipe=recipe, resume=True))
+
+
+@pytest.mark.parametrize("gradient", ["reverse", "evolution"])
+def test_what_is_frozen_of_a_teacher_of_tokens_stays(gradient):
+    teacher = TokenTeacher(COUNTS, "shared", slots=2)
+    teacher.keys.requires_grad_(False)
+    recipe = WindowRecipe(**SMALL | {"gradient": gradient, "updates": 2})
+    found = teach_translator(teacher, Toy, Batches, DEV, recipe=recipe, guard=False, progress=False).teacher
+    assert torch.equal(found.keys, teacher.keys)
+    assert not found.keys.requires_grad
+    assert not torch.equal(found.strength, teacher.strength)
 
 
 def test_a_pool_that_was_made_is_kept_whatever_comes_in_its_first_update(tmp_path, monkeypatch):

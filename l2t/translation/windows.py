@@ -490,7 +490,7 @@ class Window(NamedTuple):
         before: the measure where it begins.
         after: and where it ends; of a pair of perturbed teachers, the mean.
         error: :func:`wrong_tokens` of dev where it ends, as well.
-        gradient: of ``after`` to the teacher's parameters, (P,).
+        gradient: of ``after`` to the teacher's parameters, (P,); 0 to those that are frozen.
         adjoint_norms: of its reverse pass; empty without one.
     """
 
@@ -559,7 +559,7 @@ def _reversed(
             _Taught(learner, recipe, stage),
             measure,
             optimizer=_From(recipe.student_optimizer(stage.step), stage.slots),
-            meta=parameters,
+            meta=[x for x in parameters if x.requires_grad],
             curvature=recipe.curvature,
             schedule=recipe.schedule,
             memory=recipe.memory,
@@ -583,7 +583,10 @@ def _evolved(
 ) -> Gradient:
     """By an antithetic pair: (M(w + s e) - M(w - s e)) e / 2s, e normal."""
     generator = torch.Generator().manual_seed(seed_of(seed, 1))
-    moves = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in teacher.parameters()]
+    moves = [
+        torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) * x.requires_grad
+        for x in teacher.parameters()
+    ]
     measures, errors = [], []
     for step in (recipe.spread, -recipe.spread):
         moved = teacher.fixed()
@@ -750,11 +753,14 @@ class _Windows(Outer):
         self._refill()
         recipe, seed = self.recipe, seed_of(self.seed, 1, self.update)
         found, neutral, steps = [], [], []
+        teacher = copy.deepcopy(self.taught)
+        for x, begun in zip(teacher.parameters(), self.start.parameters(), strict=True):
+            x.requires_grad_(begun.requires_grad)
         for index, stage in enumerate(self._stages(seed_of(seed, 1))):
             own = seed_of(seed, 2, index)
             batches, dev = self._draw(own)
             given = (self.student, stage, batches, dev, recipe, seed_of(own, 3))
-            found.append(window(self.taught, *given))
+            found.append(window(teacher, *given))
             if recipe.steps < recipe.run_steps:  # whole runs begin alike
                 neutral.append(window_level(self.neutral, *given))
             steps.append(stage.step)

@@ -483,6 +483,17 @@ def make_pool(
     return pool[:-1], pool[-1]
 
 
+class _Given(NamedTuple):
+    """What a window takes, but for the teacher: the arguments of :func:`window`."""
+
+    student: nn.Module
+    stage: Stage
+    batches: Sequence[Batch]
+    dev: Sequence[Batch]
+    recipe: WindowRecipe
+    seed: int
+
+
 class Window(NamedTuple):
     """What a window says of the teacher.
 
@@ -524,8 +535,9 @@ def window(
     _stand(student, stage)
     with seeded(seed_of(seed, 1)), torch.no_grad():
         before = float(measured(student, dev, recipe.measure, recipe.samples))
+    given = _Given(student, stage, batches, dev, recipe, seed_of(seed, 2))
     way = _reversed if recipe.gradient == "reverse" else _evolved
-    after, error, gradient, norms = way(teacher, student, stage, batches, dev, recipe, seed_of(seed, 2))
+    after, error, gradient, norms = way(teacher, given)
     return Window(before, after, error, gradient, norms)
 
 
@@ -533,16 +545,9 @@ Gradient = tuple[float, float, Tensor, list[float]]
 """A window's fields but for the first."""
 
 
-def _reversed(
-    teacher: TokenTeacher,
-    student: nn.Module,
-    stage: Stage,
-    batches: Sequence[Batch],
-    dev: Sequence[Batch],
-    recipe: WindowRecipe,
-    seed: int,
-) -> Gradient:
+def _reversed(teacher: TokenTeacher, given: _Given) -> Gradient:
     """By the reverse pass."""
+    student, stage, batches, dev, recipe, seed = given
     student.train()
     learner = copy.deepcopy(teacher)
     parameters = list(learner.parameters())
@@ -572,16 +577,9 @@ def _reversed(
     return float(run.measure), errors[-1], gradient, [float(norm) for norm in run.report.adjoint_norms]
 
 
-def _evolved(
-    teacher: TokenTeacher,
-    student: nn.Module,
-    stage: Stage,
-    batches: Sequence[Batch],
-    dev: Sequence[Batch],
-    recipe: WindowRecipe,
-    seed: int,
-) -> Gradient:
+def _evolved(teacher: TokenTeacher, given: _Given) -> Gradient:
     """By an antithetic pair: (M(w + s e) - M(w - s e)) e / 2s, e normal."""
+    student, stage, _, dev, recipe, seed = given
     generator = torch.Generator().manual_seed(seed_of(seed, 1))
     moves = [
         torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) * x.requires_grad
@@ -592,7 +590,7 @@ def _evolved(
         moved = teacher.fixed()
         for parameter, move in zip(moved.parameters(), moves, strict=True):
             parameter.add_(move, alpha=step)
-        measures.append(_level(moved, student, stage, batches, dev, recipe, seed))
+        measures.append(_level(moved, given))
         errors.append(wrong_tokens(student, dev))
     slope = (measures[0] - measures[1]) / (2.0 * recipe.spread)
     gradient = slope * torch.cat([move.flatten() for move in moves])
@@ -610,19 +608,12 @@ def window_level(
     seed: int,
 ) -> float:
     """The measure where a :func:`window` of equal arguments ends, but for rounding, and no gradient."""
-    return _level(teacher, student, stage, batches, dev, recipe, seed_of(seed, 2))
+    return _level(teacher, _Given(student, stage, batches, dev, recipe, seed_of(seed, 2)))
 
 
-def _level(
-    teacher: TokenTeacher,
-    student: nn.Module,
-    stage: Stage,
-    batches: Sequence[Batch],
-    dev: Sequence[Batch],
-    recipe: WindowRecipe,
-    seed: int,
-) -> float:
-    """The measure where a student ends that has learnt from ``batches``; it stands there."""
+def _level(teacher: TokenTeacher, given: _Given) -> float:
+    """The measure where the student ends, which stands there afterwards."""
+    student, stage, batches, dev, recipe, seed = given
     with seeded(seed):
         _stand(student, _advanced(student, stage, teacher, batches, recipe))
         with torch.no_grad():

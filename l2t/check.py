@@ -2377,6 +2377,15 @@ def window_fits(steps: int, run_steps: int) -> None:
         )
 
 
+def window_gradient(gradient: str, unused: Sequence[str]) -> None:
+    """No setting of the reverse pass where there is none."""
+    if unused:
+        raise ValueError(
+            f"l2t.WindowRecipe: {unused[0]} has no part in gradient={gradient!r}, which makes no reverse pass. "
+            f'Leave it out, or set gradient="reverse".'
+        )
+
+
 def window_data(dev: Sequence[object], head: tuple[int, ...], vocabulary: int) -> None:
     """A dev set, and a translator of the teacher's vocabulary."""
     if not dev:

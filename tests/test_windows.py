@@ -1038,6 +1038,9 @@ def test_a_run_of_another_student_is_not_resumed(tmp_path):
     ({"lr": math.inf}, r"l2t.WindowRecipe: lr must be a number in"),
     ({"updates": 0}, r"l2t.WindowRecipe: updates must be an integer of 1 or more"),
     ({"gradient": "forward"}, r"l2t.WindowRecipe: gradient must be one of reverse, evolution, got 'forward'"),
+    ({"gradient": "evolution", "growth": 4.0}, r"growth has no part in gradient='evolution', which"),
+    ({"gradient": "evolution", "truncate": 9}, r"truncate has no part in gradient='evolution'"),
+    ({"gradient": "evolution", "damping": 0.9}, r'damping .* Leave it out, or set gradient="reverse"\.'),
     ({"spread": 0.0}, r"l2t.WindowRecipe: spread must be a number in \(0"),
     ({"averaging": "mode"}, r"l2t.WindowRecipe: averaging must be one of mean, median, direction"),
 ])  # fmt: skip

@@ -99,8 +99,8 @@ class WindowRecipe(Rules):
             where a window is chaotic (docs/math.md, section 5). ``"evolution"``: from two runs, whose
             teachers' parameters are moved by a normal perturbation and by its negative, the gradient of the
             measure's mean over such perturbations, for teachers of few numbers. It makes no reverse pass, so
-            ``curvature``, ``schedule``, ``memory``, ``truncate``, ``damping`` and ``growth`` have no part in
-            it; with windows of the whole run it sees all that a loss does to it.
+            ``truncate``, ``damping`` and ``growth`` are refused with it, and ``curvature``, ``schedule`` and
+            ``memory`` have no part in it; with windows of the whole run it sees all that a loss does to it.
         spread: the perturbation's standard deviation.
         stages: states of a run that a pool holds; windows of an update are spread evenly over them.
         refresh: updates after which a new pool is made, for the price of a run.
@@ -160,6 +160,10 @@ class WindowRecipe(Rules):
         check.recipe_numbers("lr_betas", self.lr_betas, 2, op)
         object.__setattr__(self, "lr_betas", tuple(self.lr_betas))
         check.window_fits(self.steps, self.run_steps)
+        if self.gradient == "evolution":
+            of_reverse = {"truncate": None, "growth": None, "damping": 1.0}
+            unused = [name for name, value in of_reverse.items() if getattr(self, name) != value]
+            check.window_gradient(self.gradient, unused)
 
     def rate(self, step: int) -> float:
         """The students' learning rate at a step of the whole run."""

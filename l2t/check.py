@@ -1938,12 +1938,21 @@ def preflight_mend(lacks: str, said: str) -> str:
     return "Write it in operations that have one, or take curvature='central', which needs none."
 
 
+def preflight_keeps_nothing(first: float, last: float) -> None:
+    """A loss that gives the same each time it is called at the same weights."""
+    if not math.isclose(first, last, rel_tol=1e-3) and not (math.isnan(first) and math.isnan(last)):
+        raise RuntimeError(
+            f"l2t.unroll: loss must be the same when it is called again, for a look at the autograd Functions in its first "
+            f"step, got {last} for {first}. Let it keep nothing from call to call, or take preflight=False."
+        )
+
+
 def preflight_suits(suits: bool, curvature: str, found: object) -> None:
     """A run that can be walked back."""
     if not suits:
         raise RuntimeError(
-            f"l2t.unroll: a step must be fit for curvature={curvature!r}, got one that is not. Mend what follows, or take "
-            f"another curvature.\n{found}"
+            f"l2t.unroll: a step must be fit for curvature={curvature!r}, got one that is not. Mend what follows, take "
+            f"another curvature, or preflight=False where you know better.\n{found}"
         )
 
 

@@ -39,7 +39,7 @@ from l2t.curvature import (
     first_gradient,
     gradient,
 )
-from l2t.graph import leaves
+from l2t.graph import foreign, leaves
 from l2t.optim import Tensors
 from l2t.tape import Grads, Roots, Step, Student
 
@@ -71,6 +71,7 @@ class Compiled(Recompute):
         self._first = self._worst = torch.zeros(())
         self._unit = 0.0
         self.seconds = 0.0
+        self.foreign = False  # whether the loss has derivatives that others have written
 
     def keeps_gradient(self, wanted: bool) -> bool:
         """Where the settings read it, as the step's code gives it."""
@@ -150,6 +151,7 @@ class Compiled(Recompute):
         # What a call changes itself counts calls, and is no part of what it gives, which is the same in each.
         held = {place: x for place, x in held.items() if now.get(place) == x}
         checkpoints(value)
+        self.foreign = foreign([value])
         kinds = dtypes(value)
         check.unroll_compiled_dtypes(kinds)
         self._unit = unit = max([coarsest(w), *(torch.finfo(x).eps for x in kinds)])

@@ -24,7 +24,7 @@ from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
 from l2t import check
-from l2t.graph import leaves, nodes_of
+from l2t.graph import foreign, leaves, nodes_of
 from l2t.optim import Tensors
 from l2t.tape import Grads, Roots, Step
 
@@ -43,6 +43,7 @@ __all__ = [
     "add_scaled",
     "coarsest",
     "differentiable",
+    "doubtful",
     "dtypes",
     "first_gradient",
     "gradient",
@@ -146,6 +147,33 @@ def products(roots: Roots, a: Sequence[Tensor], inputs: Sequence[Tensor]) -> Gra
         allow_unreachable,
         accumulate_grad,
     )
+
+
+def doubtful(value: Tensor, grads: Grads, weights: Tensors) -> bool:
+    """Whether a step's second derivative may be missing, by one that is thrown away, or dropped in silence.
+
+    Such is the doubt in derivatives that others have written: torch's own are there or raise.
+    """
+    roots = Roots.of(grads)
+    if not roots.edges:
+        return False
+    retain_graph = allow_unreachable = True
+    create_graph = accumulate_grad = False
+    along = tuple(torch.ones_like(g) for g in grads if g is not None and g.requires_grad)
+    try:
+        differentiable(roots.edges)
+        _run_backward(
+            tuple(roots.edges),
+            along,
+            retain_graph,
+            create_graph,
+            tuple(weights),
+            allow_unreachable,
+            accumulate_grad,
+        )
+    except RuntimeError:
+        return True
+    return foreign([value])
 
 
 def differentiable(roots: Sequence[Tensor | GradientEdge]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-__all__ = ["leaves", "nodes_of"]
+__all__ = ["foreign", "leaves", "nodes_of"]
 
 
 def nodes_of(roots: Sequence[Tensor | GradientEdge]) -> Iterator[Any]:
@@ -24,6 +24,16 @@ def nodes_of(roots: Sequence[Tensor | GradientEdge]) -> Iterator[Any]:
             if following is not None and following not in seen:
                 seen.add(following)
                 stack.append(following)
+
+
+def foreign(roots: Sequence[Tensor | GradientEdge]) -> bool:
+    """Whether the graphs of these hold a derivative that neither PyTorch's core nor l2t has."""
+    return any(
+        not vars(type(node))["_forward_cls"].__module__.startswith("l2t.")
+        if isinstance(node, torch.autograd.function.BackwardCFunction)
+        else node.name().startswith("torch::autograd::CppNode")
+        for node in nodes_of(roots)
+    )
 
 
 def leaves(roots: Sequence[Tensor | GradientEdge]) -> list[Tensor]:

@@ -182,6 +182,7 @@ def plan(
             curvature=curvature,
             schedule="all",
             accumulate=accumulate,
+            preflight=False,
         )
 
     try:

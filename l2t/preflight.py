@@ -4,7 +4,8 @@ Docs: section 5 of docs/math.md. What has no second derivative, none in forward 
 by trial: each part is differentiated twice and in forward mode, and the numbers are held against differences
 of its first gradient, in which what a step takes as constant stays as it is. So a loss that drops its second
 derivative in silence is found as well as one that raises, and no list of operations is kept. Two runs from
-the same random state tell what is not deterministic.
+the same random state tell what is not deterministic. A run looks by itself, in the
+short form of :func:`bends`, where its first step has what neither PyTorch nor l2t has differentiated.
 
 Not here: what is differentiated in a run (l2t/curvature.py), and the sentences (l2t/check.py).
 """
@@ -16,6 +17,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ from l2t import check
 from l2t.curvature import NoGradIsConstant, coarsest, first_gradient, gradient, inner, norm, products
 from l2t.tape import Randomness, Roots, Student
 
-__all__ = ["Finding", "Preflight", "preflight"]
+__all__ = ["Finding", "Preflight", "bends", "known", "preflight", "remember"]
 
 Function = Callable[[list[Tensor]], Tensor]
 
@@ -97,10 +99,10 @@ def preflight(
 ) -> Preflight:
     """Tries a step of a run and names, module by module, what cannot be differentiated or repeated.
 
-    It takes some ten first gradients of the step and as many of each of its modules alone, so it is not done
-    at each :func:`l2t.unroll` unless that is told ``preflight=True``. Parameters and buffers of the student,
-    ``.grad`` and ``requires_grad`` of its parameters and of the tensors in ``meta``, and the random state are
-    as before when it returns, whatever ``loss`` does to them.
+    It takes some ten first gradients of the step and as many of each of its modules alone, so
+    :func:`l2t.unroll` does it by itself only where there is cause to. Parameters and
+    buffers of the student, ``.grad`` and ``requires_grad`` of its parameters and of the tensors in ``meta``,
+    and the random state are as before when it returns, whatever ``loss`` does to them.
 
     Args:
         student: the module, as for :func:`l2t.unroll`.
@@ -110,7 +112,7 @@ def preflight(
 
     Returns:
         A :class:`Preflight`. Second derivatives are held against differences in the student's own dtype:
-        what is wrong by less than a fifth in a module is not seen, nor is what the batch does not touch.
+        what is wrong by less than a fiftieth in a module is not seen, nor is what the batch does not touch.
 
     Raises:
         TypeError, ValueError: an argument, or what loss returns, is not as for :func:`l2t.unroll`.
@@ -132,13 +134,75 @@ def preflight(
     check.unroll_student(student)
     check.unroll_functions(loss, lambda: None)
     metas = check.unroll_meta(meta) or []
+    with _as_before(student, metas) as rewind:
+        step = _first_step(student, batch, loss, metas, rewind)
+        found = _look(student, step, metas, rewind)
+        step.once()
+        return found
+
+
+WRONG = 0.02
+"""How far off its difference a derivative counts as wrong, of the size of both."""
+DIRECTIONS = 3
+"""Along how many it has to be so: a kink between the ends of one difference is no fault."""
+
+_KNOWN: WeakKeyDictionary[Any, WeakSet[nn.Module]] = WeakKeyDictionary()
+"""Students by the loss whose steps were found to be right."""
+
+
+def bends(student: nn.Module, batch: Any, loss: Callable[..., Tensor], metas: Sequence[Tensor]) -> bool:
+    """Whether a step has a second derivative, and that which differences of its first one show.
+
+    The first call of the loss and the last are at the student's own weights, so that what a loss keeps from
+    call to call is in the end what the run left there, or is found to be counted up with each call.
+    """
+    with _as_before(student, metas) as rewind:
+        step = _first_step(student, batch, loss, metas, rewind)
+        value = step.once()
+        bent = step.bends()
+        check.preflight_keeps_nothing(float(value), float(step.once()))
+        return bent
+
+
+def known(student: nn.Module, loss: Callable[..., Tensor]) -> bool:
+    """Whether :func:`remember` was told of them."""
+    try:
+        return student in _KNOWN.get(loss, ())
+    except TypeError:  # no weak reference to this loss, or no hash
+        return False
+
+
+def remember(student: nn.Module, loss: Callable[..., Tensor]) -> None:
+    """Keeps in mind, while both live, that steps of this student and loss need no look."""
+    with contextlib.suppress(TypeError):
+        _KNOWN.setdefault(loss, WeakSet()).add(student)
+
+
+def _first_step(
+    student: nn.Module,
+    batch: Any,
+    loss: Callable[..., Tensor],
+    metas: Sequence[Tensor],
+    rewind: Callable[[], None],
+) -> _Part:
+    def run() -> Tensor:
+        value = loss(student, batch, 0)
+        check.unroll_loss(value, 0)
+        return value
+
+    return _Part(student, rewind, run, meta=metas)
+
+
+@contextlib.contextmanager
+def _as_before(student: nn.Module, metas: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
+    """Leaves no trace of what is done in it; gives what sets the random numbers back to its beginning."""
     places = Student(student, metas)
     devices = places.cuda_devices
     start = Randomness.now(devices)
     grads = [(p, p.grad) for p in student.parameters()]
     try:
         with torch.enable_grad():
-            return _look(student, batch, loss, metas, lambda: start.restore(devices))
+            yield lambda: start.restore(devices)
     finally:
         places.restore()
         start.restore(devices)
@@ -146,20 +210,8 @@ def preflight(
             p.grad = grad
 
 
-def _look(
-    student: nn.Module,
-    batch: Any,
-    loss: Callable[..., Tensor],
-    metas: Sequence[Tensor],
-    rewind: Callable[[], None],
-) -> Preflight:
-    def run() -> Tensor:
-        value = loss(student, batch, 0)
-        check.unroll_loss(value, 0)
-        return value
-
+def _look(student: nn.Module, step: _Part, metas: Sequence[Tensor], rewind: Callable[[], None]) -> Preflight:
     names = dict(_eager(student, "student"))
-    step = _Part(student, rewind, run, meta=metas)
     calls, findings = _twice(names, step)
     trials = {names[part]: part for part in calls}
     failed: dict[str, _Trial] = {}
@@ -168,7 +220,7 @@ def _look(
     if student in calls:
         # A loss that differentiates the model itself (a gradient penalty) cannot be had without it.
         with contextlib.suppress(Exception):
-            failed["loss"] = _of_outputs(student, calls[student], rewind, run, metas).trial()
+            failed["loss"] = _of_outputs(student, calls[student], rewind, step.run, metas).trial()
     whole = step.trial()
     for i, lacks in enumerate(("second derivative", "forward mode")):
         named = {name for name, trial in failed.items() if trial[i] is not None}
@@ -273,10 +325,10 @@ def _twice(names: dict[nn.Module, str], step: _Part) -> tuple[dict[nn.Module, _C
             hooks.append(part.register_forward_pre_hook(before, with_kwargs=True))
             hooks.append(part.register_forward_hook(after, with_kwargs=True))
         try:
-            value, weights = step.value(step.at)
-            for hook in hooks:
-                hook.remove()
-            ends.append([value.detach(), *_filled(first_gradient(value, weights), weights)])
+            with step.value(step.at) as (value, weights):
+                for hook in hooks:
+                    hook.remove()
+                ends.append([value.detach(), *_filled(first_gradient(value, weights), weights)])
         finally:
             for hook in hooks:
                 hook.remove()
@@ -312,14 +364,17 @@ class _Part:
         parameters: bool = True,
         meta: Sequence[Tensor] = (),
     ) -> None:
-        self._student, self._rewind, self._run = Student(part, meta), rewind, run
+        self._student, self._rewind, self.run = Student(part, meta), rewind, run
         self._inputs = len(inputs)
         own = self._student.parameters if parameters else []
         self._parameters = parameters
         self.at = [x.detach() for x in [*inputs, *own]]
 
-    def value(self, at: Sequence[Tensor], constants: _Constants | None = None) -> tuple[Tensor, list[Tensor]]:
-        """A scalar at these tensors, and the leaves that stand for them."""
+    @contextlib.contextmanager
+    def value(
+        self, at: Sequence[Tensor], constants: _Constants | None = None
+    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """A scalar at these tensors, and the leaves that stand for them, in the module too meanwhile."""
         leaves = [x if forward_ad.unpack_dual(x).tangent is not None else x.detach() for x in at]
         for x in leaves:
             x.requires_grad_()
@@ -333,33 +388,32 @@ class _Part:
 
             def run(_: nn.Module) -> Any:
                 with mode or contextlib.nullcontext():
-                    return self._run(*inputs)
+                    return self.run(*inputs)
 
             out = self._student.call(run, weights, weights)
+            outputs = [x for x in tree_flatten(out)[0] if _is_float(x)]
+            yield (outputs[0] if len(outputs) == 1 and outputs[0].dim() == 0 else _mixed(outputs)), leaves
         finally:
             self._student.release()
-        outputs = [x for x in tree_flatten(out)[0] if _is_float(x)]
-        if len(outputs) == 1 and outputs[0].dim() == 0:
-            return outputs[0], leaves
-        total = torch.zeros((), dtype=torch.float32)
-        generator = torch.Generator().manual_seed(1)
-        for x in outputs:
-            weight = torch.randn(x.shape, generator=generator).to(x)
-            # Bent, so that what comes back to the module depends on what it gave.
-            total = total.to(x) + (weight * (x + x.square() / 2)).sum()
-        return total, leaves
 
     def trial(self) -> _Trial:
         """Differentiates twice and in forward mode, and compares with differences of the first gradient."""
         constants = _Constants()
-        value, leaves = self.value(self.at, constants)
-        if not value.requires_grad or not any(x.numel() for x in leaves):
-            return None, None
-        generator = torch.Generator().manual_seed(2)
-        a = [torch.randn(x.shape, generator=generator).to(x) for x in self.at]
+        with self.value(self.at, constants) as (value, leaves):
+            if not value.requires_grad or not any(x.numel() for x in leaves):
+                return None, None
+        second, forward = self._along(self._direction(0), constants)
+        for number in range(1, DIRECTIONS):
+            if second is forward is None:
+                break
+            again = self._along(self._direction(number), constants)
+            second, forward = second and again[0], forward and again[1]
+        return second, forward
+
+    def _along(self, a: Sequence[Tensor], constants: _Constants) -> _Trial:
         near, far = (self._difference(a, scale, constants) for scale in (1, 2))
-        noise = float(norm([x - y for x, y in zip(near, far, strict=True)]))
-        found, second = self._reason(self._second, a, near, noise)
+        noise = _noise(near, far)
+        found, second = self._reason(self._backward, a, near, noise)
         forward, said = self._reason(self._forward, a, near, noise)
         if found is not None and second is not None:
             right, symmetric = self._compared(a, found, near, constants)
@@ -368,6 +422,35 @@ class _Part:
             if not symmetric and forward is not None:
                 said = check.preflight_asymmetric()
         return second, said
+
+    def once(self) -> Tensor:
+        """The scalar where the part is."""
+        with self.value(self.at) as (value, _):
+            return value.detach()
+
+    def bends(self) -> bool:
+        """Whether a second derivative is what a difference shows, along one of DIRECTIONS."""
+        constants = _Constants()
+        for number in range(DIRECTIONS):
+            a = self._direction(number)
+            with self.value(self.at, constants) as (value, leaves):
+                if not value.requires_grad:
+                    return True
+                try:
+                    found = _second(value, leaves, a)
+                except RuntimeError:
+                    return False
+            near = self._difference(a, 1, constants)
+            if not _apart(found, near):
+                return True
+            if not _apart(found, near, _noise(near, self._difference(a, 2, constants))):
+                return True
+            constants.again()
+        return False
+
+    def _direction(self, number: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(2 + number)
+        return [torch.randn(x.shape, generator=generator).to(x) for x in self.at]
 
     def _compared(
         self,
@@ -383,8 +466,7 @@ class _Part:
             if not norm(b):  # no direction
                 continue
             near, far = (self._difference(b, scale, constants) for scale in (1, 2))
-            noise = float(norm([x - y for x, y in zip(near, far, strict=True)]))
-            room = max(0.02 * float(norm(b)) * float(norm(off)), 4 * float(norm(a)) * noise)
+            room = max(WRONG * float(norm(b)) * float(norm(off)), float(norm(a)) * _noise(near, far))
             right &= abs(inner(b, found) - inner(a, near)) <= room
             symmetric &= abs(inner(b, difference) - inner(a, near)) <= room
         return right, symmetric
@@ -395,20 +477,19 @@ class _Part:
         for sign in (1, -1):
             constants.again()
             moved = [x + sign * length * t for x, t in zip(self.at, a, strict=True)]
-            value, leaves = self.value(moved, constants)
-            ends.append(_filled(first_gradient(value, leaves), leaves))
+            with self.value(moved, constants) as (value, leaves):
+                ends.append(_filled(first_gradient(value, leaves), leaves))
         return [(x - y) / (2 * length) for x, y in zip(*ends, strict=True)]
 
-    def _second(self, a: Sequence[Tensor]) -> list[Tensor]:
-        value, leaves = self.value(self.at)
-        grads = gradient(value, leaves)
-        along = [t for g, t in zip(grads, a, strict=True) if g is not None]
-        return _filled(products(Roots.of(grads), along, leaves), leaves)
+    def _backward(self, a: Sequence[Tensor]) -> list[Tensor]:
+        with self.value(self.at) as (value, leaves):
+            return _second(value, leaves, a)
 
     def _forward(self, a: Sequence[Tensor]) -> list[Tensor]:
         with forward_ad.dual_level():
-            value, leaves = self.value([forward_ad.make_dual(x, t) for x, t in zip(self.at, a, strict=True)])
-            grads = first_gradient(value, leaves)
+            along = [forward_ad.make_dual(x, t) for x, t in zip(self.at, a, strict=True)]
+            with self.value(along) as (value, leaves):
+                grads = first_gradient(value, leaves)
             tangents = [None if g is None else forward_ad.unpack_dual(g).tangent for g in grads]
         return _filled(tangents, leaves)
 
@@ -424,10 +505,8 @@ class _Part:
             found = way(a)
         except RuntimeError as error:
             return None, str(error).splitlines()[0].rstrip(". ")
-        off = float(norm([x - y for x, y in zip(found, difference, strict=True)]))
-        size = max(float(norm(found)), float(norm(difference)))
-        wrong = off > 0.2 * size and off > 4 * noise
-        return found, check.preflight_wrong(off / size) if wrong else None
+        apart = _apart(found, difference, noise)
+        return found, check.preflight_wrong(apart) if apart else None
 
 
 class _Constants(TorchFunctionMode):
@@ -547,6 +626,35 @@ def _of_outputs(
             hook.remove()
 
     return _Part(student, rewind, loss, [flat[i] for i in places], parameters=False, meta=metas)
+
+
+def _mixed(outputs: Sequence[Tensor]) -> Tensor:
+    """A number of all outputs, bent so that what comes back to a module depends on what it gave."""
+    total = torch.zeros((), dtype=torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    for x in outputs:
+        weight = torch.randn(x.shape, generator=generator).to(x)
+        total = total.to(x) + (weight * (x + x.square() / 2)).sum()
+    return total
+
+
+def _second(value: Tensor, leaves: list[Tensor], a: Sequence[Tensor]) -> list[Tensor]:
+    """The derivatives of ⟨g, a⟩, in reverse over reverse."""
+    grads = gradient(value, leaves)
+    along = [t for g, t in zip(grads, a, strict=True) if g is not None]
+    return _filled(products(Roots.of(grads), along, leaves), leaves)
+
+
+def _apart(found: Sequence[Tensor], difference: Sequence[Tensor], noise: float = 0.0) -> float:
+    """How far a product is off its difference, of their size; 0 where it is near, or noise allows for it."""
+    off = float(norm([x - y for x, y in zip(found, difference, strict=True)]))
+    size = max(float(norm(found)), float(norm(difference)))
+    return off / size if off > max(WRONG * size, noise) else 0.0
+
+
+def _noise(near: Sequence[Tensor], far: Sequence[Tensor]) -> float:
+    """How far off a difference may be, by what one of twice the length says."""
+    return 4 * float(norm([x - y for x, y in zip(near, far, strict=True)]))
 
 
 def _filled(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:

@@ -106,6 +106,8 @@ class Run:
         micro_batches: int,
         ranks: Ranks | None,
         compiles: bool,
+        look: Callable[[object, bool], None],
+        tries: bool,
     ) -> None:
         self._student, self._loss, self._measures = student, loss, measures
         self._optimizer = optimizer = optimizer.bound(student.aliases, student.parameters)
@@ -117,7 +119,7 @@ class Run:
             self._curvature = self._compiled
         self._products = self._curvature
         self._order, self._truncate, self._damping, self._first = order, truncate, damping, 0
-        self._growth = growth
+        self._growth, self._look = growth, look
         self._micro_batches, self._ranks = micro_batches, ranks
         self._data: Sequence[Any] | None = None  # batches by step, where steps may be taken again
         self._seen: Fingerprints | None = None
@@ -127,6 +129,7 @@ class Run:
         self._steps = Steps(
             student, loss, optimizer, meta, self._curvature, micro_batches, ranks, self._seen, self._trace
         )
+        self._steps.tries = tries
         self._states = states
         self._sizes: Sizes | None = None
         self._schedule: Schedule = StoreAll()
@@ -220,6 +223,9 @@ class Run:
         """Takes step t, and the measure after it where one along the way is asked for."""
         self._value = None
         state = self._take(t, state, batch, tapes)
+        if t == 0:
+            self._student.release()
+            self._look(batch, self._steps.doubt)
         if self._measures.along is not None and self._measures.after(t + 1):
             self._value = self._measures.take(t + 1, state.weights, state.buffers)
             if self._meta is None and len(self._measures.values) == 1:

@@ -19,7 +19,7 @@ from torch import Tensor
 from l2t import check
 from l2t.anchors import anchored, as_leaves, large, reads_weights
 from l2t.compiled import Compiled
-from l2t.curvature import Curvature, Replay, checkpoints, coarsest, dtypes, precompiled
+from l2t.curvature import Curvature, Replay, checkpoints, coarsest, doubtful, dtypes, precompiled
 from l2t.graph import leaves as leaves_of
 from l2t.optim import SGD, Hyper, Optimizer, Point, Slot, Tensors
 from l2t.ranks import Ranks
@@ -84,6 +84,8 @@ class Steps:
         self._reached: list[int] | None = None  # by the loss of the step before
         self._anchors: bool | None = None
         self._tried = False
+        self.tries = False  # whether the first step is to be looked at for doubt
+        self.doubt = False
         self._casts = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
 
     def forget(self) -> None:
@@ -154,6 +156,7 @@ class Steps:
         """Loss and gradient of a batch, and the buffers after it; a step remembers what curvatures read."""
         if self._compiled is not None:
             value, g, b = self._compiled.step(t, w, b, batch)
+            self.doubt = self.tries and self._compiled.foreign
             if step is not None:
                 step.batch = batch
                 step.grads = g if self._curvature.keeps_gradient(reads) else None
@@ -193,6 +196,10 @@ class Steps:
         if (reached := _reached(g)) != self._reached:
             self._reached = reached
             checkpoints(value)
+        if self.tries:
+            self.tries, randomness = False, Randomness.now(student.cuda_devices)
+            self.doubt = doubtful(value, g, w)
+            randomness.restore(student.cuda_devices)
         if type(self._optimizer) is not SGD or not self._curvature.exact:
             for name, x in zip(student.names, g, strict=True):
                 if x is not None and x.is_sparse:

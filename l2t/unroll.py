@@ -5,7 +5,6 @@ Docs: section 5 of docs/math.md. Here are the arguments and their meaning; the r
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,37 +18,15 @@ from l2t import check
 from l2t.curvature import CURVATURES
 from l2t.measures import Measures
 from l2t.optim import SGD, Optimizer
-from l2t.preflight import preflight as look
+from l2t.preflight import bends, known, remember
+from l2t.preflight import preflight as closer
 from l2t.ranks import Ranks
-from l2t.run import Run, indexed
+from l2t.run import Run
 from l2t.schedule import Schedule
 from l2t.states import States
 from l2t.tape import Student
 
 __all__ = ["Run", "unroll"]
-
-
-def _looked_at(
-    student: nn.Module,
-    batches: Iterable[Any],
-    loss: Callable[..., Tensor],
-    meta: list[Tensor] | None,
-    curvature: str,
-    micro_batches: int,
-) -> Iterable[Any]:
-    """The batches, after a look at the step of the first one."""
-    if indexed(batches):
-        first = list(itertools.islice(batches, 1))
-    else:
-        rest = iter(batches)
-        first = list(itertools.islice(rest, 1))
-        batches = itertools.chain(first, rest)
-    for batch in first:
-        if micro_batches > 1:
-            batch = check.unroll_micro_batches(batch, micro_batches, 0)[0]
-        found = look(student, batch, loss, meta=meta)
-        check.preflight_suits(found.suits(curvature), curvature, found)
-    return batches
 
 
 ORDERS = ("exact", "first")
@@ -81,7 +58,7 @@ def unroll(
     compile: bool = False,
     accumulate: int = 1,
     group: dist.ProcessGroup | None = None,
-    preflight: bool = False,
+    preflight: bool | None = None,
 ) -> Run:
     """Trains a student over batches so that what it ends in can be differentiated to what shaped it.
 
@@ -192,8 +169,15 @@ def unroll(
             and the gradients of ``meta``, which must be named, are the same on all ranks; buffers, random
             numbers and ``report.losses`` are each rank's own. Number of batches, settings, weights and meta
             tensors are compared before the run, and the weights after it.
-        preflight: look at the first step with :func:`l2t.preflight` before the run, and raise what it found
-            where ``curvature`` does not suit. It costs some ten steps and more for a student of many modules.
+        preflight: True looks at the first step with :func:`l2t.preflight` once it is taken, and raises what
+            it found where ``curvature`` does not suit: some ten steps, more for a student of many modules.
+            The default does so only where an operation of the first step has no second derivative, or has
+            one that is not what a difference of gradients shows. That is tried where others than PyTorch and
+            l2t have written a derivative (an autograd Function, a hook of a module), once for a student and a
+            loss, which is called some five times more with step 0: a fused loss or layer that drops its
+            second derivative in silence is found, a hook of a tensor is not. Nothing is tried where no second
+            derivative is taken: with ``order="first"``, and the curvatures that are not reverse over reverse.
+            False looks at nothing.
 
     Returns:
         A :class:`Run` with ``measure``, ``weights``, ``buffers``, ``report`` and ``backward()``. A value that
@@ -249,8 +233,19 @@ def unroll(
     check.known("unroll", "store", store, STORES)
     check.unroll_store(store, verify, schedule, memory)
     path = check.unroll_along(along)
-    if preflight:
-        batches = _looked_at(student, batches, loss, chosen, curvature, accumulate)
+    twice = order == "exact" and curvature in {"reverse", "recompute"}
+    tries = preflight is None and twice and not known(student, loss)
+
+    def look(batch: Any, doubt: bool) -> None:
+        """Raises where the step of this batch does not suit the curvature."""
+        if accumulate > 1:
+            batch = check.unroll_micro_batches(batch, accumulate, 0)[0]
+        if preflight or (doubt and not bends(student, batch, loss, chosen or ())):
+            found = closer(student, batch, loss, meta=chosen)
+            check.preflight_suits(found.suits(curvature), curvature, found)
+        elif tries:
+            remember(student, loss)
+
     places, states = Student(student, chosen or ()), States(store == "bfloat16", directory)
     measures = Measures(measure, places, path)
     ranks = None
@@ -280,6 +275,8 @@ def unroll(
         accumulate,
         ranks,
         compile,
+        look,
+        tries,
     )
     try:
         with torch.enable_grad():

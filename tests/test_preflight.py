@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from test_curvature import Weighed
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 import l2t
 from l2t.preflight import Finding
@@ -394,25 +395,174 @@ def test_all_is_as_before() -> None:
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in student.modules())
 
 
-@pytest.mark.parametrize("kind", ["list", "generator"])
-def test_a_run_looks_before_it_starts_where_it_is_told_to(kind: str) -> None:
-    def run(student: nn.Module, curvature: str) -> l2t.Run:
-        return l2t.unroll(
-            student,
-            [BATCH] * 3 if kind == "list" else (BATCH for _ in range(3)),
-            loss,
-            lambda model: model(BATCH[0]).mean(),
-            curvature=curvature,
-            preflight=True,
-        )
+def run(student: nn.Module, loss: Callable[..., Tensor] = loss, steps: int = 3, **options: Any) -> l2t.Run:
+    dtype = next(student.parameters()).dtype
+    batches = options.pop("batches", [(BATCH[0].to(dtype), BATCH[1])] * steps)
+    return l2t.unroll(student, batches, loss, lambda model: model(BATCH[0].to(dtype)).mean(), **options)
 
-    with pytest.raises(
-        RuntimeError, match=r"a step must be fit for curvature='reverse', got one that is not"
-    ) as error:
-        run(unrolled.Attention(), "reverse")
+
+UNFIT = r"a step must be fit for curvature='{}', got one that is not. .* or preflight=False where you know"
+
+
+@pytest.mark.parametrize("kind", ["list", "generator"])
+@pytest.mark.parametrize("preflight", [None, True])
+def test_a_run_looks_at_its_first_step(preflight: bool | None, kind: str) -> None:
+    def tried(student: nn.Module, curvature: str) -> int:
+        batches = [BATCH] * 3 if kind == "list" else (BATCH for _ in range(3))
+        return run(student, batches=batches, curvature=curvature, preflight=preflight).report.steps
+
+    with pytest.raises(RuntimeError, match=UNFIT.format("reverse")) as error:
+        tried(unrolled.Attention(), "reverse")
     assert "SDPBackend.MATH" in str(error.value)
-    assert run(unrolled.Attention(), "central").report.steps == 3
-    assert run(unrolled.mlp(), "reverse").report.steps == 3
+    assert tried(unrolled.Attention(), "central") == 3
+    assert tried(unrolled.mlp(), "reverse") == 3
+
+
+@pytest.mark.parametrize("curvature", ["reverse", "recompute"])
+def test_a_run_finds_by_itself_what_is_lost_in_silence(curvature: str) -> None:
+    student = around(function("dropped", forwards=False))
+    with pytest.raises(RuntimeError, match=UNFIT.format(curvature)) as error:
+        run(student, curvature=curvature)
+    assert "1.1: no second derivative (it is off by" in str(error.value)
+    with pytest.raises(RuntimeError, match=UNFIT.format(curvature)):  # it has not come to be known
+        run(student, curvature=curvature)
+    # What suits differences does not count as known to be right.
+    assert run(student, curvature="central", preflight=True).report.steps == 3
+    with pytest.raises(RuntimeError, match=UNFIT.format(curvature)):
+        run(student, curvature=curvature)
+    # Told not to, or where no second derivative is asked for, it goes on.
+    for options in ({"preflight": False}, {"order": "first"}):
+        assert run(student, curvature=curvature, **options).report.steps == 3
+    assert run(student, curvature="one-sided").report.steps == 3
+
+
+def test_a_run_finds_what_weighs_little_in_a_step() -> None:
+    cube = function("dropped", forwards=False)
+    with pytest.raises(RuntimeError, match=UNFIT.format("reverse")) as error:
+        run(around(lambda x: x.tanh() + cube(x) / 32))
+    assert "1.1: no second derivative" in str(error.value)
+
+
+def test_a_run_tries_what_others_have_differentiated_once_a_loss_and_student() -> None:
+    steps: list[int] = []
+    cube = function("right", forwards=False)
+
+    def noted(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        steps.append(step)
+        return loss(model, batch, step)
+
+    def calls(student: nn.Module, loss: Callable[..., Tensor] = noted, **options: Any) -> list[int]:
+        steps.clear()
+        run(student, loss, **options)
+        return list(steps)
+
+    student, tried = around(cube), [*[0] * 6, 1, 2]
+    assert calls(student) == tried
+    assert calls(student) == [0, 1, 2]
+    assert calls(around(cube)) == tried
+    assert calls(student, lambda *args: noted(*args)) == tried
+    assert calls(around(cube), preflight=False) == [0, 1, 2]
+    assert calls(around(cube), order="first") == [0, 1, 2]
+    # PyTorch's own need no more calls, and neither does the loss of this library.
+    assert calls(around(torch.tanh)) == [0, 1, 2]
+    fused = l2t.DynamicLoss(torch.eye(3, dtype=torch.float64))
+    assert calls(around(torch.tanh), lambda model, x, t: noted(model, x, t) + fused(model(x[0]), x[1])) == [
+        0,
+        1,
+        2,
+    ]
+
+    class Loss:  # that no weak reference can be made to
+        __slots__ = ()
+
+        def __call__(self, *args: Any) -> Tensor:
+            return noted(*args)
+
+    one = Loss()
+    assert calls(student, one) == calls(student, one) == tried
+
+
+@pytest.mark.parametrize("curvature", ["reverse", "recompute"])
+def test_a_run_finds_what_no_pytorch_code_has_written(curvature: str) -> None:
+    """Of a hook of a module nothing is known either."""
+    student = unrolled.mlp()
+    student[0].register_full_backward_hook(
+        lambda module, into, out: tuple(x if x is None else -x for x in into)
+    )
+    first = nn.Sequential(nn.Linear(8, 8), student).double()
+    with pytest.raises(RuntimeError, match=r"no second derivative \(it is off by"):
+        run(first, curvature=curvature)
+
+
+def test_what_a_loss_keeps_from_call_to_call_is_as_the_run_left_it() -> None:
+    """Hidden states are carried on from the first step, not from where it was looked at."""
+    ends = []
+    for preflight in (None, True, False):
+        carried: list[Tensor] = []
+
+        def loss(model: nn.Module, batch: tuple[Tensor, Tensor], step: int, carried: Any = carried) -> Tensor:
+            hidden = model[1](model[0](batch[0]) + (carried[0] if step else 0.0))
+            carried[:] = [hidden.detach()]
+            return F.cross_entropy(model[2](hidden), batch[1])
+
+        torch.manual_seed(0)
+        cube = Inner(function("right", forwards=False))
+        student = nn.Sequential(nn.Linear(8, 5), cube, nn.Linear(5, 3)).double()
+        ends.append(run(student, loss, preflight=preflight).report.losses)
+    assert ends[0] == ends[1] == ends[2]
+
+
+def test_a_loss_that_counts_its_calls_is_told_of_the_look() -> None:
+    calls: list[int] = []
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        calls.append(step)
+        return len(calls) * F.cross_entropy(model(batch[0]), batch[1])
+
+    student = around(function("right", forwards=False))
+    with pytest.raises(
+        RuntimeError, match=r"loss must be the same when it is called again, for a look .*preflight=False"
+    ):
+        run(student, loss)
+    calls.clear()
+    assert run(student, loss, preflight=False).report.steps == 3
+    assert run(around(torch.tanh), loss).report.steps == 3
+
+
+@pytest.mark.parametrize("schedule", ["all", "every"])
+def test_a_look_leaves_the_run_as_it_is(schedule: str) -> None:
+    """Random numbers, running statistics and what is read from a generator are those of a run without it."""
+    ends = []
+    for preflight in (None, True, False):
+        student = around(torch.tanh)
+        torch.manual_seed(3)
+        taken = run(student, steps=6, schedule=schedule, preflight=preflight)
+        taken.backward()
+        parts = [torch.tensor(taken.report.losses), *taken.weights.values(), *taken.buffers.values()]
+        ends.append([*parts, torch.rand(1)])
+    for end in ends[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(ends[0], end, strict=True))
+
+
+def test_kinks_between_the_ends_of_a_difference_are_no_fault() -> None:
+    """At weights of nearly nothing a ReLU turns along each direction."""
+    student = nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 3))
+    nn.init.normal_(student[0].weight, std=1e-6)
+    nn.init.normal_(student[0].bias, std=1e-6)
+    assert run(student).report.steps == 3
+
+
+def test_activation_checkpoints_are_no_fault() -> None:
+    """They run the module again while derivatives are taken, at the weights that stand in it then."""
+
+    class Checkpointed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(super().forward, x, use_reentrant=False)
+
+    torch.manual_seed(0)
+    student = Checkpointed(nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    assert [x for x in look(student).findings if x.lacks == "second derivative"] == []
+    assert run(student).report.steps == 3
 
 
 def test_arguments_are_checked() -> None:

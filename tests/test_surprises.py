@@ -360,7 +360,7 @@ def test_pytorch_181581_a_gradient_that_has_lost_its_graph_is_found() -> None:
     """create_graph=True gave gradients without requires_grad: MAML lost its second order, in silence."""
     student = with_function(Dropped.apply)
     with pytest.raises(RuntimeError, match=r"1: no second derivative \(it is off by"):
-        teach(student, preflight=True)
+        teach(student)
     same(teach(student, curvature="central", preflight=True)[0], plain(mlp()), 1e-7)
 
 
@@ -432,7 +432,7 @@ def test_pytorch_76185_a_function_that_saves_what_it_computed() -> None:
     """The second derivative leaves out what went through a saved intermediate, in silence."""
     student = with_function(SavedIntermediate.apply)
     with pytest.raises(RuntimeError, match=r"1: no second derivative \(it is off by"):
-        teach(student, preflight=True)
+        teach(student)
 
 
 def test_liger_968_a_fused_loss_that_hands_out_a_gradient_made_before() -> None:

@@ -150,9 +150,10 @@ def products(roots: Roots, a: Sequence[Tensor], inputs: Sequence[Tensor]) -> Gra
 
 
 def doubtful(value: Tensor, grads: Grads, weights: Tensors) -> bool:
-    """Whether a step's second derivative may be missing, by one that is thrown away, or dropped in silence.
+    """Whether a step's second derivative is missing, or may be in silence.
 
-    Such is the doubt in derivatives that others have written: torch's own are there or raise.
+    The first is tried. The second is feared of derivatives that others have written; torch's own are right
+    or raise. The graph stays for the run.
     """
     roots = Roots.of(grads)
     if not roots.edges:

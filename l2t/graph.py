@@ -27,7 +27,7 @@ def nodes_of(roots: Sequence[Tensor | GradientEdge]) -> Iterator[Any]:
 
 
 def foreign(roots: Sequence[Tensor | GradientEdge]) -> bool:
-    """Whether the graphs of these hold a derivative that neither PyTorch's core nor l2t has."""
+    """Whether the graphs of these hold a derivative that neither PyTorch's core nor l2t has written."""
     return any(
         not vars(type(node))["_forward_cls"].__module__.startswith("l2t.")
         if isinstance(node, torch.autograd.function.BackwardCFunction)

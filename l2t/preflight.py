@@ -4,8 +4,8 @@ Docs: section 5 of docs/math.md. What has no second derivative, none in forward 
 by trial: each part is differentiated twice and in forward mode, and the numbers are held against differences
 of its first gradient, in which what a step takes as constant stays as it is. So a loss that drops its second
 derivative in silence is found as well as one that raises, and no list of operations is kept. Two runs from
-the same random state tell what is not deterministic. A run looks by itself, in the
-short form of :func:`bends`, where its first step has what neither PyTorch nor l2t has differentiated.
+the same random state tell what is not deterministic. A run looks by itself, first in the short form of
+:func:`bends`, where there is doubt (l2t/curvature.py).
 
 Not here: what is differentiated in a run (l2t/curvature.py), and the sentences (l2t/check.py).
 """
@@ -100,9 +100,9 @@ def preflight(
     """Tries a step of a run and names, module by module, what cannot be differentiated or repeated.
 
     It takes some ten first gradients of the step and as many of each of its modules alone, so
-    :func:`l2t.unroll` does it by itself only where there is cause to. Parameters and
-    buffers of the student, ``.grad`` and ``requires_grad`` of its parameters and of the tensors in ``meta``,
-    and the random state are as before when it returns, whatever ``loss`` does to them.
+    :func:`l2t.unroll` does it by itself only where there is doubt. Parameters and buffers of the student,
+    ``.grad`` and ``requires_grad`` of its parameters and of the tensors in ``meta``, and the random state are
+    as before when it returns, whatever ``loss`` does to them.
 
     Args:
         student: the module, as for :func:`l2t.unroll`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 import l2t
+from l2t.graph import foreign
 from l2t.preflight import Finding
 
 BATCH = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
@@ -492,6 +494,19 @@ def test_a_run_finds_what_no_pytorch_code_has_written(curvature: str) -> None:
     first = nn.Sequential(nn.Linear(8, 8), student).double()
     with pytest.raises(RuntimeError, match=r"no second derivative \(it is off by"):
         run(first, curvature=curvature)
+
+
+def test_a_function_of_cpp_counts_as_one_of_others() -> None:
+    """Told by the name that torch gives its node; no operation of the CPU build makes one."""
+
+    class Node:
+        next_functions = ()
+
+        def __init__(self, kind: str) -> None:
+            self.name = lambda: kind
+
+    for kind, others in (("torch::autograd::CppNode<RoIAlign>", True), ("AddmmBackward0", False)):
+        assert foreign([SimpleNamespace(grad_fn=Node(kind))]) is others
 
 
 def test_what_a_loss_keeps_from_call_to_call_is_as_the_run_left_it() -> None:

@@ -160,7 +160,8 @@ def doubtful(value: Tensor, grads: Grads, weights: Tensors) -> bool:
         return False
     retain_graph = allow_unreachable = True
     create_graph = accumulate_grad = False
-    along = tuple(torch.ones_like(g) for g in grads if g is not None and g.requires_grad)
+    moving = [g for g in grads if g is not None and g.requires_grad]
+    along = tuple(torch.ones(g.shape, dtype=g.dtype, device=g.device) for g in moving)  # of sparse ones, too
     try:
         differentiable(roots.edges)
         _run_backward(

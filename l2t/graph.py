@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["foreign", "leaves", "nodes_of"]
+__all__ = ["Hooked", "foreign", "leaves", "nodes_of"]
 
 
 def nodes_of(roots: Sequence[Tensor | GradientEdge]) -> Iterator[Any]:
@@ -34,6 +35,20 @@ def foreign(roots: Sequence[Tensor | GradientEdge]) -> bool:
         else node.name().startswith("torch::autograd::CppNode")
         for node in nodes_of(roots)
     )
+
+
+class Hooked(TorchFunctionMode):
+    """Notes whether a tensor is given a hook while this is entered: the graph does not show it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.any = False
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.any |= function is Tensor.register_hook
+        return function(*args, **(kwargs or {}))
 
 
 def leaves(roots: Sequence[Tensor | GradientEdge]) -> list[Tensor]:

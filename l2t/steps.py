@@ -20,6 +20,7 @@ from l2t import check
 from l2t.anchors import anchored, as_leaves, large, reads_weights
 from l2t.compiled import Compiled
 from l2t.curvature import Curvature, Replay, checkpoints, coarsest, doubtful, dtypes, precompiled
+from l2t.graph import Hooked
 from l2t.graph import leaves as leaves_of
 from l2t.optim import SGD, Hyper, Optimizer, Point, Slot, Tensors
 from l2t.ranks import Ranks
@@ -171,7 +172,11 @@ class Steps:
             step.weights = leaves
         student.bind(w, b, lends=True)
         try:
-            with as_leaves() if anchors and not self._tried else contextlib.nullcontext():
+            with contextlib.ExitStack() as stack:
+                if anchors and not self._tried:
+                    stack.enter_context(as_leaves())
+                if self.tries:
+                    stack.enter_context(hooked := Hooked())
                 found = student.call(self._loss, leaves, w, batch, t)
         except Exception:
             if not anchors:
@@ -198,7 +203,7 @@ class Steps:
             checkpoints(value)
         if self.tries:
             self.tries, randomness = False, Randomness.now(student.cuda_devices)
-            self.doubt = doubtful(value, g, w)
+            self.doubt = hooked.any or doubtful(value, g, w)
             randomness.restore(student.cuda_devices)
         if type(self._optimizer) is not SGD or not self._curvature.exact:
             for name, x in zip(student.names, g, strict=True):

@@ -173,9 +173,9 @@ def unroll(
             it found where ``curvature`` does not suit: some ten steps, more for a student of many modules.
             The default does so only where an operation of the first step has no second derivative, or has
             one that is not what a difference of gradients shows. That is tried where others than PyTorch and
-            l2t have written a derivative (an autograd Function, a hook of a module), once for a student and a
-            loss, which is called some five times more with step 0: a fused loss or layer that drops its
-            second derivative in silence is found, a hook of a tensor is not. Nothing is tried where no second
+            l2t have written a derivative or change it (an autograd Function, a custom operator, a hook), once
+            for a student and a loss, which is called some five times more with step 0: so a fused loss or
+            layer is found that drops its second derivative in silence. Nothing is tried where no second
             derivative is taken: with ``order="first"``, and the curvatures that are not reverse over reverse.
             False looks at nothing.
 

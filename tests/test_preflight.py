@@ -323,9 +323,13 @@ def test_a_hook_that_reverses_gradients_is_told_whatever_comes_of_it() -> None:
             back.register_hook(lambda g: -g)
         return F.cross_entropy(model[1](h), batch[1]) + model[2](back).square().mean()
 
-    found = look(nn.Sequential(nn.Linear(8, 5), nn.Linear(5, 3), nn.Linear(5, 2)).double(), reversal)
+    student = nn.Sequential(nn.Linear(8, 5), nn.Linear(5, 3), nn.Linear(5, 2)).double()
+    found = look(student, reversal)
     assert found.lacks("second derivative")
     assert found.lacks("forward mode")
+    batches = [(BATCH[0].double(), BATCH[1])]
+    with pytest.raises(RuntimeError, match=r"student with loss: no second derivative"):
+        l2t.unroll(student, batches, reversal, lambda model: model[0].weight.sum())
 
 
 def test_a_part_that_gets_no_numbers_has_none_to_try() -> None:

@@ -24,6 +24,7 @@ import l2t
 from l2t import check
 from l2t.cli import main
 from l2t.files import read_tensors
+from l2t.graph import nodes_of
 from l2t.translation import course, networks, scores
 from l2t.translation.batches import BEGIN, END, Batch, Batches, Encoded, batch_of, batches_of, by_length
 from l2t.translation.corpus import Corpus, write_folder
@@ -187,6 +188,26 @@ def test_onednn_is_off_while_any_lstm_runs_and_then_as_it_was() -> None:
             assert mkldnn.enabled is was
     finally:
         mkldnn.enabled = before
+
+
+def test_onednn_takes_the_lstm_where_it_is_differentiated_once() -> None:
+    torch.manual_seed(0)
+    student, batch = LSTMTranslator(12, 8).eval(), batch_of(toy(4), range(4))
+
+    def taken() -> tuple[bool, list[torch.Tensor]]:
+        value = student(batch.source, batch.target_in).square().mean()
+        names = {node.name() for node in nodes_of([value])}
+        return "MkldnnRnnLayerBackward0" in names, list(
+            torch.autograd.grad(value, list(student.onwards.parameters()))
+        )
+
+    slow, expected = taken()
+    with networks.first_order():
+        fast, found = taken()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not taken()[0]
+    assert (slow, fast, taken()[0]) == (False, torch.backends.mkldnn.is_available(), False)
+    assert all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) for x, y in zip(found, expected, strict=True))
 
 
 def test_the_lstm_is_torchs_own_in_both_directions_over_packed_sentences() -> None:

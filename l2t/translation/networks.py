@@ -15,6 +15,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -135,11 +136,28 @@ class LSTMTranslator(Translator):
 
 
 class _LSTM(nn.LSTM):
-    """Never by oneDNN on the CPU, which has no forward mode and makes second derivatives half as fast."""
+    """By oneDNN in :func:`first_order` alone: it has no forward mode, and slow second derivatives.
+
+    Nor has it all of bfloat16 on every machine.
+    """
 
     def forward(self, *args: Any) -> Any:
-        with _without_onednn():
+        full = self.weight_ih_l0.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
+        with contextlib.nullcontext() if full and _FIRST_ORDER.get() else _without_onednn():
             return super().forward(*args)
+
+
+_FIRST_ORDER: ContextVar[bool] = ContextVar("first_order", default=False)
+
+
+@contextlib.contextmanager
+def first_order() -> Iterator[None]:
+    """For what is differentiated once at most, and not forwards: LSTMs on the CPU go by oneDNN, faster."""
+    before = _FIRST_ORDER.set(True)
+    try:
+        yield
+    finally:
+        _FIRST_ORDER.reset(before)
 
 
 _SWITCH = threading.Lock()

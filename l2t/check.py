@@ -1942,8 +1942,8 @@ def preflight_keeps_nothing(first: float, last: float) -> None:
     """A loss that gives the same each time it is called at the same weights."""
     if not math.isclose(first, last, rel_tol=1e-3) and not (math.isnan(first) and math.isnan(last)):
         raise RuntimeError(
-            f"l2t.unroll: loss must be the same when it is called again, for a look at the autograd Functions in its first "
-            f"step, got {last} for {first}. Let it keep nothing from call to call, or take preflight=False."
+            f"l2t.unroll: loss must be the same when it is called again, for a look at the autograd Functions and hooks in "
+            f"its first step, got {last} for {first}. Let it keep nothing from call to call, or take preflight=False."
         )
 
 

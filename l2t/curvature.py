@@ -129,14 +129,16 @@ def accumulate(
         raise
 
 
-def products(roots: Roots, a: Sequence[Tensor], inputs: Sequence[Tensor]) -> Grads:
+def products(
+    roots: Roots, a: Sequence[Tensor], inputs: Sequence[Tensor], *, retain_graph: bool = False
+) -> Grads:
     """The derivatives of ⟨g, a⟩ to the inputs, for the roots of g; None for one that it does not reach."""
     if roots.moving is not None:
         a = [a[i] for i in roots.moving]
     if not roots.edges:
         return (None,) * len(inputs)
     differentiable(roots.edges)
-    retain_graph = create_graph = accumulate_grad = False
+    create_graph = accumulate_grad = False
     allow_unreachable = True
     return _run_backward(
         tuple(roots.edges),
@@ -155,24 +157,10 @@ def doubtful(value: Tensor, grads: Grads, weights: Tensors) -> bool:
     The first is tried. The second is feared of derivatives that others have written; torch's own are right
     or raise. The graph stays for the run.
     """
-    roots = Roots.of(grads)
-    if not roots.edges:
-        return False
-    retain_graph = allow_unreachable = True
-    create_graph = accumulate_grad = False
-    moving = [g for g in grads if g is not None and g.requires_grad]
-    along = tuple(torch.ones(g.shape, dtype=g.dtype, device=g.device) for g in moving)  # of sparse ones, too
+    present = [g for g in grads if g is not None]
+    along = [torch.ones(g.shape, dtype=g.dtype, device=g.device) for g in present]  # of sparse ones, too
     try:
-        differentiable(roots.edges)
-        _run_backward(
-            tuple(roots.edges),
-            along,
-            retain_graph,
-            create_graph,
-            tuple(weights),
-            allow_unreachable,
-            accumulate_grad,
-        )
+        products(Roots.of(grads), along, weights, retain_graph=True)
     except RuntimeError:
         return True
     return foreign([value])

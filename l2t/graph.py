@@ -1,4 +1,4 @@
-"""Walks over autograd graphs: their nodes, and the leaves at their ends."""
+"""Walks over autograd graphs: their nodes, who has written these, and the leaves at their ends."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from l2t.curvature import CURVATURES
 from l2t.measures import Measures
 from l2t.optim import SGD, Optimizer
 from l2t.preflight import bends, known, remember
-from l2t.preflight import preflight as closer
+from l2t.preflight import preflight as look_closely
 from l2t.ranks import Ranks
 from l2t.run import Run
 from l2t.schedule import Schedule
@@ -241,7 +241,7 @@ def unroll(
         if accumulate > 1:
             batch = check.unroll_micro_batches(batch, accumulate, 0)[0]
         if preflight or (doubt and not bends(student, batch, loss, chosen or ())):
-            found = closer(student, batch, loss, meta=chosen)
+            found = look_closely(student, batch, loss, meta=chosen)
             check.preflight_suits(found.suits(curvature), curvature, found)
         elif tries:
             remember(student, loss)

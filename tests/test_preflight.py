@@ -442,6 +442,23 @@ def test_a_run_finds_by_itself_what_is_lost_in_silence(curvature: str) -> None:
     assert run(student, curvature="one-sided").report.steps == 3
 
 
+def test_a_run_finds_a_gradient_that_has_no_graph_at_all() -> None:
+    """A fused loss right on a linear student leaves nothing to differentiate again."""
+
+    class Fused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+            ctx.save_for_backward((logits.softmax(1) - F.one_hot(target, 3)) / len(target))
+            return F.cross_entropy(logits, target)
+
+        @staticmethod
+        def backward(ctx: Any, v: Tensor) -> Any:
+            return ctx.saved_tensors[0] * v, None
+
+    with pytest.raises(RuntimeError, match=UNFIT.format("reverse")):
+        run(nn.Linear(8, 3).double(), lambda model, batch, step: Fused.apply(model(batch[0]), batch[1]))
+
+
 def test_a_run_finds_what_weighs_little_in_a_step() -> None:
     cube = function("dropped", forwards=False)
     with pytest.raises(RuntimeError, match=UNFIT.format("reverse")) as error:

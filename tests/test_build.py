@@ -31,7 +31,7 @@ SOURCES = [
     if path.suffix in {".h", ".cpp", ".cu", ".py", ".pyi", ".typed"} and "__pycache__" not in path.parts
 ]
 NO_NVCC = "l2t: no nvcc in CUDACXX, CUDA_HOME or PATH, so this build has no CUDA kernels."
-ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+ARCHITECTURES = (75, 80, 90, 100, 120)
 INSTALLED = _native.build_info()
 needs_cuda = pytest.mark.skipif(
     not INSTALLED["cuda_architectures"],

@@ -26,7 +26,7 @@ from l2t import check
 from l2t.graph import nodes_of
 from l2t.tape import Randomness, Student
 
-__all__ = ["anchored", "as_leaves", "gone", "large", "reads_weights"]
+__all__ = ["anchored", "as_leaves", "gone", "large", "reads_weights", "stand_ins"]
 
 LARGE = 1 << 20
 """Bytes of weights from which copies pay: they cost a pass over the weights, and some microseconds each."""
@@ -39,11 +39,15 @@ def large(weights: Sequence[Tensor]) -> bool:
     return sum(w.nbytes for w in weights) >= LARGE
 
 
+def stand_ins(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Anchors: leaves that require a gradient, as large as the weights, of one negative zero each."""
+    return [w.detach().new_full((), -0.0).expand(w.shape).requires_grad_() for w in weights]
+
+
 def anchored(weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Anchors, which are leaves that require a gradient, and copies of the weights that hang on them."""
-    values = [w.detach() for w in weights]
-    anchors = [w.new_full((), -0.0).expand(w.shape).requires_grad_() for w in values]
-    return anchors, [w + anchor for w, anchor in zip(values, anchors, strict=True)]
+    """Anchors, and copies of the weights that hang on them."""
+    anchors = stand_ins(weights)
+    return anchors, [w.detach() + anchor for w, anchor in zip(weights, anchors, strict=True)]
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from l2t import check
 from l2t.anchors import anchored, reads_weights
+from l2t.compiled import Compiled
 from l2t.curvature import Curvature, gradient
 from l2t.optim import Slot
 from l2t.schedule import Schedule, Segments, StoreAll, TwoLevel, fit, fit_outside
@@ -91,14 +92,18 @@ def sizes(
     slots = tensors_of(state.slots)
     step_bytes = _bytes([*state.weights, *state.buffers, *(slots if reads else ())])
     gradients: int = curvature.keeps_gradient(reads)
-    if not curvature.keeps_graph:
+    compiled = curvature if isinstance(curvature, Compiled) else None
+    if compiled is not None or not curvature.keeps_graph:
         step_bytes += _own_bytes(*batches)
     if micro_batches > 1:
         one, other = (check.unroll_micro_batches(x, micro_batches, 0)[0] for x in batches)
         batches = one, other
         gradients = reads + micro_batches * curvature.keeps_gradient(False)
     step_bytes += _bytes(state.weights) * gradients + _bytes(state.buffers) * (micro_batches - 1)
-    if curvature.keeps_graph:
+    if curvature.keeps_graph and compiled is not None:
+        of_code = compiled.kept_bytes(state.weights, state.buffers, batches[0], anchors)
+        step_bytes += micro_batches * of_code - anchors * _bytes(state.weights)
+    elif curvature.keeps_graph:
         of_graph = _graph_bytes(student, loss, batches, state, anchors)
         if of_graph is None:
             anchors, of_graph = False, _graph_bytes(student, loss, batches, state, False)

@@ -1530,6 +1530,15 @@ def unroll_compiled_again(off: float, most: float) -> None:
         )
 
 
+def unroll_compiled_still(step: int, still: bool) -> None:
+    """What compiled code has read of others, its reverse reads as it was."""
+    if not still:
+        raise RuntimeError(
+            "l2t.unroll: batches, meta tensors and what else loss reads must stay as they are until the run is walked back with "
+            f"compile=True, got one that was written in place since step {step}. Call backward() first, or give it a clone()."
+        )
+
+
 def unroll_micro_batches(batch: object, count: int, step: int) -> Sequence[Any]:
     """Returns the micro-batches of a step."""
     sequence: Any = batch

@@ -1,7 +1,9 @@
 """A run's step and its reverse as compiled code: each traced with its derivatives inside, so a function of
 first order.
 
-Docs: section 5 of docs/math.md. :class:`Compiled` remembers of a step what ``Recompute`` does. The trace is
+Docs: section 5 of docs/math.md. Of a step is remembered what its curvature does: as ``Reverse`` the numbers
+that its reverse reads, or as ``Recompute`` weights and batch, from which the reverse takes the step again. In
+the first case one trace of both is cut in two. The trace is
 that of make_fx over real tensors, in which meta tensors are known by being themselves wherever the loss has
 them; other tensors that the loss has beside its arguments are handed to the code at each call. What a trace
 would freeze in silence (random numbers, numbers read from tensors) is refused while it is taken, and what it
@@ -15,6 +17,7 @@ import contextlib
 import functools
 import inspect
 import numbers
+import operator
 import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +49,16 @@ from l2t.tape import Grads, Roots, Step, Student
 __all__ = ["Compiled"]
 
 
+class Outcome(NamedTuple):
+    """What the code of a step gives, and what its reverse reads, if it is to be kept."""
+
+    value: Tensor
+    grads: Grads
+    buffers: list[Tensor]
+    kept: Sequence[Tensor]
+    versions: Sequence[int]
+
+
 class Compiled(Recompute):
     """The step of a run and its products, compiled when the first step is there.
 
@@ -54,14 +67,21 @@ class Compiled(Recompute):
         loss: the loss of a step.
         meta: the leaves beside the weights whose derivatives are wanted.
         hessian: whether H a is.
+        keeps: whether what the reverse reads is kept, or the step taken again.
 
     Attributes:
         seconds: what tracing, compiling and the comparison of new code took.
     """
 
     def __init__(
-        self, student: Student, loss: Callable[..., Tensor], meta: Sequence[Tensor], hessian: bool
+        self,
+        student: Student,
+        loss: Callable[..., Tensor],
+        meta: Sequence[Tensor],
+        hessian: bool,
+        keeps: bool,
     ) -> None:
+        self.keeps_graph = keeps
         self._student, self._loss, self._meta, self._hessian = student, loss, list(meta), hessian
         self._ids = {id(x) for x in meta}
         # What has come to a meta tensor, by its id and where it was: the code adds to each of them apart.
@@ -77,21 +97,34 @@ class Compiled(Recompute):
         """Where the settings read it, as the step's code gives it."""
         return wanted
 
-    def step(self, t: int, w: Tensors, b: list[Tensor], batch: object) -> tuple[Tensor, Grads, list[Tensor]]:
+    def step(self, t: int, w: Tensors, b: list[Tensor], batch: object) -> Outcome:
         """Loss and gradient of a step, and the buffers after it, all detached."""
+        code, parts = self._made(t, w, b, batch)
+        arguments = [*w, *b, *parts, *self._meta]
+        given = code.step(*arguments)
+        kept = code.kept_of(arguments, given)
+        count = 1 + len(code.reached)
+        grads: Grads = tuple(given[1:count])
+        if len(grads) < len(w):
+            by_place = dict(zip(code.reached, grads, strict=True))
+            grads = tuple(by_place.get(i) for i in range(len(w)))
+        return Outcome(given[0], grads, list(given[count : count + len(b)]), kept, code.versions(kept))
+
+    def kept_bytes(self, w: Tensors, b: list[Tensor], batch: object, anchors: bool) -> int:
+        """What a step keeps beside batch and buffers; with ``anchors``, what is read again of the weights."""
+        code, _ = self._made(0, w, b, batch)
+        weights = [w[i].nbytes for i in code.kept or () if i < len(w)]
+        return code.bytes + anchors * sum(weights)
+
+    def _made(self, t: int, w: Tensors, b: list[Tensor], batch: object) -> tuple[_Code, list[Tensor]]:
+        """The code, which is made at the first step, and the tensors of the batch."""
         parts = self._leaves(batch, t)
         if self._code is None:
             try:
                 self._code = self._begin(t, w, b, parts, batch)
             finally:
                 self._student.release()
-        code = self._code
-        value, *found = code.step(*w, *b, *parts, *self._meta)
-        count = len(code.reached)
-        if count == len(w):
-            return value, tuple(found[:count]), found[count:]
-        by_place = dict(zip(code.reached, found, strict=False))
-        return value, tuple(by_place.get(i) for i in range(len(w))), found[count:]
+        return self._code, parts
 
     def product(self, step: Step, replay: Replay, a: Tensors, wanted: Wanted) -> None:
         """As :class:`l2t.curvature.Curvature` says."""
@@ -100,6 +133,7 @@ class Compiled(Recompute):
         assert step.loss is not None
         if code.reverse is None:
             return
+        check.unroll_compiled_still(step.index, step.versions == code.versions(step.kept))
         parts = self._leaves(step.batch, step.index)
         own = [*step.weights, *parts, *self._meta]
         sums = []
@@ -112,6 +146,9 @@ class Compiled(Recompute):
             else:
                 sums.append(x.detach().new_zeros(x.shape))
                 self._sums[id(x), i] = sums[-1]
+        if code.kept is not None:
+            code.reverse(*step.kept, *a, *sums)
+            return
         code.reverse(
             *step.weights, *step.buffers, *parts, *self._meta, *a, step.loss, self._first, self._worst, *sums
         )
@@ -140,7 +177,9 @@ class Compiled(Recompute):
 
     def _begin(self, t: int, w: Tensors, b: list[Tensor], parts: list[Tensor], batch: object) -> _Code:
         """Code that agrees with the loss at this step: that of a run before, or new."""
-        trace = _Trace(self._student, self._loss, self._meta, self._hessian, len(w), len(b), batch)
+        trace = _Trace(
+            self._student, self._loss, self._meta, self._hessian, self.keeps_graph, len(w), len(b), batch
+        )
         # Batches are arguments of their own, be they meta tensors too.
         batch_leaves = [x.detach().requires_grad_(id(x) in self._ids) for x in parts]
         arguments = [*(x.detach().requires_grad_() for x in w), *b, *batch_leaves, *self._meta]
@@ -169,20 +208,25 @@ class Compiled(Recompute):
             if code.reached != [i for i, x in enumerate(g) if x is not None] or code.reaches != reaches:
                 return "gradient"
             names = ["loss", *["gradient"] * len(code.reached), *["buffer after it"] * len(buffers)]
-            different = _differing(names, eager, code.step(*detached), unit)
+            given = code.step(*detached)
+            different = _differing(names, eager, given[: len(eager)], unit)
             if different is not None or code.reverse is None:
                 return different
             if code.targets != asked.targets:
                 return "derivative to meta"
             # Contiguous, since the code adds to them in place.
             found = [x.new_zeros(x.shape) for x in asked.expected]
-            code.reverse(*detached, *asked.a, *[value.detach()] * 2, self._worst.clone(), *found)
+            if code.kept is not None:
+                code.reverse(*code.kept_of(detached, given), *asked.a, *found)
+            else:
+                code.reverse(*detached, *asked.a, *[value.detach()] * 2, self._worst.clone(), *found)
             names = ["product H a" if i < len(w) else "derivative to meta" for i in code.targets]
             return _differing(names, asked.expected, found, unit)
 
         modes = torch.get_num_threads(), tuple(m.training for m in self._student.module.modules())
         form = [(x.shape, x.dtype, x.device, x.requires_grad) for x in arguments]
-        key = _Key(self._loss, self._meta, (self._form, form, self._hessian, modes, held))
+        ways = self._hessian, self.keeps_graph
+        key = _Key(self._loss, self._meta, (self._form, form, ways, modes, held))
         kept = _KEPT.setdefault(self._student.module, [])
         kept[:] = [entry for entry in kept if entry[0].alive]
         for entry in kept:
@@ -235,8 +279,10 @@ class _Function(NamedTuple):
 
 
 class _Code(NamedTuple):
-    """The functions of a step; which weights the loss reaches and which arguments the gradient does; and to
-    which of weights, batch and meta tensors the products belong.
+    """The functions of a step; which weights the loss reaches and which arguments the gradient does; to
+    which of weights, batch and meta tensors the products belong; and what is kept for the reverse, by its
+    place among arguments and results of the step (None: nothing, it takes the step again), the bytes of the
+    results in it, and the places in it that may be written by others.
     """
 
     step: _Function
@@ -244,6 +290,21 @@ class _Code(NamedTuple):
     reached: list[int]
     reaches: set[int | None]
     targets: list[int]
+    kept: list[int] | None = None
+    bytes: int = 0
+    shared: Sequence[int] = ()
+
+    def kept_of(self, arguments: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+        """What is kept of a step, of these arguments and results."""
+        count = len(arguments)
+        return [arguments[i] if i < count else given[i - count] for i in self.kept or ()]
+
+    def versions(self, kept: Sequence[Tensor]) -> list[int]:
+        """How often what the reverse reads and others may write was written."""
+        if self.kept is None or self.reverse is None:
+            return []
+        read = [*(kept[i] for i in self.shared), *self.reverse.beside]
+        return [x._version for x in read if not x.is_inference()]
 
 
 class _Asked(NamedTuple):
@@ -267,11 +328,12 @@ class _Trace:
         loss: Callable[..., Tensor],
         meta: Sequence[Tensor],
         hessian: bool,
+        keeps: bool,
         weights: int,
         buffers: int,
         batch: object,
     ) -> None:
-        self._student, self._loss, self._hessian = student, loss, hessian
+        self._student, self._loss, self._hessian, self._keeps = student, loss, hessian, keeps
         self._weights, self._buffers = weights, buffers
         _, self._spec = tree_flatten(batch)
         self._count = weights + buffers + self._spec.num_leaves + len(meta)
@@ -313,41 +375,72 @@ class _Trace:
         self, arguments: list[Tensor], value: Tensor, g: Grads, reaches: set[int | None], asked: _Asked
     ) -> _Code:
         """Traced and compiled. ``g`` is a gradient with its graph."""
-        count, places = self._count, self._places()
         present = [x for x in g if x is not None]
-        own = [arguments[i] for i in places]
-        moving, targets = asked.moving, asked.targets
-
-        def step(*flat: Tensor) -> list[Tensor]:
-            value, g, buffers = self.gradient(flat, first_gradient)
-            return [value, *(x for x in g if x is not None), *buffers]
-
-        def reverse(*flat: Tensor) -> list[Tensor]:
-            value, g, _ = self.gradient(flat[:count], gradient)
-            present = [x for x in g if x is not None]
-            a, sums = flat[count : count + len(present)], flat[count + len(present) + 3 :]
-            recorded, first, worst = flat[count + len(present) : count + len(present) + 3]
-            found = _products(present, moving, [flat[places[i]] for i in targets], a)
-            size = (recorded.abs() + first.abs()).clamp(min=torch.finfo(recorded.dtype).tiny)
-            off = (value.detach() - recorded).abs() / size
-            with torch.no_grad():
-                worst.copy_(torch.maximum(worst, torch.where(recorded.isfinite(), off, 0.0)))
-                for total, x in zip(sums, found, strict=True):
-                    total.add_(cast("Tensor", x))
-            return []
-
-        more = [*(x.detach() for x in present), *[torch.zeros_like(value) for _ in range(3)]]
-        more += [own[i].detach().new_zeros(own[i].shape) for i in targets]
+        reached = [i for i, x in enumerate(g) if x is not None]
+        own = [arguments[i] for i in self._places()]
+        along = [x.detach() for x in present]
+        sums = [own[i].detach().new_zeros(own[i].shape) for i in asked.targets]
         try:
-            return _Code(
-                _compiled(step, arguments),
-                _compiled(reverse, [*arguments, *more]) if targets else None,
-                [i for i, x in enumerate(g) if x is not None],
-                reaches,
-                targets,
+            if not asked.targets:
+                return _Code(_compiled(_traced(self._step, arguments), arguments), None, reached, reaches, [])
+            if not self._keeps:
+                numbers = [torch.zeros_like(value) for _ in range(3)]
+                step = _compiled(_traced(self._step, arguments), arguments)
+                more = [*arguments, *along, *numbers, *sums]
+                reverse = functools.partial(self._again, len(present), asked)
+                return _Code(step, _compiled(_traced(reverse, more), more), reached, reaches, asked.targets)
+            both = _traced(functools.partial(self._both, len(present), asked), [*arguments, *along, *sums])
+            first, second, kept = _cut(both, self._count)
+            step = _compiled(first, arguments)
+            given = step(*arguments)
+            code = _Code(step, None, reached, reaches, asked.targets, kept)
+            read = code.kept_of(arguments, given)
+            results = {i: x.nbytes for i, x in zip(kept, read, strict=True) if i >= self._count}
+            batch = range(self._weights + self._buffers, self._count)
+            return code._replace(
+                reverse=_compiled(second, [*read, *along, *sums]),
+                bytes=sum(results.values()),
+                shared=[j for j, i in enumerate(kept) if i in batch],
             )
         except Exception as error:
             raise check.unroll_not_compiled(error) from error
+
+    def _step(self, *flat: Tensor) -> list[Tensor]:
+        """Loss, gradient and buffers, of weights, buffers, batch and meta tensors."""
+        value, g, buffers = self.gradient(flat, first_gradient)
+        return [value, *(x for x in g if x is not None), *buffers]
+
+    def _again(self, count: int, asked: _Asked, *flat: Tensor) -> list[Tensor]:
+        """Adds the products to sums and finds by how much the loss is off, of the arguments of a step, a
+        vector of so many parts, the loss that was, that of the first step, the worst so far, and the sums.
+        """
+        value, g, _ = self.gradient(flat[: self._count], gradient)
+        rest = flat[self._count :]
+        a, (recorded, first, worst), sums = rest[:count], rest[count : count + 3], rest[count + 3 :]
+        found = self._found(g, asked, flat, a)
+        size = (recorded.abs() + first.abs()).clamp(min=torch.finfo(recorded.dtype).tiny)
+        off = (value.detach() - recorded).abs() / size
+        with torch.no_grad():
+            worst.copy_(torch.maximum(worst, torch.where(recorded.isfinite(), off, 0.0)))
+            for total, x in zip(sums, found, strict=True):
+                total.add_(cast("Tensor", x))
+        return []
+
+    def _both(self, count: int, asked: _Asked, *flat: Tensor) -> list[Tensor]:
+        """The step, and then the products, which are added to sums."""
+        value, g, buffers = self.gradient(flat[: self._count], gradient)
+        _mark_step()
+        a, sums = flat[self._count : self._count + count], flat[self._count + count :]
+        found = self._found(g, asked, flat, a)
+        with torch.no_grad():
+            for total, x in zip(sums, found, strict=True):
+                total.add_(cast("Tensor", x))
+        return [value, *(x for x in g if x is not None), *buffers]
+
+    def _found(self, g: Grads, asked: _Asked, flat: Sequence[Tensor], a: Sequence[Tensor]) -> Grads:
+        places = self._places()
+        present = [x for x in g if x is not None]
+        return _products(present, asked.moving, [flat[places[i]] for i in asked.targets], a)
 
 
 def _products(
@@ -426,8 +519,8 @@ def _plain_index(function: Any, args: Any) -> bool:
     )
 
 
-def _compiled(function: Callable[..., list[Tensor]], arguments: list[Tensor]) -> _Function:
-    """Traces a function of these arguments, and compiles it."""
+def _traced(function: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> torch.fx.GraphModule:
+    """The graph of a function of these arguments."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     def watched(*flat: Tensor) -> list[Tensor]:
@@ -435,7 +528,83 @@ def _compiled(function: Callable[..., list[Tensor]], arguments: list[Tensor]) ->
             return function(*flat)
 
     with torch.enable_grad():
-        graph = make_fx(watched)(*arguments)
+        return make_fx(watched)(*arguments)
+
+
+_STEP = "l2t step"
+
+
+def _mark_step() -> None:
+    """Marks what has been traced so far."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    mode = get_proxy_mode()
+    if mode is not None:
+        for node in mode.tracer.graph.nodes:
+            node.meta[_STEP] = True
+
+
+def _cut(
+    both: torch.fx.GraphModule, count: int
+) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule, list[int]]:
+    """The step, of the first so many arguments, and its reverse, of what is kept and the other arguments; and
+    what is kept, by its place among arguments and results of the step.
+
+    Views, and what depends on nothing, are made again rather than kept.
+    """
+    nodes = list(both.graph.nodes)
+    arguments = [node for node in nodes if node.op == "placeholder"]
+    first, others = arguments[:count], arguments[count:]
+    inside = [node for node in nodes if node.op in ("call_function", "get_attr")]
+    results = list(nodes[-1].args[0])
+    kept: dict[torch.fx.Node, int] = {}
+    again: set[torch.fx.Node] = set()
+
+    def need(node: torch.fx.Node) -> None:
+        if node in kept or node in again or node in others:
+            return
+        if node in first:
+            kept[node] = first.index(node)
+        elif _is_view(node) or not node.all_input_nodes:
+            again.add(node)
+            for source in node.all_input_nodes:
+                need(source)
+        else:
+            if node not in results:
+                results.append(node)
+            kept[node] = count + results.index(node)
+
+    late = [node for node in inside if _STEP not in node.meta]
+    for node in late:
+        for source in node.all_input_nodes:
+            if source.op == "placeholder" or _STEP in source.meta:
+                need(source)
+
+    def part(
+        inputs: Sequence[torch.fx.Node], body: Sequence[torch.fx.Node], out: Sequence[torch.fx.Node]
+    ) -> Any:
+        graph, copies = torch.fx.Graph(), dict[torch.fx.Node, torch.fx.Node]()
+        for node in [*inputs, *body]:
+            copies[node] = (
+                graph.placeholder(node.name) if node in inputs else graph.node_copy(node, copies.__getitem__)
+            )
+        graph.output([copies[node] for node in out])
+        return torch.fx.GraphModule(both, graph)
+
+    step = part(first, [node for node in inside if _STEP in node.meta], results)
+    reverse = part([*kept, *others], [node for node in inside if node in again or _STEP not in node.meta], [])
+    return step, reverse, list(kept.values())
+
+
+def _is_view(node: torch.fx.Node) -> bool:
+    """Whether a node of a graph has no memory of its own."""
+    if node.target is operator.getitem:
+        return _is_view(node.all_input_nodes[0])
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
+
+
+def _compiled(graph: torch.fx.GraphModule, arguments: Sequence[Tensor]) -> _Function:
+    """Compiles a graph for these arguments."""
     # What the loss sees beside its arguments becomes an argument, or its numbers would be those of now.
     beside: list[Tensor] = []
     last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]

@@ -114,7 +114,8 @@ class Run:
         self._meta, self._curvature, self._curvature_name = meta, CURVATURES[curvature], curvature
         self._compiled = None
         if compiles:
-            self._compiled, student.still = Compiled(student, loss, meta or [], order == "exact"), set()
+            exact, keeps = order == "exact", curvature == "reverse"
+            self._compiled, student.still = Compiled(student, loss, meta or [], exact, keeps), set()
         if self._compiled is not None:
             self._curvature = self._compiled
         self._products = self._curvature
@@ -422,8 +423,9 @@ class Run:
         _lend(step.weights, adjoint, step.index)
         if reached == []:
             return
-        bound = (step.copies or gone(step.weights)) if step.anchored else step.weights
-        self._student.bind(bound, step.buffers)
+        if self._compiled is None:  # whose code does not call the student
+            bound = (step.copies or gone(step.weights)) if step.anchored else step.weights
+            self._student.bind(bound, step.buffers)
         point = Point((), (), (), hyper, places_of(step.weights, reached))
         if optimizer.reads or hyper.wanted:
             if step.grads is None:

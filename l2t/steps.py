@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from l2t import check
-from l2t.anchors import anchored, as_leaves, large, reads_weights
+from l2t.anchors import anchored, as_leaves, large, reads_weights, stand_ins
 from l2t.compiled import Compiled
 from l2t.curvature import Curvature, Replay, checkpoints, coarsest, doubtful, dtypes, precompiled
 from l2t.graph import Hooked
@@ -156,11 +156,13 @@ class Steps:
     ) -> tuple[Tensor, Grads, list[Tensor]]:
         """Loss and gradient of a batch, and the buffers after it; a step remembers what curvatures read."""
         if self._compiled is not None:
-            value, g, b = self._compiled.step(t, w, b, batch)
+            value, g, b, kept, written = self._compiled.step(t, w, b, batch)
             self.doubt = self.tries and self._compiled.foreign
             if step is not None:
-                step.batch = batch
+                step.batch, step.kept, step.versions = batch, kept, written
                 step.grads = g if self._curvature.keeps_gradient(reads) else None
+                if step.anchored:
+                    step.weights = stand_ins(w)
             return value, g, b
         found: Tensor | None = None
         student, own, leaves = self._student, w, w

@@ -383,14 +383,14 @@ class Taken(NamedTuple):
 class Step:
     """One step of a run: the state before it, what it was taken with, and what it gave.
 
-    ``roots`` are there where the step's graph is kept, ``batch`` and ``randomness`` where it is to be run
-    again instead; ``slots`` and ``grads`` where the transpose of the update or a hypergradient reads them;
-    ``grads`` and ``d_others``, the gradient of the loss to leaves beside the weights, where a curvature does.
-    ``anchored`` says that the weights are kept by the graph alone (l2t/anchors.py), but for ``copies`` where
-    they are read beside it. ``versions`` tells whether the batch was written since. ``reached`` lists the
-    weights that the loss reaches, None for all of them. A step of several micro-batches
-    has ``parts``, a step each, at the same weights: these hold what a curvature reads, and the step itself
-    holds what the transpose of the update reads.
+    ``roots`` are there where the step's graph is kept, ``kept`` where compiled code keeps what it reads,
+    ``batch`` and ``randomness`` where a step is to be run again instead; ``slots`` and ``grads`` where the
+    transpose of the update or a hypergradient reads them; ``grads`` and ``d_others``, the gradient of the
+    loss to leaves beside the weights, where a curvature does. ``anchored`` says that the weights are kept by
+    the graph alone (l2t/anchors.py), but for ``copies`` where they are read beside it. ``versions`` tells
+    whether the batch was written since. ``reached`` lists the weights that the loss reaches, None for all of
+    them. A step of several micro-batches has ``parts``, a step each, at the same weights: these hold what a
+    curvature reads, and the step itself holds what the transpose of the update reads.
     """
 
     index: int
@@ -405,6 +405,7 @@ class Step:
     randomness: Randomness | None = None
     loss: Tensor | None = None  # 0-dim, detached
     roots: Roots | None = None
+    kept: Sequence[Tensor] = ()
     grads: Grads | None = None
     d_others: list[tuple[Tensor, Tensor]] | None = None
     reached: list[int] | None = None

@@ -153,7 +153,8 @@ def unroll(
             in each call), meta tensors and shapes, which read what these tensors hold then, and as long as
             the plain numbers that loss and student read are the same (attributes, closures, globals); each
             run compares its first step with ``loss`` itself, and new code its products, too.
-            ``report.compiled`` has the seconds. It remembers as ``"recompute"`` does. On the CPU the gradient
+            ``report.compiled`` has the seconds. Of a step it remembers the numbers that its reverse reads, or
+            with ``curvature="recompute"`` weights and batch. On the CPU the gradient
             has the same bits for all exact schedules, but not those of ``compile=False``. ``meta`` must be
             named; batches are tensors of one shape in tuples, lists and dicts; ``loss`` does not use
             ``step``, draws no random numbers, reads none from tensors, and is not called where the code runs,
@@ -265,7 +266,7 @@ def unroll(
         measures,
         optimizer,
         chosen,
-        "recompute" if compile else curvature,
+        curvature,
         order,
         truncate,
         damping,

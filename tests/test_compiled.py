@@ -100,7 +100,7 @@ def test_compiled_equals_eager_with_the_same_bits_by_every_schedule():
     settings = {"optimizer": Adam(lr=rate)}
     run = assert_agrees(student, batches, loss, meta, **settings)
     assert run.report.compiled > 0
-    assert (run.report.curvature, run.report.curvature_error) == ("recompute", 0)
+    assert (run.report.curvature, run.report.curvature_error) == ("reverse", 0)
     _, first = gradients(student, batches, loss, meta, compile=True, **settings)
     plans = [
         {"schedule": "every"},
@@ -190,7 +190,14 @@ def test_optimisers(traced, optimizer):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"order": "first"}, {"truncate": 2}, {"along": 2}, {"schedule": "every", "along": {3: 0.5, 5: 2.0}}],
+    [
+        {"order": "first"},
+        {"truncate": 2},
+        {"along": 2},
+        {"schedule": "every", "along": {3: 0.5, 5: 2.0}},
+        {"curvature": "recompute"},
+        {"curvature": "recompute", "order": "first", "schedule": "every"},
+    ],
     ids=str,
 )
 def test_ways_of_a_run(traced, settings):
@@ -198,11 +205,13 @@ def test_ways_of_a_run(traced, settings):
     assert_agrees(student, batches, losses(table, weight)["fused"], [table, weight], **settings)
 
 
-def test_micro_batches(traced):
+@pytest.mark.parametrize("curvature", ["reverse", "recompute"])
+def test_micro_batches(traced, curvature):
     student, batches, table, weight = make()
     loss = losses(table, weight)["fused"]
     pairs = list(zip(batches[::2], batches[1::2], strict=False))
-    assert_agrees(student, pairs, loss, [table, weight], accumulate=2, schedule="every")
+    settings = {"accumulate": 2, "schedule": "every", "curvature": curvature}
+    assert_agrees(student, pairs, loss, [table, weight], **settings)
 
 
 def test_meta_tensors_in_batches_and_nested_batches(traced):
@@ -268,7 +277,8 @@ def test_a_meta_tensor_behind_a_graph_that_was_there_before(traced):
     assert_agrees(student, batches, loss, [table])
 
 
-def test_lstm_convolution_and_checkpoint(traced):
+@pytest.mark.parametrize("curvature", ["reverse", "recompute"])
+def test_lstm_convolution_and_checkpoint(traced, curvature):
     class Mixed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -281,9 +291,52 @@ def test_lstm_convolution_and_checkpoint(traced):
     torch.manual_seed(2)
     student, batches = Mixed().double(), make()[1]
     scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    assert_agrees(
-        student, batches, lambda model, batch, step: scale * model(batch[0]).square().mean(), [scale]
-    )
+
+    def loss(model, batch, step):
+        return scale * model(batch[0]).square().mean()
+
+    assert_agrees(student, batches, loss, [scale], curvature=curvature)
+
+
+# ---- what is remembered of a step
+
+
+def bytes_of(tensors):
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.1), Adam(0.01)], ids=["sgd", "adam"])
+def test_a_step_keeps_what_its_reverse_reads_and_counts_it(traced, optimizer):
+    """The weights of a first layer, which are most of all, only where the optimiser reads them again."""
+    torch.manual_seed(3)
+    student = nn.Sequential(nn.Linear(400, 700), nn.Tanh(), nn.Linear(700, CLASSES))
+    batches = [(torch.randn(BATCH, 400), torch.randint(CLASSES, (BATCH,))) for _ in range(STEPS)]
+    table = torch.eye(CLASSES, requires_grad=True)
+
+    def loss(model, batch, step):
+        return l2t.dynamic_loss(model(batch[0]), batch[1], table)
+
+    def measured(model):
+        return model(batches[0][0]).square().mean()
+
+    settings = {"optimizer": optimizer, "meta": [table], "compile": True}
+    run = l2t.unroll(student, batches, loss, measured, schedule="binomial", memory="40MB", **settings)
+    step = run._tape[STEPS - 1]
+    own = [p for name, p in student.named_parameters() if name != "0.weight"]
+    mine = {x.data_ptr() for x in [table, *batches[STEPS - 1]]}
+    slots = [x for slot in step.slots for x in slot if isinstance(x, torch.Tensor)]
+    held = bytes_of([*step.weights, *step.kept, *slots, *(step.grads or ())])
+    held -= bytes_of([x for x in step.kept if x.data_ptr() in mine])
+    sizes = run.report.sizes
+    assert sizes.step == pytest.approx(held, rel=0.01)
+    assert sizes.state == pytest.approx(bytes_of([*student.parameters(), *slots]), rel=0.01)
+    if isinstance(optimizer, SGD):
+        assert sizes.step < 2 * bytes_of(own) + 20 * BATCH * 700 * 4 < sizes.state
+    run.backward()
+    found, table.grad = table.grad, None
+    run = l2t.unroll(student, batches, loss, measured, curvature="recompute", **settings)
+    run.backward()
+    assert_close([found], [table.grad], 1e-5)
 
 
 # ---- code that is kept
@@ -568,17 +621,18 @@ def test_refused_losses(traced):
     )
 
 
+@pytest.mark.parametrize("curvature", ["reverse", "recompute"])
 @pytest.mark.parametrize(
     ("which", "place", "match"),
     [
         (0, 0, "another loss"),
         (0, 1, "another gradient"),
-        (0, -1, "another buffer after it"),
+        (0, 9, "another buffer after it"),
         (1, 0, "another product H a"),
         (1, -1, "another derivative to meta"),
     ],
 )
-def test_refused_code_that_is_wrong(monkeypatch, which, place, match):
+def test_refused_code_that_is_wrong(monkeypatch, which, place, match, curvature):
     """A compiler that is off by a thousandth in one result."""
     made = []
 
@@ -596,7 +650,7 @@ def test_refused_code_that_is_wrong(monkeypatch, which, place, match):
         return run
 
     monkeypatch.setattr(compiled, "BACKEND", wrong)
-    refused(match)
+    refused(match, curvature=curvature)
 
 
 def test_refused_without_a_compiler(monkeypatch):
@@ -607,17 +661,37 @@ def test_refused_without_a_compiler(monkeypatch):
     refused(r"compiled by torch's inductor with compile=True, got OSError \(no compiler here\)")
 
 
-def test_refused_changes_between_run_and_walk_back(traced):
+CHANGES = {
+    "recompute": "loss must be the same when a step is run again, got values that are off",
+    "reverse": "must stay as they are .* got one that was written in place since step 2",
+}
+
+
+@pytest.mark.parametrize(("curvature", "match"), CHANGES.items(), ids=CHANGES)
+def test_refused_changes_between_run_and_walk_back(traced, curvature, match):
     student, batches, table, weight = make()
-    run = l2t.unroll(
-        student, batches, losses(table, weight)["fused"], measure, meta=[table, weight], compile=True
-    )
+    loss, meta = losses(table, weight)["fused"], [table, weight]
+    settings = {"meta": meta, "curvature": curvature, "compile": True}
+    run = l2t.unroll(student, batches, loss, measure, **settings)
     batches[2][0][0] += 1
-    with pytest.raises(
-        RuntimeError, match="loss must be the same when a step is run again, got values that are off"
-    ):
+    with pytest.raises(RuntimeError, match=match):
         run.backward()
     assert table.grad is None
+
+
+def test_refused_changes_of_what_else_the_reverse_reads(traced):
+    student, batches, table, _ = make()
+    beside = torch.ones(CLASSES, dtype=torch.float64)
+
+    def loss(model, batch, step):
+        return F.cross_entropy(beside * (model(batch[0]) @ table), batch[1])
+
+    for tensor in (table, beside):
+        run = l2t.unroll(student, batches, loss, measure, meta=[table], compile=True)
+        with torch.no_grad():
+            tensor.mul_(2.0)
+        with pytest.raises(RuntimeError, match="got one that was written in place since step 4"):
+            run.backward()
 
 
 @pytest.mark.parametrize("first", [0.0, 1.0])
@@ -635,6 +709,7 @@ def test_refused_changes_where_the_first_loss_is_zero(traced, first):
             lambda model: model.weight.square().sum(),
             optimizer=SGD(lr=1.0),
             meta=[scale],
+            curvature="recompute",
             compile=True,
         )
         changes()

@@ -32,9 +32,7 @@ KERNEL = ["-g1", "-Wno-unknown-pragmas", "-DL2T_CUDA_ON_CPU", "-DL2T_ISA=cuda", 
 
 
 def optimized(sanitizer: str) -> str:
-    """-O1 leaves aliasing alone, as nvcc does. The checks of addresses take the optimiser a minute more than a
-    run without it.
-    """
+    """-O1 leaves aliasing alone, as nvcc does. Checks of addresses take the optimiser more than it saves."""
     return "-O0" if sanitizer == "address sanitizer" else "-O1"
 
 

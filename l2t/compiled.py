@@ -629,9 +629,14 @@ def _compiled(graph: torch.fx.GraphModule, arguments: Sequence[Tensor]) -> _Func
 def _inductor(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
     from torch._inductor import compile as inductor
 
-    # Several threads would add to one place in any order (the gradient of an index), with other bits each
-    # time.
-    return cast("Callable[..., Sequence[Tensor]]", inductor(graph, [*examples], {"cpp.threads": 1}))
+    options = {
+        # Several threads would add to one place in any order (the gradient of an index), with other bits each
+        # time.
+        "cpp.threads": 1,
+        # Changed layouts of convolutions have max-pooling's gradient read before it is written (torch 2.13).
+        "layout_optimization": False,
+    }
+    return cast("Callable[..., Sequence[Tensor]]", inductor(graph, [*examples], options))
 
 
 BACKEND = _inductor

@@ -135,6 +135,31 @@ def test_compiled_equals_eager_in_float32_around_the_fused_op(monkeypatch):
 
 
 @pytest.mark.long
+def test_compiled_equals_eager_on_convolutions_and_pooling():
+    """With layouts that the generator changes, the gradient of the pooling is read before it is written."""
+    torch.manual_seed(4)
+    first = [nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    second = [nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    student = nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(800, CLASSES))
+    batches = [(torch.randn(64, 1, 28, 28), torch.randint(CLASSES, (64,))) for _ in range(3)]
+    table = torch.eye(CLASSES, requires_grad=True)
+
+    def loss(model, batch, step):
+        return l2t.dynamic_loss(model(batch[0]), batch[1], table)
+
+    def measured(model):
+        return model(batches[0][0]).square().mean()
+
+    settings = {"optimizer": SGD(0.05), "meta": [table]}
+    found = []
+    for compile in (True, False):
+        table.grad = None
+        l2t.unroll(student, batches, loss, measured, compile=compile, **settings).backward()
+        found.append(table.grad)
+    assert_close(found[:1], found[1:], 1e-5)
+
+
+@pytest.mark.long
 def test_the_same_bits_with_several_threads():
     """The gradient of an embedding adds many rows to one place."""
     threads = torch.get_num_threads()

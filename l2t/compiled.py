@@ -2,13 +2,13 @@
 first order.
 
 Docs: section 5 of docs/math.md. Of a step is remembered what its curvature does: as ``Reverse`` the numbers
-that its reverse reads, or as ``Recompute`` weights and batch, from which the reverse takes the step again. In
-the first case one trace of both is cut in two. The trace is
-that of make_fx over real tensors, in which meta tensors are known by being themselves wherever the loss has
-them; other tensors that the loss has beside its arguments are handed to the code at each call. What a trace
-would freeze in silence (random numbers, numbers read from tensors) is refused while it is taken, and what it
-yields is compared with the loss itself at the first step of each run. Code is kept as long as the student and
-the loss that it was made from, and serves again where the plain numbers that these hold are the same.
+that its reverse reads, one trace of both being cut in two; or as ``Recompute`` weights and batch, from which
+the reverse takes the step again. The trace is that of make_fx over real tensors, in which meta tensors are
+known by being themselves wherever the loss has them; other tensors that the loss has beside its arguments are
+handed to the code at each call. What a trace would freeze in silence (random numbers, numbers read from
+tensors) is refused while it is taken, and what it yields is compared with the loss itself at the first step
+of each run. Code is kept as long as the student and the loss that it was made from, and serves again where
+the plain numbers that these hold are the same.
 """
 
 from __future__ import annotations
@@ -384,9 +384,9 @@ class _Trace:
             if not asked.targets:
                 return _Code(_compiled(_traced(self._step, arguments), arguments), None, reached, reaches, [])
             if not self._keeps:
-                numbers = [torch.zeros_like(value) for _ in range(3)]
+                values = [torch.zeros_like(value) for _ in range(3)]
                 step = _compiled(_traced(self._step, arguments), arguments)
-                more = [*arguments, *along, *numbers, *sums]
+                more = [*arguments, *along, *values, *sums]
                 reverse = functools.partial(self._again, len(present), asked)
                 return _Code(step, _compiled(_traced(reverse, more), more), reached, reaches, asked.targets)
             both = _traced(functools.partial(self._both, len(present), asked), [*arguments, *along, *sums])

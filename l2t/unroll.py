@@ -154,11 +154,11 @@ def unroll(
             the plain numbers that loss and student read are the same (attributes, closures, globals); each
             run compares its first step with ``loss`` itself, and new code its products, too.
             ``report.compiled`` has the seconds. Of a step it remembers the numbers that its reverse reads, or
-            with ``curvature="recompute"`` weights and batch. On the CPU the gradient
-            has the same bits for all exact schedules, but not those of ``compile=False``. ``meta`` must be
-            named; batches are tensors of one shape in tuples, lists and dicts; ``loss`` does not use
-            ``step``, draws no random numbers, reads none from tensors, and is not called where the code runs,
-            so that it has no other effects.
+            with ``curvature="recompute"`` weights and batch. On the CPU the gradient has the same bits for
+            all exact schedules, but not those of ``compile=False``. ``meta`` must be named; batches are
+            tensors of one shape in tuples, lists and dicts; ``loss`` does not use ``step``, draws no random
+            numbers, reads none from tensors, and is not called where the code runs, so that it has no other
+            effects.
         accumulate: micro-batches a step. Each batch is then a sequence of so many things that ``loss`` takes,
             and the step's loss is the mean of theirs: that of one batch of them all, to rounding, where they
             are of one size, losses are means, and nothing such as BatchNorm looks across samples. Activations

@@ -417,30 +417,35 @@ class _Trace:
         value, g, _ = self.gradient(flat[: self._count], gradient)
         rest = flat[self._count :]
         a, (recorded, first, worst), sums = rest[:count], rest[count : count + 3], rest[count + 3 :]
-        found = self._found(g, asked, flat, a)
+        self._add_products(g, asked, flat, a, sums)
         size = (recorded.abs() + first.abs()).clamp(min=torch.finfo(recorded.dtype).tiny)
         off = (value.detach() - recorded).abs() / size
         with torch.no_grad():
             worst.copy_(torch.maximum(worst, torch.where(recorded.isfinite(), off, 0.0)))
-            for total, x in zip(sums, found, strict=True):
-                total.add_(cast("Tensor", x))
         return []
 
     def _both(self, count: int, asked: _Asked, *flat: Tensor) -> list[Tensor]:
-        """The step, and then the products, which are added to sums."""
+        """The step, which is marked, and then the products with a vector of so many parts, added to sums."""
         value, g, buffers = self.gradient(flat[: self._count], gradient)
         _mark_step()
-        a, sums = flat[self._count : self._count + count], flat[self._count + count :]
-        found = self._found(g, asked, flat, a)
+        rest = flat[self._count :]
+        self._add_products(g, asked, flat, rest[:count], rest[count:])
+        return [value, *(x for x in g if x is not None), *buffers]
+
+    def _add_products(
+        self,
+        g: Grads,
+        asked: _Asked,
+        flat: Sequence[Tensor],
+        a: Sequence[Tensor],
+        sums: Sequence[Tensor],
+    ) -> None:
+        places = self._places()
+        present = [x for x in g if x is not None]
+        found = _products(present, asked.moving, [flat[places[i]] for i in asked.targets], a)
         with torch.no_grad():
             for total, x in zip(sums, found, strict=True):
                 total.add_(cast("Tensor", x))
-        return [value, *(x for x in g if x is not None), *buffers]
-
-    def _found(self, g: Grads, asked: _Asked, flat: Sequence[Tensor], a: Sequence[Tensor]) -> Grads:
-        places = self._places()
-        present = [x for x in g if x is not None]
-        return _products(present, asked.moving, [flat[places[i]] for i in asked.targets], a)
 
 
 def _products(

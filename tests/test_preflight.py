@@ -124,20 +124,27 @@ def test_a_function_is_found_in_its_module(second: str, forwards: bool) -> None:
     assert found.suits("reverse") == found.suits("recompute") == (second == "right")
 
 
+class Fused(torch.autograd.Function):
+    """Cross-entropy that makes its gradient in forward, as fused losses do, and has no second derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward((logits.softmax(1) - F.one_hot(target, 3)) / len(target))
+        return F.cross_entropy(logits, target)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        return ctx.saved_tensors[0] * v, None
+
+
+def fused_loss(model: nn.Module, batch: Any, step: int) -> Tensor:
+    loss: Tensor = Fused.apply(model(batch[0]), batch[1])
+    return loss
+
+
 def test_a_fused_loss_that_drops_its_second_derivative_is_found() -> None:
     """Liger-Kernel#968: a loss that makes its gradient in forward returns a first derivative alone."""
-
-    class Fused(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
-            ctx.save_for_backward((logits.softmax(1) - F.one_hot(target, 3)) / len(target))
-            return F.cross_entropy(logits, target)
-
-        @staticmethod
-        def backward(ctx: Any, v: Tensor) -> Any:
-            return ctx.saved_tensors[0] * v, None
-
-    found = look(unrolled.mlp(), lambda model, batch, step: Fused.apply(model(batch[0]), batch[1]))
+    found = look(unrolled.mlp(), fused_loss)
     assert [(x.where, x.lacks) for x in found.findings] == [
         ("loss", "second derivative"),
         ("loss", "forward mode"),
@@ -444,19 +451,8 @@ def test_a_run_finds_by_itself_what_is_lost_in_silence(curvature: str) -> None:
 
 def test_a_run_finds_a_gradient_that_has_no_graph_at_all() -> None:
     """A fused loss right on a linear student leaves nothing to differentiate again."""
-
-    class Fused(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
-            ctx.save_for_backward((logits.softmax(1) - F.one_hot(target, 3)) / len(target))
-            return F.cross_entropy(logits, target)
-
-        @staticmethod
-        def backward(ctx: Any, v: Tensor) -> Any:
-            return ctx.saved_tensors[0] * v, None
-
     with pytest.raises(RuntimeError, match=UNFIT.format("reverse")):
-        run(nn.Linear(8, 3).double(), lambda model, batch, step: Fused.apply(model(batch[0]), batch[1]))
+        run(nn.Linear(8, 3).double(), fused_loss)
 
 
 def test_a_run_finds_what_weighs_little_in_a_step() -> None:
